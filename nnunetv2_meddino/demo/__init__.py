@@ -1,0 +1,1 @@
+"""The main job end to end on a small phantom data set or on a data set of the user's."""

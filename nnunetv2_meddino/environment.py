@@ -1,0 +1,68 @@
+"""Every environment variable this package reads or sets, declared once with its meaning."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EnvironmentVariable:
+    """One environment variable: its name and what it means to a user."""
+
+    name: str
+    meaning: str
+
+    def get(self) -> str | None:
+        """Return the value, or None where the variable is unset or blank."""
+        return os.environ.get(self.name, "").strip() or None
+
+
+MEDDINO_WEIGHTS = EnvironmentVariable(
+    "MEDDINO_WEIGHTS",
+    "pretrained backbone weights: a catalog name, a file, a hub id, or 'none' (random initialisation, on purpose); "
+    "unset: the trainer's own choice",
+)
+MEDDINO_BACKBONE = EnvironmentVariable(
+    "MEDDINO_BACKBONE",
+    "backbone architecture: tiny, vits16, vitb16 or vitl16; unset: what the weights hold",
+)
+NNUNET_EXT_TRAINER = EnvironmentVariable(
+    "nnUNet_extTrainer",
+    "folders in which nnU-Net looks for trainers that it does not ship",
+)
+OMP_WAIT_POLICY = EnvironmentVariable(
+    "OMP_WAIT_POLICY",
+    "'passive' keeps idle OpenMP threads from spinning; without it a CPU run with worker processes is about ten "
+    "times slower",
+)
+NNUNET_PATHS = tuple(
+    EnvironmentVariable(name, meaning)
+    for name, meaning in (
+        ("nnUNet_raw", "folder of the raw data sets"),
+        ("nnUNet_preprocessed", "folder of the preprocessed data sets and their plans"),
+        ("nnUNet_results", "folder of the trained models"),
+    )
+)
+
+
+def ext_trainer_folder() -> Path:
+    """Return the folder that ``nnUNet_extTrainer`` must name: it holds the trainer shim and nothing else."""
+    return Path(__file__).resolve().parent / "nnunet_ext"
+
+
+def ext_trainer_value() -> str:
+    """Return ``nnUNet_extTrainer`` with our folder in it, keeping folders the user has already set."""
+    ours = str(ext_trainer_folder())
+    current = NNUNET_EXT_TRAINER.get()
+    folders = current.split(os.pathsep) if current else []
+    return os.pathsep.join(folders if ours in folders else [*folders, ours])
+
+
+def run_environment() -> dict[str, str]:
+    """Return the variables that nnU-Net commands need so that they find our trainers and use the CPU well."""
+    return {
+        NNUNET_EXT_TRAINER.name: ext_trainer_value(),
+        OMP_WAIT_POLICY.name: OMP_WAIT_POLICY.get() or "passive",
+    }

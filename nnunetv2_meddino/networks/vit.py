@@ -1,0 +1,278 @@
+"""The DINOv3 Vision Transformer: an image in, the feature maps of chosen blocks out.
+
+The transformer is timm's ``Eva`` (Apache-2.0), which reproduces the DINOv3 forward pass bit for bit from the same
+weights. Architecture: "DINOv3", Simeoni et al. 2025, arXiv:2508.10104. This file adds what segmentation needs around
+it: a stem for any number of channels, any image size, and the features of several blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.rope import RotationDtype, rope_table
+
+STEM_CHANNELS = 3
+"""Channels of every pretrained DINOv3 stem (RGB)."""
+
+ROPE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Architecture of one DINOv3 ViT; everything but the two numerical settings shows in the weights' shapes."""
+
+    embed_dim: int
+    """Width D of a token."""
+    depth: int
+    """Number of blocks."""
+    num_heads: int
+    """Attention heads; ``embed_dim / num_heads`` must be a multiple of 4. 64-wide heads in every released model."""
+    mlp_hidden: int
+    """Hidden width of the MLP: ``4 * embed_dim`` in S, B and L."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    num_registers: int = 4
+    """Register tokens (``storage_tokens`` in Meta's code)."""
+    swiglu: bool = False
+    """SwiGLU MLP (H+ and 7B) in place of the two-layer GELU MLP."""
+    qkv_bias: bool = False
+    """Bias on queries and values. Zero in the released S, B and L, absent in MedDINOv3."""
+    k_bias: bool = False
+    """A bias on keys as well (no released DINOv3 has one; Meta masks it to zero)."""
+    untied_cls_norm: bool = False
+    """A final norm of its own for the class and register tokens."""
+    norm_eps: float = 1e-5
+    """LayerNorm epsilon: 1e-5 in the DINOv3 releases, 1e-6 in the MedDINOv3 release."""
+    rope_dtype: str = "float32"
+    """Type in which RoPE is computed: float32, or bfloat16 to reproduce numbers of the MedDINOv3 release."""
+
+    def __post_init__(self) -> None:
+        """Check what timm would only report from deep inside.
+
+        Raises:
+            ConfigurationError: A width does not divide, or ``rope_dtype`` is unknown.
+        """
+        if self.embed_dim % self.num_heads or (self.embed_dim // self.num_heads) % 4:
+            msg = (
+                f"ViT width {self.embed_dim} with {self.num_heads} heads: each head must be a multiple of 4 wide. "
+                "Choose another number of heads."
+            )
+            raise ConfigurationError(msg)
+        if self.rope_dtype not in ROPE_DTYPES:
+            msg = f"rope_dtype is {self.rope_dtype!r}; it must be one of {', '.join(ROPE_DTYPES)}."
+            raise ConfigurationError(msg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; ``ViTConfig(**d)`` reads them back."""
+        return asdict(self)
+
+
+BACKBONES = {
+    "tiny": ViTConfig(embed_dim=96, depth=4, num_heads=3, mlp_hidden=384),
+    "vits16": ViTConfig(embed_dim=384, depth=12, num_heads=6, mlp_hidden=1536),
+    "vitb16": ViTConfig(embed_dim=768, depth=12, num_heads=12, mlp_hidden=3072),
+    "vitl16": ViTConfig(embed_dim=1024, depth=24, num_heads=16, mlp_hidden=4096),
+}
+"""Names that ``MEDDINO_BACKBONE`` takes. ``tiny`` is ours, for trying things out on a CPU; no weights exist for it."""
+
+
+class Tokens(NamedTuple):
+    """Output tokens of one block."""
+
+    prefix: Tensor
+    """Class token, then register tokens: ``(B, 1 + R, D)``."""
+    patches: Tensor
+    """Patch tokens, row by row: ``(B, h * w, D)``."""
+
+
+def evenly_spaced_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
+    """Return ``count`` block indices, evenly spaced and ending with the last: 2, 5, 8, 11 for 12 blocks.
+
+    Raises:
+        ConfigurationError: The transformer has fewer than ``count`` blocks.
+    """
+    if depth < count:
+        msg = f"{count} feature maps need at least {count} blocks; this ViT has {depth}. Choose a deeper backbone."
+        raise ConfigurationError(msg)
+    return tuple(round(depth * (i + 1) / count) - 1 for i in range(count))
+
+
+def stem_input_channels(image_channels: int) -> int:
+    """Return how many input channels the stem's weight has for images of ``image_channels`` channels.
+
+    A one-channel image uses the three-channel weight (see ``Stem``); any other number has a weight of its own.
+    """
+    return STEM_CHANNELS if image_channels == 1 else image_channels
+
+
+def adapt_stem(weight: Tensor, image_channels: int) -> Tensor:
+    """Turn a three-channel stem weight into one for images of ``image_channels`` channels.
+
+    One and three channels keep the weight as it is. For C others, the three are repeated in turn (R, G, B, R, ...)
+    and scaled by ``3 / C``, so that an image whose channels are all equal gives the activations it gave before when
+    C is a multiple of 3, and activations of the same size otherwise.
+
+    Args:
+        weight: ``(D, 3, p, p)``.
+        image_channels: Channels C of the images.
+
+    Returns:
+        ``(D, stem_input_channels(C), p, p)``.
+    """
+    channels = stem_input_channels(image_channels)
+    if channels == weight.shape[1]:
+        return weight
+    repeats = -(-channels // STEM_CHANNELS)
+    return weight.repeat(1, repeats, 1, 1)[:, :channels] * (STEM_CHANNELS / channels)
+
+
+class Stem(nn.Conv2d):
+    """Patch embedding that takes a grey image for three equal channels.
+
+    Summing the three-channel weight in the forward is exactly what repeating the image three times computes, at a
+    third of the work; and because the parameter stays the three-channel one, gradients, weight decay and the
+    optimiser's steps are those of repeating as well.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, D, H / p, W / p)``."""
+        if x.shape[1] == 1 and self.in_channels == STEM_CHANNELS:
+            weight = self.weight.sum(dim=1, keepdim=True)
+            return F.conv2d(x, weight, self.bias, stride=self.stride)
+        return super().forward(x)
+
+
+class VisionTransformer(Eva):
+    """DINOv3 ViT with register tokens and rotary position embedding.
+
+    Args:
+        config: The architecture.
+        in_channels: Channels of the images, any number from 1.
+        drop_path: Stochastic depth, the same rate in every block (as the reference, no ramp), drawn per sample.
+    """
+
+    def __init__(self, config: ViTConfig, in_channels: int = STEM_CHANNELS, drop_path: float = 0.0) -> None:
+        if in_channels < 1:
+            msg = f"The images have {in_channels} channels; a ViT needs at least 1. Check channel_names in dataset.json."
+            raise ConfigurationError(msg)
+        super().__init__(
+            patch_size=config.patch_size,
+            in_chans=stem_input_channels(in_channels),
+            num_classes=0,
+            global_pool="token",
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            qkv_bias=config.qkv_bias,
+            mlp_ratio=(config.mlp_hidden + 0.5) / config.embed_dim,  # timm rounds the product down
+            swiglu_mlp=config.swiglu,
+            swiglu_align_to=1 if config.swiglu else 0,
+            norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+            init_values=1e-5,
+            num_reg_tokens=config.num_registers,
+            use_abs_pos_emb=False,
+            use_rot_pos_emb=True,
+            rope_type="dinov3",
+            rope_temperature=100.0,
+            rope_rotate_half=True,
+            dynamic_img_size=True,
+        )
+        self.config = config
+        self.in_channels = in_channels
+        self.rope = None  # the table is made in the forward, in the type that the configuration asks for
+        self.cls_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.untied_cls_norm else None
+        stem = self.patch_embed.proj
+        self.patch_embed.proj = Stem(stem.in_channels, stem.out_channels, config.patch_size, stride=config.patch_size)
+        for block in self.blocks:
+            self._finish_block(block, drop_path)
+
+    def _finish_block(self, block: nn.Module, drop_path: float) -> None:
+        """Set what timm's constructor has no argument for."""
+        if drop_path > 0:
+            block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
+        attention = block.attn
+        if self.config.k_bias:
+            bias = attention.k_bias
+            del attention.k_bias
+            attention.k_bias = nn.Parameter(bias)
+        dtype = ROPE_DTYPES[self.config.rope_dtype]
+        if dtype != torch.float32:
+            attention.q_norm = attention.k_norm = RotationDtype(dtype)
+
+    def fix_init_weight(self) -> None:
+        """Keep the plain initialisation: DINOv3 does not rescale projections by depth, timm's EVA does."""
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of patches of an image, counting a patch that is only partly filled."""
+        patch = self.config.patch_size
+        return -(-height // patch), -(-width // patch)
+
+    def forward_tokens(self, image: Tensor, blocks: Sequence[int], *, norm: bool = True) -> list[Tokens]:
+        """Return the tokens that chosen blocks put out.
+
+        Args:
+            image: ``(B, C, H, W)``. Where H or W is no multiple of the patch size, zeros are added below and right.
+            blocks: Indices of the blocks, from 0, ascending. Later blocks are not computed.
+            norm: Pass each through the final norm, as the reference's ``get_intermediate_layers`` does by default.
+
+        Returns:
+            One ``Tokens`` for each block, in the order given.
+
+        Raises:
+            ConfigurationError: The image has another number of channels than the network.
+        """
+        if image.shape[1] != self.in_channels:
+            msg = (
+                f"The image has {image.shape[1]} channels, the network was built for {self.in_channels}. Predict "
+                "images with the channels that the model was trained on."
+            )
+            raise ConfigurationError(msg)
+        batch, _, height, width = image.shape
+        rows, columns = self.grid_size(height, width)
+        patch = self.config.patch_size
+        if (height, width) != (rows * patch, columns * patch):
+            image = F.pad(image, (0, columns * patch - width, 0, rows * patch - height))
+        tokens = self.patch_embed.proj(image).flatten(2).transpose(1, 2)
+        prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        tokens = torch.cat([*(t.expand(batch, -1, -1) for t in prefix), tokens], dim=1)
+        head_dim = self.config.embed_dim // self.config.num_heads
+        dtype = ROPE_DTYPES[self.config.rope_dtype]
+        rope = rope_table(rows, columns, head_dim, dtype=dtype, device=image.device)
+        outputs = []
+        for index in range(max(blocks) + 1):
+            tokens = self.blocks[index](tokens, rope=rope)
+            if index in blocks:
+                outputs.append(self._split(tokens, norm=norm))
+        return outputs
+
+    def _split(self, tokens: Tensor, *, norm: bool) -> Tokens:
+        """Split ``(B, 1 + R + N, D)`` into prefix and patch tokens, normed or not."""
+        count = self.num_prefix_tokens
+        if norm and self.cls_norm is not None:
+            return Tokens(self.cls_norm(tokens[:, :count]), self.norm(tokens[:, count:]))
+        if norm:
+            tokens = self.norm(tokens)
+        return Tokens(tokens[:, :count], tokens[:, count:])
+
+    def forward(self, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Return the normed feature maps of chosen blocks.
+
+        Args:
+            image: ``(B, C, H, W)``, any H and W.
+            blocks: Indices of the blocks, from 0, ascending.
+
+        Returns:
+            One ``(B, D, ceil(H / p), ceil(W / p))`` for each block.
+        """
+        grid = self.grid_size(*image.shape[-2:])
+        return [t.patches.transpose(1, 2).unflatten(2, grid) for t in self.forward_tokens(image, blocks)]
