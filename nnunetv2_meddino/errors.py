@@ -1,5 +1,10 @@
 """The exceptions users can meet; each message says what happened, where, and what to do next."""
 
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
 
 class MedDINOError(Exception):
     """Base of every error this package raises on purpose. The command line prints its message without a traceback."""
@@ -23,3 +28,22 @@ class DataError(MedDINOError):
 
 class DemoError(MedDINOError):
     """A step of the demo failed; the message names the step and its log."""
+
+
+def print_errors_without_traceback() -> None:
+    """Make an uncaught ``MedDINOError`` end the process with its message alone; other errors keep their traceback.
+
+    The message says what to do, and stock nnU-Net commands would bury it under a page of their own frames.
+    """
+    previous = sys.excepthook
+    if getattr(previous, "prints_meddino_errors", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, MedDINOError):
+            sys.stderr.write(f"\n{kind.__name__}: {error}\n")
+        else:
+            previous(kind, error, traceback)
+
+    hook.prints_meddino_errors = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

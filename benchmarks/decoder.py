@@ -1,0 +1,169 @@
+"""The token decoder against a plain channel-first one: time, peak memory and error, at 448 and 896 pixels.
+
+Both start from the patch tokens of four ViT-B blocks, batch 1, 14 classes, and end with logits in image layout. Needs
+torch and timm; no nnU-Net.
+
+    python benchmarks/decoder.py [--out FOLDER] [--repeats N] [--sizes 448 896]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from measure import RESULTS, in_fresh_process, interleaved, peak_rss_mib, restart_without_page_faults, speedup, write_results
+from torch import Tensor, nn
+
+from nnunetv2_meddino.networks.token_decoder import TokenDecoder
+
+DIM, MAPS, CLASSES = 768, 4, 14
+REFERENCE = "channel-first"
+NOTES = (
+    "Decoder only, batch 1, ViT-B, 4 blocks concatenated, 14 classes. x: channel-first reference over ours, medians of "
+    "interleaved runs of the same process; one thread and CPU time without page faults on the CPU, wall time on a GPU. "
+    "Peak memory above weights and inputs: resident memory in a process of its own on the CPU, the allocator's on a GPU."
+)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of a channel-first image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + 1e-6) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class ChannelFirstDecoder(nn.Module):
+    """Transposed convolution, LayerNorm and GELU four times, then a 1x1 convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = DIM * MAPS
+        stages: list[nn.Module] = []
+        for _ in range(4):
+            stages.append(nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), ChannelNorm(width // 2), nn.GELU()))
+            width //= 2
+        self.decode = nn.Sequential(*stages, nn.Conv2d(width, CLASSES, 1))
+
+    def forward(self, maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        return self.decode(torch.cat([m.transpose(1, 2).unflatten(2, grid) for m in maps], dim=1))
+
+
+def build(dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
+    """Return the reference and our variants, all with the same weights."""
+    torch.manual_seed(0)
+    reference = ChannelFirstDecoder()
+    for parameter in reference.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, a=1e-2)
+    state = {f"up_projection.{k}": v for k, v in reference.state_dict().items()}
+    ours = {"token": TokenDecoder(DIM, MAPS, CLASSES), "token checkpointed": TokenDecoder(DIM, MAPS, CLASSES, checkpointing=True)}
+    for decoder in ours.values():
+        decoder.load_reference_state_dict(state)
+    return {name: m.to(device=device, dtype=dtype) for name, m in {REFERENCE: reference, **ours}.items()}
+
+
+def inputs(size: int, dtype: torch.dtype, device: str) -> tuple[list[Tensor], tuple[int, int]]:
+    side = size // 16
+    generator = torch.Generator().manual_seed(1)
+    maps = [torch.randn(1, side * side, DIM, generator=generator).to(device=device, dtype=dtype) for _ in range(MAPS)]
+    return maps, (side, side)
+
+
+def forward(model: nn.Module, maps: list[Tensor], grid: tuple[int, int]) -> Callable[[], object]:
+    def run() -> None:
+        with torch.no_grad():
+            model(maps, grid)
+
+    return run
+
+
+def forward_backward(model: nn.Module, maps: list[Tensor], grid: tuple[int, int]) -> Callable[[], object]:
+    maps = [m.detach().requires_grad_() for m in maps]
+
+    def run() -> None:
+        model.zero_grad()
+        for m in maps:
+            m.grad = None
+        logits = model(maps, grid)
+        logits.backward(torch.ones_like(logits))
+
+    return run
+
+
+PASSES = {"forward": forward, "forward+backward": forward_backward}
+
+
+def peak(name: str, step: str, size: int, dtype: torch.dtype, device: str) -> float:
+    model = build(dtype, device)[name]
+    run = PASSES[step](model, *inputs(size, dtype, device))
+    if device == "cpu":
+        return peak_rss_mib(run)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def measure(size: int, dtype: torch.dtype, device: str, repeats: int) -> list[dict[str, Any]]:
+    models = build(dtype, device)
+    maps, grid = inputs(size, dtype, device)
+    with torch.no_grad():
+        logits = {name: model(maps, grid).float() for name, model in models.items()}
+    rows = []
+    for step, make in PASSES.items():
+        times = interleaved({n: make(m, maps, grid) for n, m in models.items()}, repeats=repeats, device=device)
+        for name in models:
+            arguments = ["--peak", name, step, str(size), str(dtype).removeprefix("torch."), device]
+            rows.append(
+                {
+                    "size": size,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "pass": step,
+                    "decoder": name,
+                    "x": speedup(times, name, REFERENCE),
+                    "median s": sorted(times[name])[repeats // 2],
+                    "peak MiB": round(in_fresh_process(__file__, *arguments)),
+                    "max abs error": (logits[name] - logits[REFERENCE]).abs().max().item(),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[448, 896])
+    parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.peak:
+        name, step, size, dtype, device = options.peak
+        print(json.dumps(peak(name, step, int(size), getattr(torch, dtype), device)))
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        restart_without_page_faults()
+    rows: list[dict[str, Any]] = []
+    for size in options.sizes:
+        for dtype in (torch.float32, torch.bfloat16):
+            rows += measure(size, dtype, device, options.repeats)
+            write_results("decoder", device, rows, options.out, NOTES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What ``meddino env --check`` verifies: versions, discovery of the trainers, folders, weights, device."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from nnunetv2_meddino.environment import MEDDINO_WEIGHTS, NNUNET_EXT_TRAINER, NNUNET_PATHS, ext_trainer_folder
+from nnunetv2_meddino.errors import MedDINOError
+
+DISTRIBUTION = "nnunetv2-meddino"
+
+
+class Status(Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Works, but the user should know."""
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing verified: what, how it ended, what was found and, where needed, what to do."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+def run_checks() -> Iterator[Check]:
+    """Verify the installation, one check at a time; nothing is downloaded, trained or written."""
+    yield from _versions()
+    yield from _folders()
+    yield _shell()
+    yield _discovery()
+    yield _weights()
+    yield _device()
+
+
+def _versions() -> Iterator[Check]:
+    yield Check("Python", Status.OK, platform.python_version())
+    for line in requires(DISTRIBUTION) or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield Check(requirement.name, Status.FAILED, f"not installed; run: pip install '{line}'")
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        detail = found if fits else f"{found}, but {requirement.specifier} is needed; run: pip install '{line}'"
+        yield Check(requirement.name, Status.OK if fits else Status.FAILED, detail)
+
+
+def _folders() -> Iterator[Check]:
+    for variable in NNUNET_PATHS:
+        value = variable.get()
+        if value is None:
+            advice = f"not set ({variable.meaning}); run: export {variable.name}=/your/folder"
+            yield Check(variable.name, Status.NOTE, advice)
+        elif not Path(value).is_dir():
+            yield Check(variable.name, Status.FAILED, f"{value} is not a folder; create it or correct the variable")
+        else:
+            yield Check(variable.name, Status.OK, value)
+
+
+def _shell() -> Check:
+    """Whether stock nnU-Net commands started from this shell will find the trainers."""
+    value = NNUNET_EXT_TRAINER.get() or ""
+    folders = value.split(os.pathsep) if value else []
+    if str(ext_trainer_folder()) in folders:
+        return Check(NNUNET_EXT_TRAINER.name, Status.OK, value)
+    state = f"is {value}, without this package's folder" if folders else "not set in this shell"
+    return Check(
+        NNUNET_EXT_TRAINER.name,
+        Status.NOTE,
+        f'{state}: stock nnU-Net commands will not find the trainers; run: eval "$(meddino env)"  '
+        "('meddino train' and 'meddino predict' need no variable)",
+    )
+
+
+def _discovery() -> Check:
+    """Look a trainer up the way nnU-Net does."""
+    previous = os.environ.get(NNUNET_EXT_TRAINER.name)
+    os.environ[NNUNET_EXT_TRAINER.name] = str(ext_trainer_folder())
+    try:
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = recursive_find_trainer_class_by_name("MedDINOv3Trainer")
+    finally:
+        if previous is None:
+            del os.environ[NNUNET_EXT_TRAINER.name]
+        else:
+            os.environ[NNUNET_EXT_TRAINER.name] = previous
+    if found is MedDINOv3Trainer:
+        return Check("trainer lookup", Status.OK, f"nnU-Net finds MedDINOv3Trainer in {ext_trainer_folder()}")
+    return Check("trainer lookup", Status.FAILED, f"nnU-Net found {found}, not this package's; reinstall the package")
+
+
+def _weights() -> Check:
+    """Whether the weights that MedDINOv3Trainer would start from are there and readable."""
+    from nnunetv2_meddino.trainers.backbone_choice import choose_backbone
+    from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+    from nnunetv2_meddino.weights.hub import cached_path
+
+    try:
+        choice = choose_backbone(MedDINOv3Trainer.pretrained)
+    except MedDINOError as error:
+        return Check("weights", Status.FAILED, str(error))
+    if choice.weights is None:
+        return Check("weights", Status.NOTE, f"{MEDDINO_WEIGHTS.name}=none: training starts from random weights")
+    found = cached_path(choice.weights)
+    if found is None:
+        return Check(
+            "weights",
+            Status.NOTE,
+            f"{choice.weights} is not on this machine; it is fetched when a training starts, or now by: "
+            f"meddino weights fetch {choice.weights}",
+        )
+    return Check("weights", Status.OK, f"{choice.weights}: {found}")
+
+
+def _device() -> Check:
+    import torch
+
+    from nnunetv2_meddino.networks.precision import autocast_dtype
+
+    if torch.cuda.is_available():
+        dtype = str(autocast_dtype("cuda")).removeprefix("torch.")
+        return Check("device", Status.OK, f"{torch.cuda.get_device_name()}, computing in {dtype}")
+    return Check(
+        "device",
+        Status.NOTE,
+        f"no CUDA device, {os.cpu_count()} CPU cores: pass -device cpu; enough for 'meddino demo', not for ViT-B",
+    )

@@ -1,0 +1,159 @@
+"""The ``meddino`` command. Each sub-command imports what it needs, so that help is quick and ``train`` can set the
+environment before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, run_environment
+from nnunetv2_meddino.errors import MedDINOError
+
+EXIT_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] in (["train"], ["predict"]):
+        return _run_nnunet(arguments[0], arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except MedDINOError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    variables = "\n".join(f"  {v.name:18}{v.meaning}" for v in (MEDDINO_WEIGHTS, MEDDINO_BACKBONE))
+    parser = argparse.ArgumentParser(
+        prog="meddino",
+        description="DINOv3 Vision Transformers inside stock nnU-Net v2.",
+        epilog=f"environment variables:\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_env(commands)
+    _add_demo(commands)
+    _add_plan(commands)
+    _add_weights(commands)
+    _add_nnunet(commands)
+    _add_export(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], description: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=description, description=description)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_env(commands: argparse._SubParsersAction) -> None:
+    command = _command(
+        commands, "env", _env, 'print the lines that let stock nnU-Net commands find our trainers: eval "$(meddino env)"'
+    )
+    command.add_argument("--check", action="store_true", help="verify versions, trainer lookup, weights and device")
+
+
+def _env(options: argparse.Namespace) -> int:
+    if not options.check:
+        for name, value in run_environment().items():
+            print(f"export {name}={shlex.quote(value)}")
+        return 0
+    from rich.console import Console
+
+    from nnunetv2_meddino.checks import Status, run_checks
+
+    console = Console()
+    colours = {Status.OK: "green", Status.NOTE: "yellow", Status.FAILED: "red"}
+    failed = False
+    for check in run_checks():
+        failed |= check.status is Status.FAILED
+        status = f"[{colours[check.status]}]{check.status.value:6}[/]"
+        console.print(status, f"{check.name:20}", check.detail, highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    command = _command(
+        commands, "demo", _demo, "run the whole pipeline on a small phantom CT, on a CPU, in a few minutes"
+    )
+    command.add_argument("--work-dir", type=Path, metavar="DIR", help="folder for everything (default: ./meddino_demo)")
+    command.add_argument("--data", type=Path, metavar="DIR", help="an nnU-Net raw data set (DatasetXXX_Name) to use instead")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.demo.run import run_demo
+
+    run_demo(work_dir=options.work_dir, data=options.data)
+    return 0
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "plan", _plan, "add a high-resolution 2d configuration (2d_896) to a data set's plans")
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="data set id or name")
+    command.add_argument("--patch-size", type=int, default=896, metavar="PX", help="side of the patch (default: 896)")
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.planning import plan_dataset
+
+    print(plan_dataset(options.dataset, patch_size=options.patch_size, plans_name=options.plans))
+    return 0
+
+
+def _add_weights(commands: argparse._SubParsersAction) -> None:
+    from nnunetv2_meddino.cli_weights import add_commands
+
+    command = commands.add_parser("weights", help="list, fetch, convert and inspect pretrained weights")
+    add_commands(command.add_subparsers(required=True, metavar="ACTION"))
+
+
+def _add_nnunet(commands: argparse._SubParsersAction) -> None:
+    for name in ("train", "predict"):
+        commands.add_parser(
+            name, help=f"nnUNetv2_{name} with the environment set; takes the same arguments", add_help=False
+        )
+
+
+def _run_nnunet(name: str, arguments: list[str]) -> int:
+    """Call nnU-Net's own entry point. The environment is read when torch is loaded, so it is set first."""
+    os.environ.update(run_environment())
+    sys.argv = [f"nnUNetv2_{name}", *arguments]
+    if name == "train":
+        from nnunetv2.run.run_training import run_training_entry as entry
+    else:
+        from nnunetv2.inference.predict_from_raw_data import predict_entry_point as entry
+    entry()
+    return 0
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    command = _command(commands, "export", _export, "make a trained model usable without our environment variable")
+    command.add_argument("model_folder", type=Path, help="nnUNet_results/DatasetXXX_Name/Trainer__Plans__configuration")
+    command.add_argument("--stock", action="store_true", required=True, help="for stock nnUNetv2_predict")
+    command.add_argument("-o", dest="out", type=Path, metavar="DIR", help="folder to write (default: beside the model)")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.export import export_stock
+
+    out = export_stock(options.model_folder, options.out)
+    print(out)
+    _, plans, configuration = out.name.split("__") if out.name.count("__") == 2 else ("", "", "")
+    if plans:
+        print(f"predict with: nnUNetv2_predict -d {out.parent.name} -c {configuration} -p {plans} -i IMAGES -o OUT")
+    else:
+        print(f"predict with: nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(out))} -i IMAGES -o OUT")
+    return 0

@@ -1,0 +1,79 @@
+"""A trained model as a folder that stock nnU-Net predicts with, without an environment variable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_meddino.errors import ConfigurationError
+
+STOCK_TRAINER = "nnUNetTrainer"
+COPIED = ("dataset.json", "dataset_fingerprint.json")
+
+
+def export_stock(model_folder: Path, out: Path | None = None) -> Path:
+    """Write a copy of a model folder whose trainer is nnU-Net's own.
+
+    The plans of our models hold the whole architecture, and nnU-Net's default trainer builds whatever network class
+    its plans name; so only the trainer's name has to change. This package must be installed where the copy is used.
+    Optimiser states, a good two thirds of a checkpoint, are left out.
+
+    Args:
+        model_folder: ``nnUNet_results/DatasetXXX_Name/Trainer__Plans__configuration`` with at least one trained fold.
+        out: Folder to write; must not exist. Default: beside ``model_folder``, under plans named after the trainer, so
+            that ``nnUNetv2_predict -d XXX -c CONFIGURATION -p PlansTrainer`` finds it.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ConfigurationError: ``model_folder`` is no trained model of this package, or ``out`` exists.
+    """
+    parts = model_folder.resolve().name.split("__")
+    folds = sorted(model_folder.glob("fold_*/checkpoint_final.pth"))
+    if len(parts) != 3 or not folds or not (model_folder / "plans.json").is_file():
+        msg = (
+            f"{model_folder} is not a folder Trainer__Plans__configuration of nnUNet_results with a finished fold "
+            "(plans.json and fold_*/checkpoint_final.pth). Name the folder that nnUNetv2_train wrote."
+        )
+        raise ConfigurationError(msg)
+    trainer, plans_name, configuration = parts
+    exported_name = f"{plans_name}{trainer}"
+    out = out or model_folder.resolve().parent / f"{STOCK_TRAINER}__{exported_name}__{configuration}"
+    if out.exists():
+        msg = f"{out} exists already. Remove it, or choose another folder with -o."
+        raise ConfigurationError(msg)
+    plans = json.loads((model_folder / "plans.json").read_text())
+    _check_architecture(plans, configuration, model_folder)
+    plans["plans_name"] = exported_name
+
+    unfinished = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    (unfinished / "plans.json").write_text(json.dumps(plans, indent=4))
+    for name in COPIED:
+        if (model_folder / name).is_file():
+            shutil.copyfile(model_folder / name, unfinished / name)
+    for checkpoint in folds:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        content.update(trainer_name=STOCK_TRAINER, optimizer_state=None, grad_scaler_state=None)
+        target = unfinished / checkpoint.parent.name
+        target.mkdir()
+        torch.save(content, target / checkpoint.name)
+    unfinished.rename(out)
+    return out
+
+
+def _check_architecture(plans: dict[str, Any], configuration: str, model_folder: Path) -> None:
+    """Refuse a model whose network class is not one of this package's."""
+    entry = plans["configurations"].get(configuration, {}).get("architecture", {})
+    if not entry.get("network_class_name", "").startswith("nnunetv2_meddino."):
+        msg = (
+            f"The plans in {model_folder} do not describe a network of this package. Models of other trainers need no "
+            "such export; a model of ours must be trained to the end of its first epoch."
+        )
+        raise ConfigurationError(msg)

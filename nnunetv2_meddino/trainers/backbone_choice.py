@@ -1,0 +1,69 @@
+"""Which backbone and which weights a fresh training uses: the trainer's own, unless the user says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.vit import BACKBONES, ViTConfig
+from nnunetv2_meddino.weights.load import architecture_of, backbone_name
+
+NO_WEIGHTS = "none"
+"""Value of ``MEDDINO_WEIGHTS`` that asks for random initialisation."""
+
+DEFAULT_BACKBONE = "vitb16"
+
+
+class BackboneChoice(NamedTuple):
+    """A backbone and where its weights come from; no weights is random initialisation, asked for."""
+
+    config: ViTConfig
+    weights: str | None
+
+
+def choose_backbone(pretrained: Mapping[str, str]) -> BackboneChoice:
+    """Combine a trainer's own weights with ``MEDDINO_WEIGHTS`` and ``MEDDINO_BACKBONE``.
+
+    Args:
+        pretrained: Backbone names and the weights a trainer uses for them, the default first. Empty for a trainer that
+            starts from random weights by definition: it then takes the architecture of ``MEDDINO_WEIGHTS``, so that it
+            stays comparable, and not the weights.
+
+    Raises:
+        ConfigurationError: The backbone is unknown, has no weights, or differs from the weights' architecture.
+        WeightsError: The weights cannot be read.
+    """
+    backbone, weights = MEDDINO_BACKBONE.get(), MEDDINO_WEIGHTS.get()
+    if backbone is not None and backbone not in BACKBONES:
+        msg = f"MEDDINO_BACKBONE is {backbone!r}; it must be one of {', '.join(BACKBONES)}, or unset."
+        raise ConfigurationError(msg)
+    if weights is not None and weights.lower() == NO_WEIGHTS:
+        return BackboneChoice(BACKBONES[backbone or DEFAULT_BACKBONE], None)
+    if weights is None and pretrained:
+        weights = _own_weights(pretrained, backbone)
+    if weights is None:
+        return BackboneChoice(BACKBONES[backbone or DEFAULT_BACKBONE], None)
+    config = architecture_of(weights)
+    if backbone is not None and backbone_name(config) != backbone:
+        msg = (
+            f"MEDDINO_BACKBONE is {backbone}, but the weights {weights} are of another architecture ({config}). Unset "
+            "MEDDINO_BACKBONE to use the weights' architecture, or choose other weights."
+        )
+        raise ConfigurationError(msg)
+    return BackboneChoice(config, weights if pretrained else None)
+
+
+def _own_weights(pretrained: Mapping[str, str], backbone: str | None) -> str:
+    """Return the trainer's weights for a backbone; for its default backbone where none is named."""
+    if backbone is None:
+        return next(iter(pretrained.values()))
+    if backbone not in pretrained:
+        msg = (
+            f"This trainer has no pretrained weights for MEDDINO_BACKBONE={backbone} (it has them for "
+            f"{', '.join(pretrained)}). Set MEDDINO_WEIGHTS to weights of that architecture, or MEDDINO_WEIGHTS=none to "
+            "train from random weights on purpose."
+        )
+        raise ConfigurationError(msg)
+    return pretrained[backbone]

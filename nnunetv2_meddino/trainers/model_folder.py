@@ -1,0 +1,78 @@
+"""What a trainer reads back from plans and from nnU-Net's model folder, and the checks on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nnunetv2_meddino.errors import ConfigurationError, PlanError
+
+
+def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None:
+    """Refuse a configuration that these 2D networks cannot train.
+
+    Raises:
+        PlanError: The configuration is not in the plans.
+        ConfigurationError: Its patches are not two-dimensional.
+    """
+    known = sorted(plans["configurations"])
+    if configuration not in known:
+        msg = (
+            f"Configuration {configuration} is not in the plans {plans['plans_name']} of {plans['dataset_name']}, which "
+            f"hold {', '.join(known)}. For a high-resolution one run: meddino plan -d {plans['dataset_name']}"
+        )
+        raise PlanError(msg)
+    patch_size = PlansManager(plans).get_configuration(configuration).patch_size
+    if len(patch_size) != 2:
+        msg = (
+            f"{trainer} segments slice by slice and cannot train {configuration}, whose patch is {list(patch_size)}. "
+            "Train configuration 2d, or 2d_896 after 'meddino plan'."
+        )
+        raise ConfigurationError(msg)
+
+
+def checkpoint_architecture(checkpoint: Path, configuration: str) -> dict[str, Any]:
+    """Return the ``architecture`` entry of the network whose weights a checkpoint holds."""
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
+    return PlansManager(content["init_args"]["plans"]).get_configuration(configuration).configuration["architecture"]
+
+
+def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[str, Any] | None) -> None:
+    """Refuse to train a fold with another architecture than its sisters: all folds share one ``plans.json``.
+
+    Raises:
+        ConfigurationError: A trained sister fold has another architecture.
+    """
+    plans_file = fold_folder.parent / "plans.json"
+    sisters = [f for f in fold_folder.parent.glob("fold_*") if f != fold_folder and any(f.glob("checkpoint_*.pth"))]
+    if not sisters or not plans_file.is_file():
+        return
+    plans = json.loads(plans_file.read_text())
+    saved = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+    if saved != json.loads(json.dumps(architecture)):
+        msg = (
+            f"{sisters[0].name} in {fold_folder.parent} was trained with another architecture than this fold would have "
+            "(MEDDINO_BACKBONE or MEDDINO_WEIGHTS differ), and nnU-Net keeps one plans.json for all folds. Train this "
+            "fold with the settings of the others, or move that folder away to start anew."
+        )
+        raise ConfigurationError(msg)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return torch's random state on the CPU and, for a GPU, on that."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, Tensor], device: torch.device) -> None:
+    """Set the random state that ``rng_state`` returned; a state of another kind of device is left alone."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,219 @@
+"""The ViT against the golden DINOv3 backbones, timm's own forward, and closed forms of the stem."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.rope import rope_table
+from nnunetv2_meddino.networks.vit import (
+    BACKBONES,
+    ViTConfig,
+    VisionTransformer,
+    adapt_stem,
+    evenly_spaced_blocks,
+    stem_input_channels,
+)
+from nnunetv2_meddino.weights.convert import to_native
+from tests.conftest import shared_path
+
+VARIANTS = ["hub_init_ls1e-5", "hub_rand", "medrel_rand", "noreg_untied_rand", "sevenb_like_rand"]
+SMALL = ViTConfig(embed_dim=32, depth=2, num_heads=2, mlp_hidden=64)
+OUTPUT = {"atol": 5e-5, "rtol": 1e-5}  # README of the golden data
+
+
+def golden(variant: str) -> tuple[VisionTransformer, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return our network with a golden backbone's weights, that backbone's state, and its inputs and outputs."""
+    folder = shared_path("golden/backbone")
+    state = load_file(folder / f"{variant}.state.safetensors")
+    settings = json.loads((folder / f"{variant}.config.json").read_text())["ctor"]
+    converted = to_native(state)
+    norm_eps = 1e-5 if "norm_layer" in settings and settings["norm_layer"] == "layernormbf16" else 1e-6
+    vit = VisionTransformer(replace(converted.config, norm_eps=norm_eps)).eval()
+    vit.load_state_dict(converted.tensors)
+    return vit, state, load_file(folder / f"{variant}.io.safetensors")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", ["64x64", "48x80", "70x50"])
+def test_outputs_and_intermediates_equal_golden(variant, size):
+    vit, _, io = golden(variant)
+    image = io[f"{size}/image"].float()
+    height, width = (16 * (n // 16) for n in image.shape[-2:])  # the reference drops an incomplete patch
+    image = image[..., :height, :width]
+    depth = vit.config.depth
+    with torch.no_grad():
+        outputs = vit.forward_tokens(image, range(depth))
+        maps = vit(image, [depth - 2, depth - 1])
+        raw = vit.forward_tokens(image, [0], norm=False)[0]
+    for i, tokens in enumerate(outputs):
+        torch.testing.assert_close(tokens.patches, io[f"{size}/inter/{i}/patch"], **OUTPUT)
+        torch.testing.assert_close(tokens.prefix[:, 0], io[f"{size}/inter/{i}/cls"], **OUTPUT)
+        if vit.config.num_registers:
+            torch.testing.assert_close(tokens.prefix[:, 1:], io[f"{size}/inter/{i}/storage"], **OUTPUT)
+    torch.testing.assert_close(outputs[-1].prefix[:, 0], io[f"{size}/out/x_norm_clstoken"], **OUTPUT)
+    if vit.config.num_registers:
+        torch.testing.assert_close(outputs[-1].prefix[:, 1:], io[f"{size}/out/x_storage_tokens"], **OUTPUT)
+    torch.testing.assert_close(outputs[-1].patches, io[f"{size}/out/x_norm_patchtokens"], **OUTPUT)
+    torch.testing.assert_close(raw.patches, io[f"{size}/inter_nonorm/0/patch"], **OUTPUT)
+    if f"{size}/inter_reshaped/{depth - 1}" in io:
+        torch.testing.assert_close(maps[0], io[f"{size}/inter_reshaped/{depth - 2}"], **OUTPUT)
+        torch.testing.assert_close(maps[1], io[f"{size}/inter_reshaped/{depth - 1}"], **OUTPUT)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_equal_golden(variant):
+    vit, state, io = golden(variant)
+    image = io["64x64/image"].float().requires_grad_()
+    mask = io["64x64/mask"].view(-1, 1, 4, 4)
+    token = state["mask_token"].view(1, -1, 1, 1).clone().requires_grad_()
+    # the golden gradients are those of a masked image; masking itself is no part of this network
+    vit.patch_embed.proj.register_forward_hook(lambda module, inputs, output: torch.where(mask, token, output))
+    tokens = vit.forward_tokens(image, [vit.config.depth - 1])[0]
+    ((io["grad/w_cls"] * tokens.prefix[:, 0]).sum() + (io["grad/w_patch"] * tokens.patches).sum()).backward()
+
+    def check(actual: torch.Tensor, name: str) -> None:
+        expected = io[name]
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item() + 1e-5, msg=name)
+
+    check(image.grad, "grad/d_image")
+    check(token.grad.view(1, -1), "grad/d_param/mask_token")
+    parameters = dict(vit.named_parameters())
+    for name in (n for n in io if n.startswith("grad/d_param/") and not n.endswith("mask_token")):
+        ours = name.removeprefix("grad/d_param/").replace("storage_tokens", "reg_token")
+        ours = ours.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+        if ours.endswith("attn.qkv.bias"):
+            block = ours.removesuffix("qkv.bias")
+            thirds = dict(zip("qkv", io[name].chunk(3), strict=True))
+            limit = 1e-4 * io[name].abs().max().item() + 1e-5
+            for third in "qkv" if vit.config.k_bias else "qv":
+                grad = parameters[f"{block}{third}_bias"].grad
+                torch.testing.assert_close(grad, thirds[third], rtol=0, atol=limit)
+        else:
+            check(parameters[ours].grad, name)
+
+
+@pytest.mark.parametrize("name", ["vits16", "vitb16", "vitl16"])
+def test_named_backbones_are_timms(name):
+    full = {"vits16": "small", "vitb16": "base", "vitl16": "large"}[name]
+    with torch.device("meta"):
+        reference = timm.create_model(f"vit_{full}_patch16_dinov3", num_classes=0)
+        ours = VisionTransformer(BACKBONES[name])
+    shapes = {k: v.shape for k, v in ours.state_dict().items()}
+    assert shapes == {k: v.shape for k, v in reference.state_dict().items()}
+
+
+def test_equals_timm_with_random_weights():
+    torch.manual_seed(0)
+    reference = timm.create_model("vit_small_patch16_dinov3", depth=3, num_classes=0).eval()
+    ours = VisionTransformer(replace(BACKBONES["vits16"], depth=3)).eval()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    ours.load_state_dict(reference.state_dict())
+    image = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        expected = reference.forward_intermediates(image, indices=[0, 2], norm=True, intermediates_only=True)
+        for a, b in zip(ours(image, [0, 2]), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tag", ["fp32_hd64", "fp32_hd32", "bf16_hd64"])
+def test_rope_table_equals_golden_exactly(tag):
+    io = load_file(shared_path("golden/ops/rope.safetensors"))
+    dtype = torch.bfloat16 if tag.startswith("bf16") else torch.float32
+    for height, width in ((2, 2), (3, 5), (7, 4)):
+        sine, cosine = rope_table(height, width, int(tag[-2:]), dtype=dtype).chunk(2, dim=-1)
+        assert torch.equal(sine, io[f"{tag}/{height}x{width}/sin"])
+        assert torch.equal(cosine, io[f"{tag}/{height}x{width}/cos"])
+
+
+def test_grey_stem_equals_repeating_the_image_in_forward_and_training():
+    torch.manual_seed(0)
+    grey, colour = VisionTransformer(SMALL, 1).double(), VisionTransformer(SMALL, 3).double()
+    colour.load_state_dict(grey.state_dict())
+    optimisers = [torch.optim.AdamW(v.parameters(), lr=1e-3, weight_decay=0.05) for v in (grey, colour)]
+    for _ in range(5):
+        image = torch.randn(2, 1, 32, 32, dtype=torch.float64)
+        losses = [v(x, [1])[0].square().mean() for v, x in ((grey, image), (colour, image.expand(-1, 3, -1, -1)))]
+        torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+        for loss, optimiser in zip(losses, optimisers, strict=True):
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    torch.testing.assert_close(grey.patch_embed.proj.weight, colour.patch_embed.proj.weight, rtol=1e-9, atol=1e-12)
+
+
+def test_stem_of_other_channel_counts():
+    weight = torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    assert torch.equal(adapt_stem(weight, 1), weight)
+    assert torch.equal(adapt_stem(weight, 3), weight)
+    five = adapt_stem(weight, 5)
+    assert torch.equal(five[:, 3], weight[:, 0] * (3 / 5))
+    # equal channels: six of them respond as three did
+    image = torch.randn(1, 1, 16, 16, dtype=torch.float64)
+    six = torch.nn.functional.conv2d(image.expand(-1, 6, -1, -1), adapt_stem(weight, 6))
+    torch.testing.assert_close(six, torch.nn.functional.conv2d(image.expand(-1, 3, -1, -1), weight))
+    assert [stem_input_channels(c) for c in (1, 2, 3, 4)] == [3, 2, 3, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(8, 9), (40, 56), (33, 16)])
+def test_any_channels_and_any_size(channels, size):
+    vit = VisionTransformer(SMALL, channels).eval()
+    image = torch.randn(2, channels, *size)
+    rows, columns = -(-size[0] // 16), -(-size[1] // 16)
+    padded = torch.zeros(2, channels, rows * 16, columns * 16)
+    padded[..., : size[0], : size[1]] = image
+    with torch.no_grad():
+        (out,) = vit(image, [1])
+        assert out.shape == (2, 32, rows, columns)
+        assert torch.equal(out, vit(padded, [1])[0])
+
+
+def test_drop_path_has_the_same_rate_in_every_block_and_acts_in_training_only():
+    vit = VisionTransformer(SMALL, drop_path=0.2)
+    assert {b.drop_path1.drop_prob for b in vit.blocks} == {0.2} == {b.drop_path2.drop_prob for b in vit.blocks}
+    for gamma in (g for b in vit.blocks for g in (b.gamma_1, b.gamma_2)):
+        torch.nn.init.ones_(gamma)
+    image = torch.randn(1, 3, 32, 32).expand(64, -1, -1, -1)
+    with torch.no_grad():
+        assert vit.train()(image, [1])[0].std(0).max() > 0.01
+        assert vit.eval()(image, [1])[0].std(0).max() < 1e-4
+
+
+def test_bfloat16_rotation_rounds_queries_and_keys():
+    torch.manual_seed(0)
+    exact = VisionTransformer(SMALL).eval()
+    rounded = VisionTransformer(replace(SMALL, rope_dtype="bfloat16")).eval()
+    for parameter in exact.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    rounded.load_state_dict(exact.state_dict())
+    image = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        difference = (exact(image, [1])[0] - rounded(image, [1])[0]).abs().max()
+    assert 1e-3 < difference < 10
+
+
+def test_evenly_spaced_blocks_are_the_published_ones():
+    assert evenly_spaced_blocks(12) == (2, 5, 8, 11)
+    assert evenly_spaced_blocks(24) == (5, 11, 17, 23)
+    assert evenly_spaced_blocks(4) == (0, 1, 2, 3)
+    with pytest.raises(ConfigurationError, match="deeper backbone"):
+        evenly_spaced_blocks(3)
+
+
+def test_wrong_channels_and_impossible_widths_are_refused():
+    with pytest.raises(ConfigurationError, match="has 2 channels, the network was built for 1"):
+        VisionTransformer(SMALL, 1)(torch.zeros(1, 2, 32, 32), [1])
+    with pytest.raises(ConfigurationError, match="channel_names"):
+        VisionTransformer(SMALL, 0)
+    with pytest.raises(ConfigurationError, match="multiple of 4"):
+        ViTConfig(embed_dim=30, depth=2, num_heads=4, mlp_hidden=64)
+    with pytest.raises(ConfigurationError, match="float32, bfloat16"):
+        replace(SMALL, rope_dtype="float16")
