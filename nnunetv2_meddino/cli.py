@@ -7,13 +7,14 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, run_environment
 from nnunetv2_meddino.errors import MedDINOError
 
 EXIT_ERROR = 2
+WEIGHT_FORMATS = ("meddino", "meta", "meddinov3", "timm", "transformers")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,20 +105,90 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="data set id or name")
     command.add_argument("--patch-size", type=int, default=896, metavar="PX", help="side of the patch (default: 896)")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)")
+    command.add_argument(
+        "--gpu-memory", type=float, default=24.0, metavar="GB", help="memory to plan the batch size for (default: 24)"
+    )
+    command.add_argument("--overlay", metavar="NAME", help="settings of a benchmark: amos22, btcv, kits23, lits or a file")
+    command.add_argument("--overwrite", action="store_true", help="replace a configuration of this name that differs")
 
 
 def _plan(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.planning import plan_dataset
 
-    print(plan_dataset(options.dataset, patch_size=options.patch_size, plans_name=options.plans))
+    result = plan_dataset(
+        options.dataset,
+        patch_size=options.patch_size,
+        plans_name=options.plans,
+        gpu_memory_gb=options.gpu_memory,
+        overlay=options.overlay,
+        overwrite=options.overwrite,
+    )
+    print(result)
     return 0
 
 
 def _add_weights(commands: argparse._SubParsersAction) -> None:
-    from nnunetv2_meddino.cli_weights import add_commands
+    weights = commands.add_parser("weights", help="list, fetch, convert and inspect pretrained weights")
+    actions = weights.add_subparsers(required=True, metavar="ACTION")
+    _command(actions, "list", _weights_list, "the weights this package knows by name")
+    fetch = _command(actions, "fetch", _weights_fetch, "download weights, or say where they already are")
+    fetch.add_argument("name", help="a catalog name or a hub id (org/name)")
+    convert = _command(actions, "convert", _weights_convert, "write weights in another format")
+    convert.add_argument("source", metavar="IN", help="a file, a catalog name or a hub id")
+    convert.add_argument("target", metavar="OUT", type=Path, help="file to write")
+    convert.add_argument(
+        "--format", required=True, choices=WEIGHT_FORMATS, help="meddinov3 is the layout of the published release"
+    )
+    inspect = _command(actions, "inspect", _weights_inspect, "say what is in a weights file, without executing it")
+    inspect.add_argument("file", type=Path)
 
-    command = commands.add_parser("weights", help="list, fetch, convert and inspect pretrained weights")
-    add_commands(command.add_subparsers(required=True, metavar="ACTION"))
+
+def _weights_list(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from nnunetv2_meddino.weights.catalog import CATALOG
+
+    table = Table("name", "backbone", "licence", "what", "from")
+    for entry in CATALOG.values():
+        table.add_row(entry.name, entry.backbone, entry.licence, entry.description, entry.homepage)
+    Console().print(table)
+    return 0
+
+
+def _weights_fetch(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.weights.hub import fetch
+
+    print(fetch(options.name))
+    return 0
+
+
+def _weights_convert(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.weights.load import convert_file
+
+    weights = convert_file(options.source, options.target, options.format)
+    print(f"{options.target}: {len(weights.tensors)} tensors")
+    _print_dropped(weights.dropped)
+    return 0
+
+
+def _weights_inspect(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.weights.load import inspect_file
+
+    summary = inspect_file(options.file)
+    print(f"{summary.path}  ({summary.size_bytes} bytes, sha256 {summary.sha256})")
+    print(f"format      {summary.format}")
+    print(f"backbone    {summary.backbone or 'none of the named ones'}: {summary.architecture}")
+    print(f"tensors     {summary.tensor_count}, {summary.parameters} parameters")
+    for name, value in summary.metadata.items():
+        print(f"header      {name}: {value}")
+    _print_dropped(summary.dropped)
+    return 0
+
+
+def _print_dropped(dropped: Mapping[str, str]) -> None:
+    for name, reason in dropped.items():
+        print(f"not used    {name}: {reason}")
 
 
 def _add_nnunet(commands: argparse._SubParsersAction) -> None:

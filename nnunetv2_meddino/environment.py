@@ -37,6 +37,10 @@ OMP_WAIT_POLICY = EnvironmentVariable(
     "'passive' keeps idle OpenMP threads from spinning; without it a CPU run with worker processes is about ten "
     "times slower",
 )
+NNUNET_N_PROC_DA = EnvironmentVariable(
+    "nnUNet_n_proc_DA",
+    "processes that augment training data; 0 (good on a CPU with few cores) does it in the training process",
+)
 NNUNET_PATHS = tuple(
     EnvironmentVariable(name, meaning)
     for name, meaning in (

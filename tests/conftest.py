@@ -24,3 +24,32 @@ def shared_path(relative: str) -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def preprocessed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with raw, preprocessed and results; Dataset998_Discs planned and preprocessed by stock nnU-Net."""
+    from tests.nnunet import command, nnunet_environment, write_dataset
+
+    home = tmp_path_factory.mktemp("nnunet")
+    for name in ("raw", "preprocessed", "results"):
+        (home / name).mkdir()
+    write_dataset(home / "raw")
+    command(
+        nnunet_environment(home), "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1
+    )
+    return home
+
+
+@pytest.fixture
+def nnunet_home(preprocessed_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``preprocessed_home`` with a results folder of the test's own, set in this process' environment."""
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name).symlink_to(preprocessed_home / name)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.delenv("MEDDINO_WEIGHTS", raising=False)
+    monkeypatch.delenv("MEDDINO_BACKBONE", raising=False)
+    return tmp_path

@@ -123,10 +123,9 @@ class ViTTrainer(nnUNetTrainer):
             check_other_folds(Path(self.output_folder), self.configuration_name, self._architecture)
         if self._encoder_version() == self._initial_version:
             self._load_pretrained_weights()
-        self.my_init_kwargs.setdefault(
-            PROVENANCE, {"weights": {"name": "an nnU-Net checkpoint given by -pretrained_weights"}}
-        )
-        self.print_to_log_file(f"Encoder weights: {self.my_init_kwargs[PROVENANCE]['weights']}")
+        kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
+        kept.setdefault("weights", {"name": "an nnU-Net checkpoint given by -pretrained_weights"})
+        self.print_to_log_file(f"Encoder weights: {kept['weights']}")
         super().on_train_start()
         if self._resumed_rng is not None:
             restore_rng(self._resumed_rng, self.device)
@@ -184,11 +183,11 @@ class ViTTrainer(nnUNetTrainer):
         """
         if not self.label_manager.has_regions:
             highest = int(batch["target"].max())
-            declared = [*self.label_manager.all_labels, self.label_manager.ignore_label or 0]
-            if highest > max(declared):
+            declared = sorted(int(v) for v in {*self.label_manager.all_labels, self.label_manager.ignore_label or 0})
+            if highest > declared[-1]:
                 msg = (
                     f"A label map of {self.plans_manager.dataset_name} holds the label {highest}; dataset.json declares "
-                    f"{sorted(self.label_manager.all_labels)}. Correct the label maps or dataset.json, then run "
+                    f"{declared}. Correct the label maps or dataset.json, then run "
                     "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity again."
                 )
                 raise DataError(msg)
