@@ -149,9 +149,11 @@ def _weights_list(options: argparse.Namespace) -> int:
 
     from nnunetv2_meddino.weights.catalog import CATALOG
 
-    table = Table("name", "backbone", "licence", "what", "from")
+    table = Table("name", "backbone", "licence", "what", "from", show_lines=True)
     for entry in CATALOG.values():
-        table.add_row(entry.name, entry.backbone, entry.licence, entry.description, entry.homepage)
+        what = f"{entry.description}. {entry.note}".strip()
+        licence = f"{entry.licence}\n{entry.licence_url}"
+        table.add_row(entry.name, entry.backbone, licence, what, entry.homepage)
     Console().print(table)
     return 0
 
@@ -187,8 +189,12 @@ def _weights_inspect(options: argparse.Namespace) -> int:
 
 
 def _print_dropped(dropped: Mapping[str, str]) -> None:
+    names: dict[str, list[str]] = {}
     for name, reason in dropped.items():
-        print(f"not used    {name}: {reason}")
+        names.setdefault(reason, []).append(name)
+    for reason, group in names.items():
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        print(f"not used    {group[0]}{more}: {reason}")
 
 
 def _add_nnunet(commands: argparse._SubParsersAction) -> None:

@@ -11,7 +11,4 @@ def __getattr__(name: str) -> type:
 
     if name not in TRAINERS:
         raise AttributeError(name)
-    from nnunetv2_meddino.errors import print_errors_without_traceback
-
-    print_errors_without_traceback()
     return find_trainer(name)

@@ -39,13 +39,17 @@ class MedDINOv3Trainer(ViTTrainer):
     multi_scale = True
     """Decode the tokens of four evenly spaced blocks; otherwise of the last block alone."""
 
+    drop_path = 0.2
+    """Stochastic depth of the ViT (code)."""
+
     def new_architecture(self) -> dict[str, Any]:
         """Return the network for the chosen backbone."""
         vit = choose_backbone(self.pretrained).config
         blocks = evenly_spaced_blocks(vit.depth) if self.multi_scale else (vit.depth - 1,)
+        kwargs = {"vit": vit.to_dict(), "blocks": list(blocks), "drop_path": self.drop_path, "aggregation": "concat"}
         return {
             "network_class_name": "nnunetv2_meddino.networks.meddinov3.MedDINOv3",
-            "arch_kwargs": {"vit": vit.to_dict(), "blocks": list(blocks), "drop_path": 0.2, "aggregation": "concat"},
+            "arch_kwargs": kwargs,
             "_kw_requires_import": [],
         }
 

@@ -18,6 +18,7 @@ class MedDINOv3Trainer_100epochs(MedDINOv3Trainer):  # noqa: N801
 class MedDINOv3Trainer_demo(MedDINOv3Trainer):  # noqa: N801
     """A few short epochs at high rates, for a small ViT from random weights on a CPU; what ``meddino demo`` runs."""
 
+    drop_path = 0.0
     encoder_lr = 2e-3
     decoder_lr = 2e-3
     epochs = 12

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
 from nnunetv2_meddino.trainers.model_folder import (
     check_other_folds,
@@ -72,6 +72,7 @@ class ViTTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net compares this signature)
     ) -> None:
+        print_errors_without_traceback()
         check_two_dimensional(plans, configuration, type(self).__name__)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.epochs

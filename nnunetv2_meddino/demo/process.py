@@ -1,0 +1,143 @@
+"""Runs one nnU-Net command: its output goes to a log file and, as far as it tells progress, to the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from nnunetv2_meddino.errors import DemoError
+
+Report = Callable[[float | None, str], None]
+"""Shows how far a step has come: the fraction done (None where unknown) and a few words."""
+
+Watch = Callable[[str], None]
+"""Is given every line that a command writes."""
+
+_POLL_S = 0.1
+_STOP_S = 5.0
+_SHOWN_LINES = 5
+# Warnings, the parts of a traceback, and what nnU-Net says once one of its workers has died of something told before.
+_NOISE = re.compile(r"\s|.*Warning: |Traceback|Exception in|During handling|The above exc|RuntimeError: One or more")
+
+
+def run_command(command: list[str], environment: dict[str, str], log: Path, watch: Watch) -> None:
+    """Run a command to its end, in its own process group so that its workers stop with it.
+
+    The output goes straight to the log, which is read from there: a worker that outlives the command cannot hold the
+    call up, as it could by keeping a pipe open.
+
+    Args:
+        command: The program and its arguments.
+        environment: Its whole environment.
+        log: File that its output is appended to.
+        watch: Called with every line of the output.
+
+    Raises:
+        DemoError: The command failed; the message holds its last telling lines and the log.
+    """
+    with log.open("a", encoding="utf-8") as sink, log.open(encoding="utf-8", errors="replace") as source:
+        sink.write(f"$ {' '.join(command)}\n")
+        sink.flush()
+        source.seek(0, os.SEEK_END)
+        with (
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as child,
+            _stopped_on_exit(child),
+        ):
+            unfinished, running = "", True
+            while running:
+                running = child.poll() is None
+                *lines, unfinished = re.split(r"[\r\n]+", unfinished + source.read())
+                for line in lines:
+                    watch(line)
+                time.sleep(_POLL_S)
+    if child.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        telling = [line for line in lines if line.strip() and not _NOISE.match(line)][-_SHOWN_LINES:]
+        msg = "\n  ".join([f"{Path(command[0]).name} ended with status {child.returncode}:", *telling])
+        msg += f"\nThe whole log: {log}\nOnce the cause is mended, the same command continues from this step."
+        raise DemoError(msg)
+
+
+@contextmanager
+def _stopped_on_exit(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End the process group of ``child`` where it has not ended by itself, or has died and left workers behind."""
+    try:
+        yield
+    finally:
+        if child.poll() != 0:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_STOP_S)
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+class BarWatch:
+    """Follows tqdm's bars."""
+
+    def __init__(self, report: Report):
+        self.report = report
+
+    def __call__(self, line: str) -> None:
+        """Report what the line says, where it says something."""
+        if match := re.match(r"(.+?):\s+(\d+)%\|", line):
+            self.report(int(match[2]) / 100, match[1].lower())
+
+
+class TrainingWatch:
+    """Follows the epochs of ``nnUNetv2_train``, whose number it reads from the trainer's ``debug.json``."""
+
+    def __init__(self, report: Report, debug_file: Path):
+        self.report, self.debug_file = report, debug_file
+        self.epoch, self.num_epochs = 0, 0
+        self.loss, self.dice = "", ""
+
+    def __call__(self, line: str) -> None:
+        """Report what the line says, where it says something."""
+        if match := re.search(r": Epoch (\d+)\s*$", line):
+            self.epoch = int(match[1])
+            self.num_epochs = int(json.loads(self.debug_file.read_text())["num_epochs"])
+        elif match := re.search(r": train_loss (\S+)", line):
+            self.loss = f", loss {float(match[1]):.2f}"
+        elif match := re.search(r": Pseudo dice \[(.*)\]", line):
+            values = [float(value) for value in re.findall(r"(nan|-?[\d.]+(?:e-?\d+)?)(?=[),]|$)", match[1])]
+            self.dice = f", pseudo Dice {np.nanmean(values):.2f}" if np.isfinite(values).any() else ""
+        elif match := re.search(r": predicting (\S+)", line):
+            self.report(1.0, f"validating {match[1]}")
+            return
+        else:
+            return
+        self.report(self.epoch / self.num_epochs, f"epoch {self.epoch + 1}/{self.num_epochs}{self.loss}{self.dice}")
+
+
+class PredictionWatch:
+    """Follows the cases of ``nnUNetv2_predict``."""
+
+    def __init__(self, report: Report, num_cases: int):
+        self.report, self.num_cases = report, num_cases
+        self.done = 0
+
+    def __call__(self, line: str) -> None:
+        """Report what the line says, where it says something."""
+        if match := re.match(r"Predicting (\S+):$", line):
+            self.report(self.done / self.num_cases, match[1])
+        elif line.startswith("done with "):
+            self.done += 1
+            self.report(self.done / self.num_cases, "")

@@ -1,0 +1,309 @@
+"""The demo: data, plans, training, prediction and scores through the stock nnU-Net commands, on a CPU, in minutes.
+
+Everything is written under one work folder, which remembers the steps that have succeeded: the same call continues
+where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
+from nnunetv2_meddino.demo.process import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
+from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, NNUNET_PATHS, run_environment
+from nnunetv2_meddino.errors import DataError, DemoError
+from nnunetv2_meddino.visualization import CT_WINDOW_HU, read_axial, richest_slice, save_overlay
+
+TRAINER = "MedDINOv3Trainer_demo"
+STATEMENT = (
+    "These scores demonstrate the pipeline, not the method: they come from a tiny, randomly initialised ViT trained "
+    "for a few minutes on a CPU."
+)
+_NEXT = """
+On your own data, as briefly as here:   meddino demo --data /path/to/nnUNet_raw/DatasetXXX_Name --work-dir NEW_FOLDER
+In earnest, with pretrained weights:    nnUNetv2_plan_and_preprocess -d XXX -c 2d
+                                        meddino train XXX 2d 0 -tr MedDINOv3Trainer"""
+_PHANTOM = {"num_training": 6, "num_test": 2, "seed": 0}
+_MARK = "meddino_demo.json"
+_COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder")
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a finished demo found and wrote."""
+
+    scores: dict[str, float]
+    """Mean Dice of each structure over the scored cases; NaN where no case has the structure."""
+    mean_dice: float
+    """Mean over the structures that a case has."""
+    scored_on: str
+    """Which cases the scores are of, in words."""
+    paths: dict[str, Path]
+    """Everything written, by what it is: ``work folder``, ``scores``, ``overlay`` and so on."""
+    duration_s: float
+    """Wall time of all steps, those of earlier calls included."""
+
+
+def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console: Console | None = None) -> DemoResult:
+    """Run the whole pipeline on phantoms or on a real data set, and print the scores and where everything is.
+
+    Args:
+        work_dir: Folder for everything the demo writes, ``./meddino_demo`` by default. A folder of an earlier call with
+            the same settings is continued.
+        data: A data set in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; only read.
+        console: Where progress and results are shown.
+
+    Returns:
+        Scores and paths.
+
+    Raises:
+        DataError: ``data`` is not an nnU-Net raw data set with at least five training cases.
+        DemoError: The work folder is not ours, an nnU-Net command is missing, or a step failed.
+    """
+    console = console or Console()
+    if missing := [name for name in _COMMANDS if not _executable(name).is_file()]:
+        msg = f"{', '.join(missing)} not found beside {sys.executable}: install nnunetv2 for this Python"
+        raise DemoError(msg)
+    demo = _Demo((work_dir or Path("meddino_demo")).absolute(), _checked_dataset(data.absolute()) if data else None)
+    finished_s = demo.open()
+    console.print(Text(f"Work folder: {demo.work_dir}"), soft_wrap=True)
+    steps = demo.steps()
+    try:
+        for index, step in enumerate(steps):
+            label = f"[{index + 1}/{len(steps)}] {step.title}"
+            if step.name in finished_s and step.output.exists():
+                console.print(Text(f"{label}: already done"))
+                continue
+            for later in steps[index:]:
+                finished_s.pop(later.name, None)
+            demo.save(finished_s)
+            finished_s[step.name] = _perform(step, label, console)
+            demo.save(finished_s)
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command continues from here.")
+        raise
+    result = demo.result(sum(finished_s.values()))
+    _print_result(result, console)
+    return result
+
+
+@dataclass(frozen=True)
+class _Step:
+    name: str
+    title: str
+    run: Callable[[Report], None]
+    output: Path
+    """Present once the step has succeeded."""
+
+
+class _Demo:
+    """The steps of one demo, and where each of them reads and writes."""
+
+    def __init__(self, work_dir: Path, data: Path | None):
+        self.work_dir, self.data = work_dir, data
+        name = data.name if data else DATASET_NAME
+        self.dataset_id = name[7:10]
+        self.raw = work_dir / "nnUNet_raw" / name
+        self.preprocessed = work_dir / "nnUNet_preprocessed" / name
+        self.model = work_dir / "nnUNet_results" / name / f"{TRAINER}__nnUNetPlans__2d"
+        self.validation = self.model / "fold_0" / "validation"
+        self.predictions = work_dir / "predictions"
+        self.logs = work_dir / "logs"
+        self.overlay = work_dir / "overlay.png"
+        self.predicts = data is None or bool(_cases(data, "imagesTs"))
+        labelled = data is None or _cases(data, "imagesTs") <= _cases(data, "labelsTs")
+        self.scores_test_cases = self.predicts and labelled
+        self.scored = self.predictions if self.scores_test_cases else self.validation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"trainer": TRAINER, "data": str(self.data) if self.data else _PHANTOM}
+
+    def open(self) -> dict[str, float]:
+        """Start or continue the work folder; return the steps that have finished and their seconds."""
+        mark = self.work_dir / _MARK
+        if mark.is_file():
+            content = json.loads(mark.read_text())
+            if content["settings"] == self.settings:
+                return content["finished_s"]
+            msg = f"{self.work_dir} holds a demo with other settings ({content['settings']}): "
+            raise DemoError(msg + "choose another work folder or delete this one")
+        if self.work_dir.exists() and (not self.work_dir.is_dir() or any(self.work_dir.iterdir())):
+            msg = f"{self.work_dir} is not the work folder of a demo: choose another (this one was left as it is)"
+            raise DemoError(msg)
+        for name in ("logs", *(variable.name for variable in NNUNET_PATHS)):
+            (self.work_dir / name).mkdir(parents=True)
+        self.save({})
+        return {}
+
+    def save(self, finished_s: dict[str, float]) -> None:
+        """Remember which steps have finished."""
+        partial = self.work_dir / f".{_MARK}.partial"
+        partial.write_text(json.dumps({"settings": self.settings, "finished_s": finished_s}, indent=2))
+        partial.replace(self.work_dir / _MARK)
+
+    def steps(self) -> list[_Step]:
+        steps = [
+            _Step("data", "Link the data set" if self.data else "Make phantom CT", self._provide_data, self.raw),
+            _Step("plan", "Plan and preprocess", self._plan, self.preprocessed / "nnUNetPlans.json"),
+            _Step("train", "Train a small ViT", self._train, self.validation / "summary.json"),
+        ]
+        if self.predicts:
+            steps.append(_Step("predict", "Predict unseen cases", self._predict, self.predictions))
+        if self.scores_test_cases:
+            steps.append(_Step("evaluate", "Evaluate", self._evaluate, self.predictions / "summary.json"))
+        return [*steps, _Step("overlay", "Draw an overlay", self._draw, self.overlay)]
+
+    def _provide_data(self, report: Report) -> None:
+        if self.data is None:
+            make_phantom_dataset(self.raw.parent, **_PHANTOM)
+        elif not self.raw.is_symlink():
+            self.raw.symlink_to(self.data, target_is_directory=True)
+
+    def _plan(self, report: Report) -> None:
+        arguments = ["-d", self.dataset_id, "-c", "2d", "-np", "1", "-npfp", "1", "--verify_dataset_integrity"]
+        self._run("02_plan", ["nnUNetv2_plan_and_preprocess", *arguments], BarWatch(report))
+
+    def _train(self, report: Report) -> None:
+        arguments = [self.dataset_id, "2d", "0", "-tr", TRAINER, "-device", "cpu"]
+        if any(self.validation.parent.glob("checkpoint_*.pth")):
+            arguments.append("--c")
+        # No worker processes for augmentation: with few cores they cost more than they bring.
+        watch = TrainingWatch(report, self.validation.parent / "debug.json")
+        self._run("03_train", ["nnUNetv2_train", *arguments], watch, nnUNet_n_proc_DA="0")
+
+    def _predict(self, report: Report) -> None:
+        arguments = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions), "-d", self.dataset_id]
+        arguments += ["-c", "2d", "-f", "0", "-tr", TRAINER, "-device", "cpu", "-npp", "1", "-nps", "1"]
+        watch = PredictionWatch(report, len(_cases(self.raw, "imagesTs")))
+        # Here this variable caps the threads of the network.
+        self._run("04_predict", ["nnUNetv2_predict", *arguments], watch, nnUNet_def_n_proc=str(os.cpu_count()))
+
+    def _evaluate(self, report: Report) -> None:
+        arguments = [str(self.raw / "labelsTs"), str(self.predictions), "-np", "1"]
+        arguments += ["-djfile", str(self.predictions / "dataset.json"), "-pfile", str(self.predictions / "plans.json")]
+        self._run("05_evaluate", ["nnUNetv2_evaluate_folder", *arguments], BarWatch(report))
+
+    def _run(self, log_name: str, command: list[str], watch: Watch, **variables: str) -> None:
+        environment = os.environ | run_environment()
+        environment |= {variable.name: str(self.work_dir / variable.name) for variable in NNUNET_PATHS}
+        environment |= {MEDDINO_BACKBONE.name: "tiny", MEDDINO_WEIGHTS.name: "none"}
+        environment |= {"nnUNet_def_n_proc": "1", "nnUNet_wandb_enabled": "0", "PYTHONUNBUFFERED": "1"}
+        environment.pop("nnUNet_n_proc_DA", None)  # 0 there would crash the planner
+        command = [str(_executable(command[0])), *command[1:]]
+        run_command(command, environment | variables, self.logs / f"{log_name}.log", watch)
+
+    def _draw(self, report: Report) -> None:
+        """Draw the first scored case, whichever it is."""
+        description = json.loads((self.raw / "dataset.json").read_text())
+        names = {int(value): name for name, value in description["labels"].items() if not isinstance(value, list)}
+        ending, split = description["file_ending"], "Ts" if self.scores_test_cases else "Tr"
+        prediction_file = min(self.scored.glob(f"*{ending}"))
+        case = prediction_file.name.removesuffix(ending)
+        image, spacing_mm = read_axial(self.raw / f"images{split}" / f"{case}_0000{ending}")
+        reference, _ = read_axial(self.raw / f"labels{split}" / f"{case}{ending}")
+        prediction, _ = read_axial(prediction_file)
+        z = richest_slice(reference)
+        channel = next(iter(description["channel_names"].values()))
+        save_overlay(
+            image[z],
+            reference[z],
+            prediction[z],
+            self.overlay,
+            spacing_mm=spacing_mm[1:],
+            label_names=names,
+            window_hu=CT_WINDOW_HU if channel.casefold() == "ct" else None,
+            title=f"{case}, slice {z + 1} of {len(image)}",
+        )
+
+    def result(self, duration_s: float) -> DemoResult:
+        summary = json.loads((self.scored / "summary.json").read_text())
+        labels = json.loads((self.raw / "dataset.json").read_text())["labels"]
+        # nnU-Net's keys: "1" for a label, "(1, 2)" for a region of several.
+        names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
+        scores = {names.get(key, key): metrics["Dice"] for key, metrics in summary["mean"].items()}
+        present = [dice for dice in scores.values() if not math.isnan(dice)]
+        mean_dice = fmean(present) if present else math.nan
+        kind = "unseen test cases" if self.scores_test_cases else "validation cases of fold 0 (unseen in training)"
+        scored_on = f"{len(summary['metric_per_case'])} {kind}"
+        paths = {"work folder": self.work_dir, "data set": self.raw, "preprocessed": self.preprocessed}
+        paths |= {"model": self.model, "predictions": self.predictions} if self.predicts else {"model": self.model}
+        paths |= {"scores": self.scored / "summary.json", "overlay": self.overlay, "logs": self.logs}
+        return DemoResult(scores, mean_dice, scored_on, paths, duration_s)
+
+
+def _executable(command: str) -> Path:
+    return Path(sys.executable).parent / command
+
+
+def _cases(dataset: Path, folder: str) -> set[str]:
+    """Return the names of the cases in one of the folders of a raw data set."""
+    ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
+    names = (file.name.removesuffix(ending) for file in (dataset / folder).glob(f"*{ending}"))
+    return {name[:-5] if folder.startswith("images") else name for name in names}  # without the channel, _0000
+
+
+def _checked_dataset(folder: Path) -> Path:
+    if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
+        msg = f"{folder}: an nnU-Net raw data set is a folder named DatasetXXX_Name, XXX being three digits"
+        raise DataError(msg)
+    absent = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (folder / name).exists()]
+    if absent:
+        msg = f"{folder} is not an nnU-Net raw data set: {', '.join(absent)} not found in it"
+        raise DataError(msg)
+    if (count := len(_cases(folder, "labelsTr"))) < 5:
+        msg = f"{folder} has {count} training cases; nnU-Net's five-fold split needs at least 5"
+        raise DataError(msg)
+    return folder
+
+
+def _perform(step: _Step, label: str, console: Console) -> float:
+    """Run one step under a progress bar and return its seconds."""
+    start = time.monotonic()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[detail]}"))
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(label, total=None, detail="")
+
+        def report(fraction: float | None, detail: str) -> None:
+            progress.update(task, total=1 if fraction is not None else None, completed=fraction, detail=detail)
+
+        try:
+            step.run(report)
+        except DemoError as error:
+            raise DemoError(f"step {label} failed: {error}") from None
+    duration_s = time.monotonic() - start
+    console.print(Text(f"{label}: done in {duration_s:.0f} s"))
+    return duration_s
+
+
+def _print_result(result: DemoResult, console: Console) -> None:
+    console.print(f"\nDice on {result.scored_on}:", highlight=False)
+    table = Table()
+    table.add_column("structure")
+    table.add_column("Dice", justify="right")
+    for name, dice in result.scores.items():
+        table.add_row(Text(name), "absent" if math.isnan(dice) else f"{dice:.3f}")
+    table.add_section()
+    table.add_row("mean", f"{result.mean_dice:.3f}", style="bold")
+    console.print(table)
+    console.print(Text(STATEMENT, style="yellow"))
+    for name, path in result.paths.items():
+        console.print(Text(f"{name:>12}  {path}"), soft_wrap=True)
+    console.print(f"{'time':>12}  {result.duration_s / 60:.1f} min", highlight=False)
+    console.print(Text(_NEXT), soft_wrap=True)

@@ -1,0 +1,333 @@
+"""Resolve a name, path or hub id to pretrained weights, check them, and copy them into a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunetv2_meddino.environment import MEDDINO_BACKBONE
+from nnunetv2_meddino.errors import ConfigurationError, WeightsError
+from nnunetv2_meddino.networks.vit import BACKBONES, STEM_CHANNELS, VisionTransformer, ViTConfig, adapt_stem
+from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
+from nnunetv2_meddino.weights.convert import (
+    FORMATS,
+    Converted,
+    drop_zero_biases,
+    from_native,
+    require_architecture,
+    require_finite,
+    to_native,
+)
+from nnunetv2_meddino.weights.files import WeightsFile, file_sha256, read_file, write_safetensors, write_torch
+from nnunetv2_meddino.weights.hub import fetch, parse_hub_id
+from nnunetv2_meddino.weights.layouts import listing
+
+logger = logging.getLogger(__name__)
+
+FORMAT_NAME = "nnunetv2_meddino"
+FORMAT_VERSION = "1"
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+TORCH_FORMATS = ("meta", "meddinov3")
+"""Formats whose readers expect PyTorch's file format; the others are safetensors."""
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """Weights in our names, and where they are from."""
+
+    config: ViTConfig
+    tensors: dict[str, Tensor]
+    """Exactly the state dict of ``VisionTransformer(config)``."""
+    dropped: dict[str, str]
+    """What the file held besides -> why it was left behind."""
+    provenance: dict[str, Any]
+    """JSON values: name, source, path, sha256, size_bytes, format, licence, licence_url, input_statistics,
+    and derived_from (the provenance that a file written by this package carries)."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every pretrained tensor."""
+
+    loaded: list[str]
+    dropped: dict[str, str]
+    """Name -> why it was left behind."""
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What is in a weights file."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    format: str
+    architecture: ViTConfig
+    backbone: str | None
+    """Key of ``BACKBONES`` with this architecture (biases and numerical settings aside), or None."""
+    tensor_count: int
+    parameters: int
+    dropped: dict[str, str]
+    """Name -> why it would be left behind."""
+    metadata: dict[str, str]
+    """Header of a safetensors file."""
+
+
+def architecture_of(spec: str) -> ViTConfig:
+    """Return the architecture of pretrained weights; a catalog name reads no file.
+
+    Args:
+        spec: As for ``read_weights``.
+
+    Raises:
+        WeightsError: As ``read_weights``.
+    """
+    path, entry = _resolve(spec)
+    if path is None and entry is not None:
+        return entry.architecture
+    path = path or fetch(spec)
+    return _convert(read_file(path), path, entry).config
+
+
+def read_weights(spec: str) -> PretrainedWeights:
+    """Read pretrained weights, downloading them if need be.
+
+    An existing file wins, then a catalog name, then a hub id.
+
+    Args:
+        spec: A path, a catalog name, or a hub id: ``org/name`` or ``org/name:filename``.
+
+    Raises:
+        WeightsError: They are unknown, missing, gated, damaged, or not what they are declared to be.
+    """
+    path, entry = _resolve(spec)
+    source = f"{path}" if path else f"hub: {entry.repository}/{entry.filename}" if entry else f"hub: {spec}"
+    path = path or fetch(spec)
+    file = read_file(path)
+    converted = _convert(file, path, entry)
+    derived_from = _header_json(file, "provenance", path) if _has_header(file) else None
+    inherited = derived_from or {}
+    provenance = {
+        "name": entry.name if entry else inherited.get("name") or path.stem,
+        "source": source,
+        "path": str(path.resolve()),
+        "sha256": file_sha256(path),
+        "size_bytes": path.stat().st_size,
+        "format": converted.format,
+        "licence": entry.licence if entry else inherited.get("licence"),
+        "licence_url": entry.licence_url if entry else inherited.get("licence_url"),
+        "input_statistics": asdict(entry.input_statistics) if entry else inherited.get("input_statistics"),
+        "derived_from": derived_from,
+    }
+    return PretrainedWeights(converted.config, converted.tensors, converted.dropped, provenance)
+
+
+def load_into(vit: VisionTransformer, weights: PretrainedWeights) -> LoadReport:
+    """Copy pretrained weights into a network's own tensors, all or nothing.
+
+    The parameters stay the same objects, so an optimiser that already holds them stays valid. The stem is adapted to
+    the network's channels (``adapt_stem``).
+
+    Args:
+        vit: The network, as built (not wrapped by ``torch.compile`` or DDP).
+        weights: What to copy.
+
+    Raises:
+        WeightsError: A tensor is missing, left over, not finite or of another shape, or the network computes
+            something else with it (number of heads).
+    """
+    source, dropped = dict(weights.tensors), dict(weights.dropped)
+    target = vit.state_dict()
+    require_finite(source)
+    if not vit.config.qkv_bias:
+        dropped |= drop_zero_biases(source)
+    stem = source.get("patch_embed.proj.weight")
+    if stem is not None and stem.ndim == 4 and stem.shape[1] == STEM_CHANNELS:
+        source["patch_embed.proj.weight"] = adapt_stem(stem, vit.in_channels)
+    problems = []
+    if vit.config.num_heads != weights.config.num_heads:
+        problems.append(f"{weights.config.num_heads} heads in the weights, {vit.config.num_heads} in the network")
+    if left_over := source.keys() - target.keys():
+        biased = [name for name in left_over if name.endswith("_bias")]
+        problems.append(f"the network has no {listing(left_over)}" + (" (and they are not zero)" if biased else ""))
+    if missing := target.keys() - source.keys():
+        problems.append(f"the weights have no {listing(missing)}")
+    for name in sorted(source.keys() & target.keys()):
+        if source[name].shape != target[name].shape:
+            shapes = f"{tuple(source[name].shape)} in the weights, {tuple(target[name].shape)} in the network"
+            problems.append(f"{name} is {shapes}")
+    if problems:
+        size = backbone_name(weights.config)
+        advice = f"to {size}" if size else "to the architecture of these weights"
+        msg = (
+            f"The weights {weights.provenance.get('name', 'given')} do not fit the network: {'; '.join(problems[:4])}. "
+            f"Nothing was loaded. Unset {MEDDINO_BACKBONE.name} or set it {advice}, or choose other weights."
+        )
+        raise WeightsError(msg)
+    if vit.config.norm_eps != weights.config.norm_eps:
+        logger.warning(
+            "LayerNorm epsilon is %g in the network, the weights were trained with %g; features differ slightly.",
+            vit.config.norm_eps,
+            weights.config.norm_eps,
+        )
+    with torch.no_grad():
+        for name, tensor in source.items():
+            target[name].copy_(tensor)
+    return LoadReport(sorted(source), dropped)
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], config: ViTConfig, provenance: Mapping[str, Any]) -> None:
+    """Write our own format: safetensors in our names, with architecture and provenance in the header.
+
+    Args:
+        path: Ends in ``.safetensors``; the file appears under this name only when it is complete.
+        tensors: The state dict of ``VisionTransformer(config)``.
+        config: The architecture.
+        provenance: JSON values; ``licence`` and ``input_statistics`` are handed on when the file is read.
+
+    Raises:
+        WeightsError: The tensors are not of this architecture or not finite, or the name ends otherwise.
+    """
+    require_architecture(tensors, config)
+    _write(Path(path), tensors, config, provenance, "meddino")
+
+
+def convert_file(src_spec: str, dst_path: Path, format: str) -> PretrainedWeights:  # noqa: A002
+    """Read weights of any kind and write them in another format.
+
+    Args:
+        src_spec: As for ``read_weights``.
+        dst_path: Ends in ``.pth`` for ``meta`` and ``meddinov3``, in ``.safetensors`` for the others.
+        format: One of ``convert.FORMATS``.
+
+    Returns:
+        What was read.
+
+    Raises:
+        WeightsError: They cannot be read, or the format cannot hold them.
+    """
+    weights = read_weights(src_spec)
+    _write(Path(dst_path), weights.tensors, weights.config, weights.provenance, format)
+    return weights
+
+
+def inspect_file(path: Path) -> FileSummary:
+    """Say what is in a weights file.
+
+    Raises:
+        WeightsError: It cannot be read or is no DINOv3 ViT.
+    """
+    path = Path(path)
+    file = read_file(path)
+    converted = _convert(file, path, None)
+    return FileSummary(
+        path=path,
+        size_bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        format=converted.format,
+        architecture=converted.config,
+        backbone=backbone_name(converted.config),
+        tensor_count=len(converted.tensors),
+        parameters=sum(tensor.numel() for tensor in converted.tensors.values()),
+        dropped=converted.dropped,
+        metadata=file.metadata,
+    )
+
+
+def backbone_name(config: ViTConfig) -> str | None:
+    """Return the key of ``BACKBONES`` with this architecture, biases and numerical settings aside, or None."""
+    for name, known in BACKBONES.items():
+        aside = {key: getattr(known, key) for key in ("qkv_bias", "k_bias", "norm_eps", "rope_dtype")}
+        if replace(config, **aside) == known:
+            return name
+    return None
+
+
+def _resolve(spec: str) -> tuple[Path | None, CatalogEntry | None]:
+    """Return the existing file that a spec names, or None where it has to be fetched; and its catalog entry."""
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return path, None
+    if spec in CATALOG:
+        return None, CATALOG[spec]
+    explicit = spec.startswith(("hf-hub:", "hf_hub:"))
+    if not explicit and (path.exists() or path.is_absolute() or spec.startswith(("./", "../", "~"))):
+        return path, None  # read_file says what is wrong with it
+    place = parse_hub_id(spec)
+    if place and (explicit or place.filename or path.suffix not in WEIGHTS_SUFFIXES):
+        by_repository = {entry.repository: entry for entry in CATALOG.values()}
+        entry = by_repository.get(place.repository)
+        return None, entry if entry and place.filename in (None, entry.filename) else None
+    near = get_close_matches(spec.lower(), CATALOG, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    msg = (
+        f"There are no weights {spec!r}: no such file here ({Path.cwd()}), no catalog name ({', '.join(CATALOG)}), no "
+        f"hub id (org/name or org/name:filename).{hint}"
+    )
+    raise WeightsError(msg)
+
+
+def _convert(file: WeightsFile, path: Path, entry: CatalogEntry | None) -> Converted:
+    """Translate a file, holding it to what its header or the catalog declares."""
+    declared = entry.architecture if entry else None
+    ours = file.metadata.get("format") == FORMAT_NAME
+    if _has_header(file):
+        try:
+            declared = ViTConfig(**_header_json(file, "architecture", path))
+        except (TypeError, ZeroDivisionError, ConfigurationError) as error:
+            msg = f"The header of {path} states no architecture that this version knows ({error}). Update the package."
+            raise WeightsError(msg) from error
+    try:
+        converted = to_native(file.content, declared)
+    except (WeightsError, ConfigurationError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return replace(converted, format="meddino") if ours else converted
+
+
+def _has_header(file: WeightsFile) -> bool:
+    """Tell whether this package wrote the file, in its own format or in another."""
+    return {"format_version", "architecture", "provenance"} <= file.metadata.keys()
+
+
+def _header_json(file: WeightsFile, key: str, path: Path) -> dict[str, Any]:
+    version = file.metadata["format_version"]
+    if version != FORMAT_VERSION:
+        msg = f"{path} is in format version {version}, this version reads {FORMAT_VERSION}. Update the package."
+        raise WeightsError(msg)
+    try:
+        value = json.loads(file.metadata[key])
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        msg = f"The header of {path} is damaged: {key} is no JSON object. Convert or export the weights again."
+        raise WeightsError(msg)
+    return value
+
+
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], config: ViTConfig, provenance: Mapping[str, Any], to: str
+) -> None:
+    require_finite(tensors)
+    suffix = ".pth" if to in TORCH_FORMATS else ".safetensors"
+    if to in FORMATS and path.suffix != suffix:
+        msg = f"The {to} format is written to a {suffix} file, and {path.name} is none. Choose another name."
+        raise WeightsError(msg)
+    content = from_native(tensors, config, to)
+    if to in TORCH_FORMATS:
+        write_torch(path, content)
+        return
+    metadata = {
+        "format": FORMAT_NAME if to == "meddino" else "pt",  # transformers asks for "pt"
+        "format_version": FORMAT_VERSION,
+        "architecture": json.dumps(config.to_dict()),
+        "provenance": json.dumps(dict(provenance)),
+    }
+    write_safetensors(path, content, metadata)

@@ -1,0 +1,162 @@
+"""Damaged, foreign and hostile files: one clear error each, and nothing in them is ever run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.weights.files import read_file, write_safetensors, write_torch
+
+TENSORS = {"a": torch.arange(4000.0)}
+
+
+class Plants:
+    """Unpickling this in the ordinary way creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_what_is_written_is_read(tmp_path, name):
+    path = tmp_path / "new" / name
+    (write_torch(path, TENSORS) if name.endswith("pth") else write_safetensors(path, TENSORS, {"k": "v"}))
+    file = read_file(path)
+    assert torch.equal(file.content["a"], TENSORS["a"])
+    assert file.metadata == ({} if name.endswith("pth") else {"k": "v"})
+    assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+def test_legacy_pytorch_files_are_read(tmp_path):
+    torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_file(tmp_path / "old.pth").content["a"], TENSORS["a"])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, legacy):
+    planted = tmp_path / "planted"
+    path = tmp_path / "evil.pth"
+    content = {"teacher": {"backbone.cls_token": torch.zeros(1, 1, 64)}, "note": Plants(planted)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match="holds Python objects besides tensors.*not opened"):
+        read_file(path)
+    assert not planted.exists()
+    torch.load(path, weights_only=False)  # the trap works: this is what reading it carelessly would have done
+    assert planted.exists()
+
+
+def test_a_bare_malicious_pickle_is_refused_and_not_run(tmp_path):
+    planted = tmp_path / "planted"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Plants(planted), protocol=2))
+    with pytest.raises(WeightsError):
+        read_file(tmp_path / "evil.pth")
+    assert not planted.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git-lfs pointer"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "web page"),
+        (b'{"error": "Entry not found"}', "neither safetensors nor a PyTorch file"),
+        (b"\x93NUMPY" + bytes(200), "neither safetensors nor a PyTorch file"),
+        (b"\x80\x02}q\x00.", "PyTorch cannot read it"),
+        (b"PK\x03\x04" + bytes(100), "cut off"),
+        ((10**12).to_bytes(8, "little") + b'{"a":', "cut off"),
+    ],
+)
+def test_files_that_are_no_weights_say_what_they_are(tmp_path, content, expected):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=expected) as caught:
+        read_file(path)
+    assert str(path) in str(caught.value)
+    assert "get it again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_truncated_files_are_an_error(tmp_path, kind, fraction):
+    path = tmp_path / "weights"
+    if kind == "safetensors":
+        save_file(TENSORS, path)
+    else:
+        torch.save(TENSORS, path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
+    with pytest.raises(WeightsError, match="cut off"):
+        read_file(path)
+
+
+def test_flipped_bits_in_a_zip_are_an_error(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(TENSORS, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="checksum"):
+        read_file(path)
+
+
+def test_other_zip_archives_are_an_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(WeightsError, match="not one that PyTorch wrote"):
+        read_file(tmp_path / "a.pth")
+
+
+def test_torchscript_is_an_error(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(WeightsError, match="TorchScript"):
+        read_file(tmp_path / "a.pt")
+
+
+def test_a_file_of_one_tensor_is_an_error(tmp_path):
+    torch.save(torch.ones(3), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="holds a Tensor instead of named tensors"):
+        read_file(tmp_path / "a.pth")
+
+
+def test_missing_files_and_folders_are_an_error(tmp_path):
+    with pytest.raises(WeightsError, match="cannot be read: No such file"):
+        read_file(tmp_path / "absent.pth")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"is a folder.*model\.safetensors"):
+        read_file(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, TENSORS, {})
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_safetensors(path, TENSORS, {"not": 1})  # type: ignore[dict-item]
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_writing_replaces_the_name_and_not_the_content(tmp_path):
+    path, reader = tmp_path / "a.pth", tmp_path / "still-open.pth"
+    write_torch(path, TENSORS)
+    reader.hardlink_to(path)
+    write_torch(path, {"b": torch.ones(1)})
+    assert set(read_file(path).content) == {"b"}
+    assert set(read_file(reader).content) == {"a"}
+
+
+def test_safetensors_header_of_other_types_is_an_error(tmp_path):
+    header = json.dumps({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WeightsError, match="safetensors reports"):
+        read_file(tmp_path / "a.safetensors")

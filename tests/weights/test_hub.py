@@ -1,0 +1,137 @@
+"""Fetching from a server on this machine that stands in for the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from nnunetv2_meddino.weights.hub import HubFile, parse_hub_id
+
+CONTENT = b"weights" * 1000
+ERRORS = {"gated": (401, "GatedRepo"), "denied": (403, "GatedRepo"), "absent": (401, "RepoNotFound")}
+SPECS = [f"org/{name}" for name in ("fine", "second", "gated", "denied", "absent", "cut")] + ["org/fine:nope.bin"]
+SCRIPT = """
+import json, sys
+import huggingface_hub.constants
+from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.weights.hub import cached_path, fetch
+for spec in sys.argv[1:]:
+    huggingface_hub.constants.HF_HUB_OFFLINE = spec.startswith("offline=")
+    spec = spec.removeprefix("offline=")
+    before = cached_path(spec)
+    try:
+        path = fetch(spec)
+        result = [len(path.read_bytes()), path.name, before is not None, cached_path(spec) == path]
+    except WeightsError as error:
+        result = str(error)
+    print(json.dumps([huggingface_hub.constants.HF_HUB_OFFLINE, spec, result]))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does, or fails in the way that the repository's name says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):  # noqa: N802
+        _, _, repository, *_, filename = self.path.split("/")
+        status, code = ERRORS.get(repository, (404, "EntryNotFound"))
+        present = {"fine": "model.safetensors", "second": "model.pth", "cut": "model.safetensors"}.get(repository)
+        if filename == present:
+            status = 200
+        self.send_response(status)
+        if status == 200:
+            self.send_header("ETag", '"0123"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        else:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", str(len(CONTENT) if status == 200 else 0))
+        self.end_headers()
+        if status == 200 and self.command == "GET":
+            self.wfile.write(CONTENT[:100] if repository == "cut" else CONTENT)
+            self.close_connection = True
+
+    do_GET = do_HEAD  # noqa: N815
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What a machine with network gets, then what the same machine gets offline: spec -> result."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {k: v for k, v in os.environ.items() if not k.upper().startswith(("HF_", "HTTP", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "*"}
+    environment |= {"HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    specs = [*SPECS, "offline=org/fine", "offline=org/second", "offline=org/new"]
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *specs]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    by_network: tuple[dict, dict] = ({}, {})
+    for line in done.stdout.splitlines():
+        offline, spec, result = json.loads(line)
+        by_network[offline][spec] = result
+    return by_network
+
+
+def test_a_file_is_fetched_and_then_cached(results):
+    online, offline = results
+    assert online["org/fine"] == [len(CONTENT), "model.safetensors", False, True]
+    assert offline["org/fine"] == [len(CONTENT), "model.safetensors", True, True]
+
+
+def test_file_names_are_tried_in_turn(results):
+    online, offline = results
+    assert online["org/second"] == [len(CONTENT), "model.pth", False, True]
+    assert offline["org/second"] == [len(CONTENT), "model.pth", True, True]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("org/gated", ["gated", "https://huggingface.co/org/gated", "hf auth login", "MEDDINO_WEIGHTS"]),
+        ("org/denied", ["gated", "accept", "hf auth login"]),
+        ("org/absent", ["no repository org/absent", "misspelt"]),
+        ("org/fine:nope.bin", ["no file nope.bin", "org/fine:FILENAME"]),
+        ("org/cut", ["broke off", "what has arrived is kept", "MEDDINO_WEIGHTS"]),
+    ],
+)
+def test_failures_say_what_to_do(results, spec, expected):
+    message = results[0][spec]
+    assert all(part in message for part in expected), message
+    assert "\n" not in message
+
+
+def test_offline_says_what_to_do(results):
+    message = results[1]["org/new"]
+    assert all(part in message for part in ["cannot be reached", "HF_HUB_OFFLINE", "HF_HOME", "model.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("org/name", HubFile("org/name", None)),
+        ("hf-hub:timm/vit_x.y", HubFile("timm/vit_x.y", None)),
+        ("org/name:sub/model.pth", HubFile("org/name", "sub/model.pth")),
+        ("org/name:../../model.pth", None),
+        ("name", None),
+        ("/abs/path", None),
+        ("a/b/c", None),
+        ("~/weights", None),
+        ("../weights", None),
+    ],
+)
+def test_hub_ids_are_recognised(spec, expected):
+    assert parse_hub_id(spec) == expected
