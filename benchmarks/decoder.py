@@ -18,7 +18,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from measure import RESULTS, in_fresh_process, interleaved, peak_rss_mib, restart_without_page_faults, speedup, write_results
+from measure import (
+    RESULTS,
+    in_fresh_process,
+    interleaved,
+    peak_rss_mib,
+    restart_without_page_faults,
+    speedup,
+    write_results,
+)
 from torch import Tensor, nn
 
 from nnunetv2_meddino.networks.token_decoder import TokenDecoder
@@ -28,7 +36,7 @@ REFERENCE = "channel-first"
 NOTES = (
     "Decoder only, batch 1, ViT-B, 4 blocks concatenated, 14 classes. x: channel-first reference over ours, medians of "
     "interleaved runs of the same process; one thread and CPU time without page faults on the CPU, wall time on a GPU. "
-    "Peak memory above weights and inputs: resident memory in a process of its own on the CPU, the allocator's on a GPU."
+    "Peak memory above weights and inputs: resident memory in a process of its own on the CPU, allocator on a GPU."
 )
 
 
@@ -54,7 +62,9 @@ class ChannelFirstDecoder(nn.Module):
         width = DIM * MAPS
         stages: list[nn.Module] = []
         for _ in range(4):
-            stages.append(nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), ChannelNorm(width // 2), nn.GELU()))
+            stages.append(
+                nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), ChannelNorm(width // 2), nn.GELU())
+            )
             width //= 2
         self.decode = nn.Sequential(*stages, nn.Conv2d(width, CLASSES, 1))
 
@@ -70,7 +80,10 @@ def build(dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, a=1e-2)
     state = {f"up_projection.{k}": v for k, v in reference.state_dict().items()}
-    ours = {"token": TokenDecoder(DIM, MAPS, CLASSES), "token checkpointed": TokenDecoder(DIM, MAPS, CLASSES, checkpointing=True)}
+    ours = {
+        "token": TokenDecoder(DIM, MAPS, CLASSES),
+        "token checkpointed": TokenDecoder(DIM, MAPS, CLASSES, checkpointing=True),
+    }
     for decoder in ours.values():
         decoder.load_reference_state_dict(state)
     return {name: m.to(device=device, dtype=dtype) for name, m in {REFERENCE: reference, **ours}.items()}

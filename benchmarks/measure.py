@@ -72,9 +72,7 @@ def _resident_mib(field: str) -> float:
 def in_fresh_process(script: str, *arguments: str) -> Any:
     """Run ``script`` with arguments in a process of its own (default malloc) and return the JSON it prints last."""
     env = {k: v for k, v in os.environ.items() if k not in NO_PAGE_FAULTS}
-    done = subprocess.run(
-        [sys.executable, script, *arguments], env=env, stdout=subprocess.PIPE, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, script, *arguments], env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -1,5 +1,8 @@
-"""The ``meddino`` command. Each sub-command imports what it needs, so that help is quick and ``train`` can set the
-environment before torch is loaded."""
+"""The ``meddino`` command.
+
+Each sub-command imports what it needs, so that help is quick and ``train`` can set the environment before torch is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def _command(
 
 def _add_env(commands: argparse._SubParsersAction) -> None:
     command = _command(
-        commands, "env", _env, 'print the lines that let stock nnU-Net commands find our trainers: eval "$(meddino env)"'
+        commands,
+        "env",
+        _env,
+        'print the lines that let stock nnU-Net commands find our trainers: eval "$(meddino env)"',
     )
     command.add_argument("--check", action="store_true", help="verify versions, trainer lookup, weights and device")
 
@@ -90,7 +96,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         commands, "demo", _demo, "run the whole pipeline on a small phantom CT, on a CPU, in a few minutes"
     )
     command.add_argument("--work-dir", type=Path, metavar="DIR", help="folder for everything (default: ./meddino_demo)")
-    command.add_argument("--data", type=Path, metavar="DIR", help="an nnU-Net raw data set (DatasetXXX_Name) to use instead")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="an nnU-Net raw data set (DatasetXXX_Name) to use instead"
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -104,11 +112,15 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "plan", _plan, "add a high-resolution 2d configuration (2d_896) to a data set's plans")
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="data set id or name")
     command.add_argument("--patch-size", type=int, default=896, metavar="PX", help="side of the patch (default: 896)")
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)")
+    command.add_argument(
+        "-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)"
+    )
     command.add_argument(
         "--gpu-memory", type=float, default=24.0, metavar="GB", help="memory to plan the batch size for (default: 24)"
     )
-    command.add_argument("--overlay", metavar="NAME", help="settings of a benchmark: amos22, btcv, kits23, lits or a file")
+    command.add_argument(
+        "--overlay", metavar="NAME", help="settings of a benchmark: amos22, btcv, kits23, lits or a file"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace a configuration of this name that differs")
 
 

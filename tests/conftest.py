@@ -35,9 +35,7 @@ def preprocessed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("raw", "preprocessed", "results"):
         (home / name).mkdir()
     write_dataset(home / "raw")
-    command(
-        nnunet_environment(home), "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1
-    )
+    command(nnunet_environment(home), "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1)
     return home
 
 

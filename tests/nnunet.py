@@ -34,7 +34,7 @@ def write_case(folder: Path, name: str, channels: int, rng: np.random.Generator,
 
 
 def write_dataset(raw: Path, name: str = "Dataset998_Discs", *, channels: int = 1, labels: dict | None = None) -> Path:
-    """Write a raw data set of ``CASES`` training and two test cases; more keys of dataset.json may come in ``labels``."""
+    """Write a raw data set of ``CASES`` training and two test cases; ``labels`` adds to dataset.json."""
     folder = raw / name
     for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / part).mkdir(parents=True)
@@ -73,7 +73,12 @@ def command(env: dict[str, str], name: str, *arguments: object, fails: bool = Fa
     """Run an installed command and return what it printed; it must fail where ``fails`` says so and succeed else."""
     program = Path(sys.executable).with_name(name)
     done = subprocess.run(
-        [program, *map(str, arguments)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [program, *map(str, arguments)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert (done.returncode != 0) == fails, f"{name} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}"
     return done.stdout

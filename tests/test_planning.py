@@ -27,8 +27,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
 from nnunetv2_meddino.errors import DataError, PlanError
 from nnunetv2_meddino.overlays import OVERLAY_FOLDERS, load_overlay
-from nnunetv2_meddino.planning import largest_batch, plan_dataset
 from nnunetv2_meddino.planning import _warn_unless_axial as warn_unless_axial
+from nnunetv2_meddino.planning import largest_batch, plan_dataset
 from tests.conftest import shared_path
 
 CT = "Dataset900_CTMini"

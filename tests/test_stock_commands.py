@@ -79,7 +79,9 @@ def predict(home: Path, out: Path, *arguments: object, **variables: str) -> None
     images = next((home / "raw").iterdir()) / "imagesTs"
     dataset_id = re.search(r"Dataset(\d+)_", str(images)).group(1)
     arguments = arguments or ("-tr", TRAINER)
-    command(env, "nnUNetv2_predict", "-i", images, "-o", out, "-d", dataset_id, "-c", "2d", "-f", 0, *PREDICT, *arguments)
+    command(
+        env, "nnUNetv2_predict", "-i", images, "-o", out, "-d", dataset_id, "-c", "2d", "-f", 0, *PREDICT, *arguments
+    )
 
 
 def test_mri_patches_are_no_multiple_of_the_token_size(mri):
@@ -88,7 +90,9 @@ def test_mri_patches_are_no_multiple_of_the_token_size(mri):
 
 
 def test_training_resumes_where_it_was_killed(mri):
-    rates = [re.findall(r"Current learning rate: ([\d.e-]+)", (mri / f"{n}.log").read_text()) for n in ("crash", "resume")]
+    rates = [
+        re.findall(r"Current learning rate: ([\d.e-]+)", (mri / f"{n}.log").read_text()) for n in ("crash", "resume")
+    ]
     assert rates == [["0.001", "0.00067"], ["0.00033"]]
     checkpoint = torch.load(model(mri) / "fold_0/checkpoint_final.pth", weights_only=False)
     assert checkpoint["current_epoch"] == 3
@@ -147,7 +151,16 @@ def test_pretrained_weights_of_nnunet_win_over_ours(mri):
     checkpoint = model(mri) / "fold_0/checkpoint_final.pth"
     env = environment(mri, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
     out = command(
-        env, "nnUNetv2_train", 901, "2d", 3, "-tr", "MedDINOv3OneStepTrainer", *DEVICE, "-pretrained_weights", checkpoint
+        env,
+        "nnUNetv2_train",
+        901,
+        "2d",
+        3,
+        "-tr",
+        "MedDINOv3OneStepTrainer",
+        *DEVICE,
+        "-pretrained_weights",
+        checkpoint,
     )
     assert "an nnU-Net checkpoint given by -pretrained_weights" in out
 
@@ -164,7 +177,18 @@ def test_best_configuration_and_ensemble(mri, tmp_path):
     for configuration in ("2d", "2d_64"):
         arguments = ("-c", configuration, "-tr", TRAINER, "--save_probabilities")
         command(
-            env, "nnUNetv2_predict", "-i", images, "-o", tmp_path / configuration, "-d", 901, "-f", 0, *PREDICT, *arguments
+            env,
+            "nnUNetv2_predict",
+            "-i",
+            images,
+            "-o",
+            tmp_path / configuration,
+            "-d",
+            901,
+            "-f",
+            0,
+            *PREDICT,
+            *arguments,
         )
     command(env, "nnUNetv2_ensemble", "-i", tmp_path / "2d", tmp_path / "2d_64", "-o", tmp_path / "both", "-np", 2)
     assert len(labels_of(tmp_path / "both")) == 6

@@ -49,7 +49,9 @@ class MedDINOv3(nn.Module):
         super().__init__()
         config = ViTConfig(**vit)
         if deep_supervision:
-            msg = "MedDINOv3 decodes at one resolution and has no deep supervision; set enable_deep_supervision = False."
+            msg = (
+                "MedDINOv3 decodes at one resolution and has no deep supervision; set enable_deep_supervision = False."
+            )
             raise ConfigurationError(msg)
         if list(blocks) != sorted(set(blocks)) or not blocks or blocks[0] < 0 or blocks[-1] != config.depth - 1:
             msg = (

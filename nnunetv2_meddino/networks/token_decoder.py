@@ -101,7 +101,7 @@ class TokenDecoder(nn.Module):
         super().__init__()
         stages = patch_size.bit_length() - 1
         if patch_size != 2**stages:
-            msg = f"The decoder doubles the resolution until it reaches the pixel: patch size {patch_size} is no power of 2."
+            msg = f"The decoder doubles the resolution up to the pixel: patch size {patch_size} is no power of 2."
             raise ConfigurationError(msg)
         if aggregation not in AGGREGATIONS:
             msg = f"Unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}."

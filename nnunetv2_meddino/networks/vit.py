@@ -163,7 +163,9 @@ class VisionTransformer(Eva):
 
     def __init__(self, config: ViTConfig, in_channels: int = STEM_CHANNELS, drop_path: float = 0.0) -> None:
         if in_channels < 1:
-            msg = f"The images have {in_channels} channels; a ViT needs at least 1. Check channel_names in dataset.json."
+            msg = (
+                f"The images have {in_channels} channels; a ViT needs at least 1. Check channel_names in dataset.json."
+            )
             raise ConfigurationError(msg)
         super().__init__(
             patch_size=config.patch_size,
@@ -189,7 +191,7 @@ class VisionTransformer(Eva):
         )
         self.config = config
         self.in_channels = in_channels
-        self.rope = None  # the table is made in the forward, in the type that the configuration asks for
+        del self.rope  # the table is made in the forward, in the type that the configuration asks for
         self.cls_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.untied_cls_norm else None
         stem = self.patch_embed.proj
         self.patch_embed.proj = Stem(stem.in_channels, stem.out_channels, config.patch_size, stride=config.patch_size)
@@ -264,7 +266,7 @@ class VisionTransformer(Eva):
             tokens = self.norm(tokens)
         return Tokens(tokens[:, :count], tokens[:, count:])
 
-    def forward(self, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    def forward(self, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
         """Return the normed feature maps of chosen blocks.
 
         Args:

@@ -62,8 +62,8 @@ def _own_weights(pretrained: Mapping[str, str], backbone: str | None) -> str:
     if backbone not in pretrained:
         msg = (
             f"This trainer has no pretrained weights for MEDDINO_BACKBONE={backbone} (it has them for "
-            f"{', '.join(pretrained)}). Set MEDDINO_WEIGHTS to weights of that architecture, or MEDDINO_WEIGHTS=none to "
-            "train from random weights on purpose."
+            f"{', '.join(pretrained)}). Set MEDDINO_WEIGHTS to weights of that architecture, or MEDDINO_WEIGHTS=none "
+            "to train from random weights on purpose."
         )
         raise ConfigurationError(msg)
     return pretrained[backbone]

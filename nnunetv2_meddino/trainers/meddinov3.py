@@ -16,7 +16,7 @@ from nnunetv2_meddino.networks.vit import evenly_spaced_blocks
 from nnunetv2_meddino.trainers.backbone_choice import choose_backbone
 from nnunetv2_meddino.trainers.vit_trainer import ViTTrainer
 
-DINOV3_WEIGHTS = MappingProxyType(
+DINOV3_WEIGHTS: Mapping[str, str] = MappingProxyType(
     {
         "vitb16": "dinov3_vitb16_lvd1689m",
         "vits16": "dinov3_vits16_lvd1689m",
@@ -29,7 +29,8 @@ class MedDINOv3Trainer(ViTTrainer):
     """MedDINOv3: ViT-B/16 pretrained on CT, tokens of blocks 2, 5, 8 and 11 concatenated (paper).
 
     ViT rate 3e-5, decoder rate 3e-4 (paper, code), AdamW with betas 0.9 and 0.98 and weight decay 5e-2 on all
-    parameters, linear decay to 0 without warm-up, stochastic depth 0.2, final norm applied to every tapped block (code).
+    parameters, linear decay to 0 without warm-up, stochastic depth 0.2, final norm applied to every tapped block
+    (code).
     Register tokens are kept (ours: the released DINOv3 rows drop them on loading, without a message).
     """
 

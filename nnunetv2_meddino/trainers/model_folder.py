@@ -23,8 +23,8 @@ def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None
     known = sorted(plans["configurations"])
     if configuration not in known:
         msg = (
-            f"Configuration {configuration} is not in the plans {plans['plans_name']} of {plans['dataset_name']}, which "
-            f"hold {', '.join(known)}. For a high-resolution one run: meddino plan -d {plans['dataset_name']}"
+            f"Configuration {configuration} is not in the plans {plans['plans_name']} of {plans['dataset_name']}, "
+            f"which hold {', '.join(known)}. For a high-resolution one run: meddino plan -d {plans['dataset_name']}"
         )
         raise PlanError(msg)
     patch_size = PlansManager(plans).get_configuration(configuration).patch_size
@@ -56,9 +56,9 @@ def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[
     saved = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
     if saved != json.loads(json.dumps(architecture)):
         msg = (
-            f"{sisters[0].name} in {fold_folder.parent} was trained with another architecture than this fold would have "
-            "(MEDDINO_BACKBONE or MEDDINO_WEIGHTS differ), and nnU-Net keeps one plans.json for all folds. Train this "
-            "fold with the settings of the others, or move that folder away to start anew."
+            f"{sisters[0].name} in {fold_folder.parent} was trained with another architecture than this fold would "
+            "have (MEDDINO_BACKBONE or MEDDINO_WEIGHTS differ), and nnU-Net keeps one plans.json for all folds. Train "
+            "this fold with the settings of the others, or move that folder away to start anew."
         )
         raise ConfigurationError(msg)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,8 @@ class ViTTrainer(nnUNetTrainer):
     @property
     def plain_network(self) -> nn.Module:
         """The network without the wrappers of DDP and ``torch.compile``."""
-        network = getattr(self.network, "module", self.network)
+        wrapped: Any = self.network
+        network = getattr(wrapped, "module", wrapped)
         return getattr(network, "_orig_mod", network)
 
     def initialize(self) -> None:
@@ -147,7 +147,8 @@ class ViTTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
         """Return AdamW (betas 0.9 and 0.98, released code) over two groups, new parameters first, and its schedule."""
-        encoder, new = [], []
+        encoder: list[nn.Parameter] = []
+        new: list[nn.Parameter] = []
         for name, parameter in self.plain_network.named_parameters():
             if parameter.requires_grad:
                 (encoder if name.startswith("encoder.") else new).append(parameter)
@@ -187,8 +188,8 @@ class ViTTrainer(nnUNetTrainer):
             declared = sorted(int(v) for v in {*self.label_manager.all_labels, self.label_manager.ignore_label or 0})
             if highest > declared[-1]:
                 msg = (
-                    f"A label map of {self.plans_manager.dataset_name} holds the label {highest}; dataset.json declares "
-                    f"{declared}. Correct the label maps or dataset.json, then run "
+                    f"A label map of {self.plans_manager.dataset_name} holds the label {highest}; dataset.json "
+                    f"declares {declared}. Correct the label maps or dataset.json, then run "
                     "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity again."
                 )
                 raise DataError(msg)
@@ -200,7 +201,7 @@ class ViTTrainer(nnUNetTrainer):
         temporary = f"{filename}.tmp"
         super().save_checkpoint(temporary)
         if Path(temporary).is_file():
-            os.replace(temporary, filename)
+            Path(temporary).replace(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Resume from, or validate, a checkpoint, with the architecture that it was trained with."""

@@ -32,7 +32,9 @@ class ConvDecoder(nn.Module):
         super().__init__()
         stages: list[nn.Module] = []
         for _ in range(4):
-            stages.append(nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), ChannelNorm(width // 2), nn.GELU()))
+            stages.append(
+                nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), ChannelNorm(width // 2), nn.GELU())
+            )
             width //= 2
         self.decode = nn.Sequential(*stages, nn.Conv2d(width, num_classes, 1))
 

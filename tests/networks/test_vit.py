@@ -14,8 +14,8 @@ from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.networks.rope import rope_table
 from nnunetv2_meddino.networks.vit import (
     BACKBONES,
-    ViTConfig,
     VisionTransformer,
+    ViTConfig,
     adapt_stem,
     evenly_spaced_blocks,
     stem_input_channels,

@@ -71,7 +71,11 @@ def run_epoch(trainer, epoch_batches) -> float:
 def test_recipe_is_the_published_one(nnunet_home, random_tiny, name):
     trainer = make_trainer(nnunet_home, name)
     trainer.initialize()
-    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (1000, 250, 50)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (
+        1000,
+        250,
+        50,
+    )
     assert not trainer.enable_deep_supervision
     assert trainer.grad_scaler is None
     optimizer = trainer.optimizer
@@ -128,7 +132,9 @@ def test_architecture_travels_in_the_plans(nnunet_home, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDDINO_WEIGHTS", "/nonexistent")
     monkeypatch.setenv("MEDDINO_BACKBONE", "vitl16")
     manager = PlansManager(plans)
-    network = find_trainer("MedDINOv3Trainer").build_network_architecture(manager, manager.get_configuration("2d"), 1, 3, False)
+    network = find_trainer("MedDINOv3Trainer").build_network_architecture(
+        manager, manager.get_configuration("2d"), 1, 3, False
+    )
     network.load_state_dict(trainer.network.state_dict())
     assert network.encoder.config.num_registers == 2
 
@@ -304,7 +310,9 @@ def test_three_dimensional_and_unknown_configurations_are_refused(nnunet_home, r
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     dataset = json.loads((folder / "dataset.json").read_text())
     with pytest.raises(PlanError, match="2d_896 is not in the plans .* meddino plan -d Dataset998_Discs"):
-        find_trainer("MedDINOv3Trainer")({**plans, "continue_training": False}, "2d_896", 0, dataset, torch.device("cpu"))
+        find_trainer("MedDINOv3Trainer")(
+            {**plans, "continue_training": False}, "2d_896", 0, dataset, torch.device("cpu")
+        )
     assert not any((nnunet_home / "results").iterdir())
 
 
