@@ -7,7 +7,9 @@ import json
 import os
 import select
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -219,8 +221,16 @@ def test_training_goes_on_from_its_checkpoint(stage: Stage, monkeypatch: pytest.
     assert "--c" in stage.calls()[2]["arguments"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works, also where the tests were started in the background, which makes processes ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def test_ctrl_c_ends_the_command_with_its_workers_and_can_be_continued(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, interruptible: None
 ) -> None:
     monkeypatch.setenv("INTERRUPT", "nnUNetv2_train")
     with pytest.raises(KeyboardInterrupt):

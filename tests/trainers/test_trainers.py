@@ -333,3 +333,29 @@ def test_batch_of_one_oversamples_foreground_by_chance(nnunet_home, random_tiny)
     trainer = make_trainer(nnunet_home, batch_size=2)
     trainer.initialize()
     assert not trainer.probabilistic_oversampling
+
+
+def test_compiled_training_saves_plain_names_and_resumes(nnunet_home, random_tiny, monkeypatch):
+    """nnU-Net compiles on GPUs by default; here with a backend that needs none."""
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    cls = find_trainer("MedDINOv3Trainer")
+    monkeypatch.setattr(cls, "_do_i_compile", lambda self: True)
+    trainer = make_trainer(nnunet_home)
+    trainer.on_train_start()
+    assert hasattr(trainer.network, "_orig_mod")
+    assert [len(g["params"]) for g in trainer.optimizer.param_groups] == [
+        len(list(part.parameters())) for part in (trainer.plain_network.decoder, trainer.plain_network.encoder)
+    ]
+    run_epoch(trainer, batches(trainer, 1))
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        trainer.validation_step(batches(trainer, 1)[0])
+    checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(checkpoint))
+    saved = torch.load(checkpoint, weights_only=False)["network_weights"]
+    assert all(name.startswith(("encoder.", "decoder.")) for name in saved)
+    resumed = make_trainer(nnunet_home)
+    resumed.load_checkpoint(str(checkpoint))
+    resumed.on_train_start()
+    assert all(torch.equal(v, saved[k]) for k, v in resumed.plain_network.state_dict().items())
