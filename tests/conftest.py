@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded; processes share the cores
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 

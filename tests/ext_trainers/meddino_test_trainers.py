@@ -3,6 +3,7 @@
 import os
 
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+from nnunetv2_meddino.trainers.recipes import MedDINOv3Trainer_demo
 
 
 class MedDINOv3TestTrainer(MedDINOv3Trainer):
@@ -29,3 +30,16 @@ class MedDINOv3OneStepTrainer(MedDINOv3TestTrainer):
 
     epochs = 1
     iterations_per_epoch = 1
+
+
+class MedDINOv3LearningTrainer(MedDINOv3Trainer_demo):
+    """The demo's training, twice as long."""
+
+    epochs = 24
+
+
+class MedDINOv3UntrainedTrainer(MedDINOv3OneStepTrainer):
+    """One step that changes nothing."""
+
+    encoder_lr = 0.0
+    decoder_lr = 0.0

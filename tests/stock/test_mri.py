@@ -1,0 +1,138 @@
+"""Real MRI through every stock command: train, crash, resume, validate, predict, export, ensemble."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+from tests.conftest import shared_path
+from tests.nnunet import command
+from tests.stock.commands import (
+    DEVICE,
+    TRAINER,
+    environment,
+    home_with,
+    labels_of,
+    model,
+    plan_and_preprocess,
+    predict,
+    same_labels,
+)
+from tests.trainers.test_trainers import tiny_weights
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def mri(tmp_path_factory) -> Path:
+    """Real MRI, trained through a crash: weights from a file that is gone afterwards."""
+    home = home_with(tmp_path_factory.mktemp("mri"), shared_path("data/Dataset901_MRMini"))
+    plan_and_preprocess(home, 901)
+    weights = tiny_weights(home / "tiny.safetensors")
+    env = environment(home, MEDDINO_WEIGHTS=str(weights), CRASH_AFTER_EPOCH="1")
+    (home / "crash.log").write_text(command(env, "nnUNetv2_train", 901, "2d", 0, "-tr", TRAINER, *DEVICE, fails=True))
+    weights.unlink()
+    env = environment(home, MEDDINO_WEIGHTS="/nonexistent")
+    resume = command(env, "nnUNetv2_train", 901, "2d", 0, "-tr", TRAINER, *DEVICE, "--c", "--npz")
+    (home / "resume.log").write_text(resume)
+    predict(home, home / "predicted", "-tr", TRAINER, "--save_probabilities")
+    return home
+
+
+def test_mri_patches_are_no_multiple_of_the_token_size(mri):
+    plans = json.loads((mri / "preprocessed/Dataset901_MRMini/nnUNetPlans.json").read_text())
+    assert any(side % 16 for side in plans["configurations"]["2d"]["patch_size"])
+
+
+def test_training_resumes_where_it_was_killed(mri):
+    rates = [
+        re.findall(r"Current learning rate: ([\d.e-]+)", (mri / f"{n}.log").read_text()) for n in ("crash", "resume")
+    ]
+    assert rates == [["0.001", "0.00067"], ["0.00033"]]
+    checkpoint = torch.load(model(mri) / "fold_0/checkpoint_final.pth", weights_only=False)
+    assert checkpoint["current_epoch"] == 3
+    assert len(checkpoint["logging"]["train_losses"]) == 3
+    weights = checkpoint["init_args"]["meddino"]["weights"]
+    assert (weights["name"], weights["licence"]) == ("tiny-test", "CC0-1.0")
+    assert "tiny-test" in (mri / "resume.log").read_text()
+
+
+def test_prediction_needs_no_backbone_and_evaluates(mri):
+    images = mri / "raw/Dataset901_MRMini/imagesTs"
+    for file in images.glob("*.nii.gz"):
+        expected = sitk.ReadImage(file)
+        actual = sitk.ReadImage(mri / "predicted" / file.name.replace("_0000", ""))
+        assert (actual.GetSize(), actual.GetSpacing()) == (expected.GetSize(), expected.GetSpacing())
+    predicted, plans = mri / "predicted", model(mri) / "plans.json"
+    arguments = ("-djfile", predicted / "dataset.json", "-pfile", plans, "-np", 1)
+    command(environment(mri), "nnUNetv2_evaluate_folder", images.with_name("labelsTs"), predicted, *arguments)
+    summary = json.loads((predicted / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 6
+    assert 0 <= summary["foreground_mean"]["Dice"] <= 1
+
+
+def test_validation_alone_reads_no_weights(mri):
+    before = (model(mri) / "fold_0/checkpoint_final.pth").read_bytes()
+    env = environment(mri, MEDDINO_WEIGHTS="/nonexistent")
+    out = command(env, "nnUNetv2_train", 901, "2d", 0, "-tr", TRAINER, *DEVICE, "--val")
+    assert "Mean Validation Dice" in out
+    assert (model(mri) / "fold_0/checkpoint_final.pth").read_bytes() == before
+
+
+def test_exported_stock_model_predicts_the_same_without_our_variable(mri, tmp_path):
+    out = command(environment(mri), "meddino", "export", model(mri), "--stock").splitlines()[0]
+    exported = Path(out)
+    assert exported.name == f"nnUNetTrainer__nnUNetPlans{TRAINER}__2d"
+    predict(mri, tmp_path / "p", "-p", f"nnUNetPlans{TRAINER}", nnUNet_extTrainer="")
+    assert same_labels(tmp_path / "p", mri / "predicted")
+    sizes = [(f / "fold_0/checkpoint_final.pth").stat().st_size for f in (exported, model(mri))]
+    assert sizes[0] < 0.5 * sizes[1]
+    message = command(environment(mri), "meddino", "export", model(mri), "--stock", fails=True)
+    assert "exists already" in message
+
+
+def test_zip_export_and_import_predict_the_same(mri, tmp_path):
+    archive = tmp_path / "model.zip"
+    arguments = ("-d", 901, "-o", archive, "-c", "2d", "-tr", TRAINER, "-p", "nnUNetPlans", "-f", 0)
+    command(environment(mri), "nnUNetv2_export_model_to_zip", *arguments)
+    (tmp_path / "results").mkdir()
+    env = environment(mri, nnUNet_results=str(tmp_path / "results"))
+    command(env, "nnUNetv2_install_pretrained_model_from_zip", archive)
+    predict(mri, tmp_path / "p", nnUNet_results=str(tmp_path / "results"))
+    assert same_labels(tmp_path / "p", mri / "predicted")
+
+
+def test_pretrained_weights_of_nnunet_win_over_ours(mri):
+    checkpoint = model(mri) / "fold_0/checkpoint_final.pth"
+    env = environment(mri, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
+    out = command(
+        env,
+        "nnUNetv2_train",
+        901,
+        "2d",
+        3,
+        "-tr",
+        "MedDINOv3OneStepTrainer",
+        *DEVICE,
+        "-pretrained_weights",
+        checkpoint,
+    )
+    assert "an nnU-Net checkpoint given by -pretrained_weights" in out
+
+
+def test_best_configuration_and_ensemble(mri, tmp_path):
+    env = environment(mri, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
+    command(env, "meddino", "plan", "-d", 901, "--patch-size", 64)
+    command(env, "nnUNetv2_preprocess", "-d", 901, "-plans_name", "nnUNetPlans", "-c", "2d_64", "-np", 2)
+    command(env, "nnUNetv2_train", 901, "2d_64", 0, "-tr", TRAINER, *DEVICE, "--npz")
+    arguments = ("-c", "2d", "2d_64", "-tr", TRAINER, "-f", 0, "-np", 2)
+    out = command(env, "nnUNetv2_find_best_configuration", 901, *arguments)
+    assert re.search(rf"{TRAINER}__nnUNetPlans__2d(_64)?: [\d.]+|ensemble", out)
+    predict(mri, tmp_path / "2d_64", "-c", "2d_64", "-tr", TRAINER, "--save_probabilities")
+    command(env, "nnUNetv2_ensemble", "-i", mri / "predicted", tmp_path / "2d_64", "-o", tmp_path / "both", "-np", 2)
+    assert len(labels_of(tmp_path / "both")) == 6
