@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -156,17 +157,14 @@ def _add_weights(commands: argparse._SubParsersAction) -> None:
 
 
 def _weights_list(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from nnunetv2_meddino.weights.catalog import CATALOG
 
-    table = Table("name", "backbone", "licence", "what", "from", show_lines=True)
     for entry in CATALOG.values():
-        what = f"{entry.description}. {entry.note}".strip()
-        licence = f"{entry.licence}\n{entry.licence_url}"
-        table.add_row(entry.name, entry.backbone, licence, what, entry.homepage)
-    Console().print(table)
+        print(f"{entry.name}  ({entry.backbone})")
+        paragraph = textwrap.fill(f"{entry.description}. {entry.note}".strip(), 110)
+        print(
+            textwrap.indent(f"{paragraph}\n{entry.homepage}\nlicence: {entry.licence}, {entry.licence_url}\n", "    ")
+        )
     return 0
 
 

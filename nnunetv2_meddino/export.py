@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.json_files import read_json, write_json
 
 STOCK_TRAINER = "nnUNetTrainer"
 COPIED = ("dataset.json", "dataset_fingerprint.json")
@@ -47,14 +47,14 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     if out.exists():
         msg = f"{out} exists already. Remove it, or choose another folder with -o."
         raise ConfigurationError(msg)
-    plans = json.loads((model_folder / "plans.json").read_text())
+    plans = read_json(model_folder / "plans.json", ConfigurationError)
     _check_architecture(plans, configuration, model_folder)
     plans["plans_name"] = exported_name
 
     unfinished = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    (unfinished / "plans.json").write_text(json.dumps(plans, indent=4))
+    write_json(plans, unfinished / "plans.json")
     for name in COPIED:
         if (model_folder / name).is_file():
             shutil.copyfile(model_folder / name, unfinished / name)

@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_meddino.errors import ConfigurationError, PlanError
+from nnunetv2_meddino.json_files import read_json
 
 
 def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None:
@@ -52,8 +53,11 @@ def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[
     sisters = [f for f in fold_folder.parent.glob("fold_*") if f != fold_folder and any(f.glob("checkpoint_*.pth"))]
     if not sisters or not plans_file.is_file():
         return
-    plans = json.loads(plans_file.read_text())
-    saved = PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+    saved = (
+        PlansManager(read_json(plans_file, ConfigurationError))
+        .get_configuration(configuration)
+        .configuration["architecture"]
+    )
     if saved != json.loads(json.dumps(architecture)):
         msg = (
             f"{sisters[0].name} in {fold_folder.parent} was trained with another architecture than this fold would "
