@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2_meddino.cli_evaluate import add_evaluate
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, run_environment
 from nnunetv2_meddino.errors import MedDINOError
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_weights(commands)
     _add_nnunet(commands)
+    add_evaluate(commands)
     _add_export(commands)
     return parser
 

@@ -1,0 +1,50 @@
+"""numba, with a cache on disk, and the three instructions on 64-bit words that it does not offer by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function without the interpreter lock, and keep the result on disk where a folder can be written."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # no folder for the cache: compile anew in every process
+        return njit(nogil=True)(function)
+
+
+def _trailing_zeros(typing_context: Any, word: Any) -> Any:
+    """Return the place of the lowest set bit of a uint64, 64 for 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), generate
+
+
+def _leading_zeros(typing_context: Any, word: Any) -> Any:
+    """Return how many bits stand above the highest set bit of a uint64, 64 for 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), generate
+
+
+def _count_ones(typing_context: Any, word: Any) -> Any:
+    """Return the number of set bits of a uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.uint64(types.uint64), generate
+
+
+trailing_zeros: Any = intrinsic(_trailing_zeros)
+leading_zeros: Any = intrinsic(_leading_zeros)
+count_ones: Any = intrinsic(_count_ones)

@@ -1,0 +1,266 @@
+"""Dice, normalised surface distance and surface distances of one case, per class, in both boundary definitions.
+
+The definitions, each named in every key:
+
+- ``voxel``: boundary voxels, each of weight 1. NSD counts them in one fraction over both surfaces; HD95 is the larger
+  of the two directed 95th percentiles, interpolated linearly. Equal to MONAI, in float64; the definition behind the
+  MedDINOv3 tables (there at 1 mm).
+- ``surfel``: surface elements weighted by area. HD95 is the larger of the two directed distances within which 95 % of
+  the area lies, not interpolated. Equal to DeepMind's surface-distance; the definition of KiTS and FLARE.
+
+They differ by several points of NSD on the same masks and must never be compared with one another. In both, ASSD pools
+the elements of both surfaces, and a distance counts as within a tolerance when ``distance <= tolerance`` in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.evaluation.elements import ClassSurfaces, DirectedDistances, SurfacePair
+from nnunetv2_meddino.evaluation.labels import MAX_LABELS, as_bytes, batches, distinct_labels, renumber
+from nnunetv2_meddino.evaluation.results import BoundaryMetrics, CaseMetrics, ClassMetrics
+from nnunetv2_meddino.evaluation.surface import Engine, measure, without_ignored
+
+MAX_CLASSES = 64
+"""Classes measured in one pass: one bit each in a 64-bit word."""
+
+Empty = Literal["exclude", "challenge"]
+
+
+def evaluate_case(
+    reference: NDArray[Any],
+    prediction: NDArray[Any],
+    spacing_mm: Sequence[float],
+    classes: Mapping[str, int | tuple[int, ...]],
+    *,
+    tolerances_mm: float | Iterable[float] | Mapping[str, float | Iterable[float]] = (1.0, 2.0),
+    ignore_label: int | None = None,
+    empty: Empty = "exclude",
+    planar: bool | None = None,
+    engine: Engine = "auto",
+) -> CaseMetrics:
+    """Compare two label maps of the same grid.
+
+    Empty masks: where the reference lacks a class, every metric of it is NaN, whatever was predicted, so that all
+    methods keep the same defined cases; ``fp`` and ``only_predicted`` tell of false positives. Where only the
+    prediction lacks it, Dice and NSD are 0, distances NaN and ``missed`` is set. With ``empty="challenge"`` Dice, IoU
+    and NSD of a class absent from the reference are 1 if it is absent from the prediction too, else 0 (KiTS, FLARE).
+
+    Ignored voxels are left out of all counts and are background in both masks; elements that touch them are not
+    measured from, and stay what is measured to.
+
+    Args:
+        reference: ``(z, y, x)`` label map of any integer type, or of whole numbers in a float type. A uint8 volume is
+            read where it lies; others are copied to one byte per voxel.
+        prediction: Label map of the same shape.
+        spacing_mm: Voxel size in ``(z, y, x)`` order, from the reference's header. Headers store float32: round to 6
+            decimals on reading, or a distance of exactly the tolerance may fall outside.
+        classes: What to evaluate, by name: a label, or the labels of a region.
+        tolerances_mm: One or several tolerances of NSD, the same for all classes or by name of the class.
+        ignore_label: Label of voxels of the reference that count for nothing.
+        empty: What a class absent from the reference yields.
+        planar: Use the 2D definitions, whose surface is a contour. By default where an axis has one voxel.
+        engine: ``compiled`` (numba) or ``plain`` (numpy and scipy); ``auto`` takes the first where it can.
+
+    Raises:
+        DataError: The shapes differ or are not 3D, a value is no whole number, or the spacing makes no sense.
+        ConfigurationError: A class or a tolerance makes no sense, or the compiled engine is missing.
+    """
+    spacing = _checked_spacing(spacing_mm)
+    if reference.shape != prediction.shape or reference.ndim != 3 or 0 in reference.shape:
+        msg = f"Reference {reference.shape} and prediction {prediction.shape} must be 3D volumes of the same shape."
+        raise DataError(msg)
+    if empty not in ("exclude", "challenge"):
+        msg = f"Unknown rule for empty masks {empty!r}; choose exclude or challenge."
+        raise ConfigurationError(msg)
+    if not classes:
+        msg = "There are no classes to evaluate."
+        raise ConfigurationError(msg)
+    regions = {name: _checked_region(name, labels, ignore_label) for name, labels in classes.items()}
+    tolerances = _by_class(tolerances_mm, list(classes))
+    if planar is None:
+        planar = 1 in reference.shape
+    extents = [n * s for n, s in zip(reference.shape, spacing, strict=True)]
+    if planar:
+        if 1 not in reference.shape:
+            msg = f"The 2D definitions need a single slice; this volume is {reference.shape}."
+            raise DataError(msg)
+        axis = reference.shape.index(1)
+        reference, prediction = np.moveaxis(reference, axis, 0), np.moveaxis(prediction, axis, 0)
+        spacing = _checked_spacing((spacing[axis], *spacing[:axis], *spacing[axis + 1 :]))
+        del extents[axis]
+    counts, surfaces, undeclared = _measure(
+        reference, prediction, spacing, list(dict.fromkeys(regions.values())), ignore_label, planar, engine
+    )
+    results = {
+        name: _class_metrics(labels, counts[labels], surfaces[labels], math.prod(spacing), tolerances[name], empty)
+        for name, labels in regions.items()
+    }
+    return CaseMetrics(
+        classes=results,
+        dimensions=2 if planar else 3,
+        diagonal_mm=math.hypot(*extents),
+        undeclared_labels=undeclared,
+    )
+
+
+def _checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+    values = tuple(float(s) for s in spacing_mm)
+    if len(values) != 3 or not all(math.isfinite(s) and s > 0 for s in values):
+        msg = f"The spacing must be three positive numbers of millimetres (z, y, x), not {values}."
+        raise DataError(msg)
+    return values[0], values[1], values[2]
+
+
+def _checked_region(name: str, labels: int | tuple[int, ...], ignore_label: int | None) -> tuple[int, ...]:
+    region = (labels,) if isinstance(labels, (int, np.integer)) else tuple(labels)
+    if not region:
+        msg = f"Class {name!r} has no labels."
+        raise ConfigurationError(msg)
+    if ignore_label in region:
+        msg = f"Class {name!r} contains the ignore label {ignore_label}."
+        raise ConfigurationError(msg)
+    return tuple(sorted({int(label) for label in region}))
+
+
+def _by_class(
+    tolerances_mm: float | Iterable[float] | Mapping[str, float | Iterable[float]], names: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
+    if not isinstance(tolerances_mm, Mapping):
+        tolerances_mm = dict.fromkeys(names, _tuple(tolerances_mm))
+    missing = [name for name in names if name not in tolerances_mm]
+    if missing:
+        msg = f"No NSD tolerance is given for {', '.join(missing)}."
+        raise ConfigurationError(msg)
+    result = {name: _tuple(tolerances_mm[name]) for name in names}
+    for name, values in result.items():
+        if not all(math.isfinite(t) and t >= 0 for t in values):
+            msg = f"The NSD tolerances of {name!r} must be millimetres, 0 or more, not {values}."
+            raise ConfigurationError(msg)
+    return result
+
+
+def _tuple(tolerances_mm: float | Iterable[float]) -> tuple[float, ...]:
+    if isinstance(tolerances_mm, Iterable):
+        return tuple(float(t) for t in tolerances_mm)
+    return (float(tolerances_mm),)
+
+
+_Region = tuple[int, ...]
+_Counts = tuple[int, int, int, int]
+
+
+def _measure(
+    reference: NDArray[Any],
+    prediction: NDArray[Any],
+    spacing: tuple[float, float, float],
+    regions: Sequence[_Region],
+    ignore_label: int | None,
+    planar: bool,
+    engine: Engine,
+) -> tuple[dict[_Region, _Counts], dict[_Region, ClassSurfaces | None], tuple[int, ...]]:
+    """Measure all regions, in as few passes as bytes and 64-bit words allow.
+
+    Returns:
+        TP, FP, FN, TN of each region; its surfaces, where both volumes hold it; and the undeclared labels.
+    """
+    ignored = () if ignore_label is None else (ignore_label,)
+    declared = {*ignored, *(label for region in regions for label in region)}
+    counts: dict[_Region, _Counts] = {}
+    surfaces: dict[_Region, ClassSurfaces | None] = {}
+    undeclared: set[int] = set()
+    # 0 is what lies outside the volume: where it is a class of its own, it needs another number
+    as_they_are = None if 0 in declared else as_bytes(reference, prediction)
+    if as_they_are is None:
+        undeclared = (distinct_labels(reference) | distinct_labels(prediction)) - declared - {0}
+    for group in batches(regions, MAX_CLASSES, MAX_LABELS - len(ignored)):
+        labels = sorted({*ignored, *(label for region in group for label in region)})
+        if as_they_are is None:
+            volumes = [renumber(reference, labels), renumber(prediction, labels)]
+            code = {label: i + 1 for i, label in enumerate(labels)}
+        else:
+            volumes = as_they_are
+            code = {label: label for label in labels if 0 < label <= MAX_LABELS}
+        coded = [tuple(code[label] for label in region if label in code) for region in group]
+        ignored_code = code.get(ignore_label) if ignore_label is not None else None
+        found = measure(volumes[0], volumes[1], spacing, coded, ignore_label=ignored_code, planar=planar, engine=engine)
+        if as_they_are is not None:
+            occurring = found.confusion.any(axis=0) | found.confusion.any(axis=1)
+            undeclared = set(np.flatnonzero(occurring).tolist()) - declared - {0}
+        for region, own, pair in zip(group, coded, found.surfaces, strict=True):
+            counts[region] = _counts(without_ignored(found.confusion, ignored_code), own)
+            surfaces[region] = pair
+    return counts, surfaces, tuple(sorted(undeclared))
+
+
+def _counts(confusion: NDArray[np.int64], labels: tuple[int, ...]) -> _Counts:
+    own = list(labels)
+    tp = int(confusion[np.ix_(own, own)].sum())
+    n_ref, n_pred = int(confusion[own].sum()), int(confusion[:, own].sum())
+    return tp, n_pred - tp, n_ref - tp, int(confusion.sum()) - n_ref - n_pred + tp
+
+
+def _class_metrics(
+    labels: tuple[int, ...],
+    counts: _Counts,
+    surfaces: ClassSurfaces | None,
+    voxel_volume_mm3: float,
+    tolerances_mm: tuple[float, ...],
+    empty: Empty,
+) -> ClassMetrics:
+    tp, fp, fn, tn = counts
+    if tp + fn:
+        dsc, iou = 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)
+    else:
+        dsc = iou = math.nan if empty == "exclude" else float(fp == 0)
+    if surfaces is not None:
+        voxel = _boundary_metrics(surfaces.voxel, tolerances_mm, _linear_percentile)
+        surfel = _boundary_metrics(surfaces.surfel, tolerances_mm, _covering_percentile)
+    else:  # a mask is empty: overlap of surfaces follows that of volumes (0, 1 or NaN), distances are undefined
+        nan = math.nan
+        voxel = surfel = BoundaryMetrics(dict.fromkeys(tolerances_mm, dsc), nan, nan, nan, nan, nan)
+    return ClassMetrics(labels, tp, fp, fn, tn, dsc, iou, voxel, surfel, voxel_volume_mm3 / 1000)
+
+
+def _boundary_metrics(
+    pair: SurfacePair,
+    tolerances_mm: tuple[float, ...],
+    percentile: Callable[[DirectedDistances, float], float],
+) -> BoundaryMetrics:
+    directions = (pair.reference_to_prediction, pair.prediction_to_reference)
+    total = directions[0].size + directions[1].size
+    if not all(len(d.distances_mm) for d in directions):  # every element touches ignored voxels
+        nan = math.nan
+        return BoundaryMetrics(dict.fromkeys(tolerances_mm, nan), nan, nan, nan, nan, nan)
+    moments = [math.fsum(d.distances_mm * d.sizes) for d in directions]
+    nsd = {t: math.fsum(math.fsum(d.sizes[d.distances_mm <= t]) for d in directions) / total for t in tolerances_mm}
+    return BoundaryMetrics(
+        nsd=nsd,
+        assd_mm=(moments[0] + moments[1]) / total,
+        reference_to_prediction_mm=moments[0] / directions[0].size,
+        prediction_to_reference_mm=moments[1] / directions[1].size,
+        hd95_mm=max(percentile(d, 0.95) for d in directions),
+        hd_mm=float(max(d.distances_mm[-1] for d in directions)),
+    )
+
+
+def _linear_percentile(directed: DirectedDistances, fraction: float) -> float:
+    """Interpolate between the two elements, in order of distance, around ``fraction * (n - 1)`` (MONAI, numpy)."""
+    last = np.cumsum(directed.sizes) - 1  # place of the last element at each distance
+    position = fraction * last[-1]
+    low, high = directed.distances_mm[np.searchsorted(last, [math.floor(position), math.ceil(position)])]
+    part = position - math.floor(position)
+    return float(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
+
+
+def _covering_percentile(directed: DirectedDistances, fraction: float) -> float:
+    """Return the smallest distance within which at least ``fraction`` of the surface lies (DeepMind)."""
+    covered = np.cumsum(directed.sizes) / directed.size
+    place = min(int(np.searchsorted(covered, fraction)), len(covered) - 1)
+    return float(directed.distances_mm[place])

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import tifffile
+
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.evaluation.files import case_name, check_same_grid, pair_files, read_segmentation
+from tests.conftest import shared_path
+
+GEOMETRY = ["same", "shape", "shape_broadcastable", "spacing", "spacing_float_noise", "origin", "direction"]
+XYZ_MM = (0.7, 0.9, 2.5)
+LABELS = np.random.default_rng(0).integers(0, 4, (6, 9, 12)).astype(np.uint8)
+AFFINE = np.array([[-0.7, 0, 0, -1.0], [0, -0.9, 0, -2.0], [0, 0, 2.5, 3.0], [0, 0, 0, 1]])
+"""What ``write`` makes, in nibabel's coordinates."""
+
+
+def write(path: Path, labels: np.ndarray = LABELS, *, spacing=XYZ_MM, origin=(1.0, 2.0, 3.0)) -> Path:
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    sitk.WriteImage(image, path, True)
+    return path
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_golden_geometry_pairs_get_their_verdict_with_both_files_named(name):
+    golden = shared_path("golden_metrics")
+    expected = json.loads((golden / "expected.json").read_text())["geometry"][name]
+    files = [golden / expected["ref"], golden / expected["pred"]]
+    reference, prediction = map(read_segmentation, files)
+    if expected["expect"] == "ok":
+        check_same_grid(reference, prediction)
+        return
+    with pytest.raises(DataError) as caught:
+        check_same_grid(reference, prediction)
+    assert all(str(file) in str(caught.value) for file in files)
+    assert {"shape_broadcastable": "shape"}.get(name, name) in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".hdr"])
+def test_every_format_gives_the_same_labels_and_grid_in_array_order(tmp_path, ending):
+    reference = read_segmentation(write(tmp_path / "reference.nrrd"))
+    read = read_segmentation(write(tmp_path / f"case{ending}"))
+    np.testing.assert_array_equal(read.labels, LABELS)
+    np.testing.assert_allclose(read.grid.spacing_mm, (2.5, 0.9, 0.7), rtol=1e-6)
+    np.testing.assert_allclose(read.grid.origin_mm, (1, 2, 3))
+    np.testing.assert_allclose(read.grid.directions, np.eye(3)[::-1], atol=1e-6)
+    check_same_grid(reference, read)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mgz"])
+def test_files_that_nibabel_writes_lie_on_the_grid_that_simpleitk_writes(tmp_path, ending):
+    image_class = nibabel.MGHImage if ending == ".mgz" else nibabel.Nifti1Image
+    nibabel.save(image_class(LABELS.T, AFFINE), tmp_path / f"case{ending}")
+    read = read_segmentation(tmp_path / f"case{ending}")
+    np.testing.assert_array_equal(read.labels, LABELS)
+    check_same_grid(read_segmentation(write(tmp_path / "reference.nrrd")), read)
+
+
+def test_a_nifti_file_that_simpleitk_refuses_for_its_axes_is_read_by_its_affine(tmp_path):
+    sheared = AFFINE.copy()
+    sheared[0, 1] = 0.2
+    nibabel.save(nibabel.Nifti1Image(LABELS.T, sheared), tmp_path / "case.nii.gz")
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(tmp_path / "case.nii.gz")
+    read = read_segmentation(tmp_path / "case.nii.gz")
+    np.testing.assert_array_equal(read.labels, LABELS)
+    np.testing.assert_allclose(read.grid.spacing_mm, (2.5, np.hypot(0.9, 0.2), 0.7), rtol=1e-6)
+    np.testing.assert_allclose(read.grid.directions[2], (1, 0, 0), atol=1e-6)
+    with pytest.raises(DataError, match="direction"):
+        check_same_grid(read_segmentation(write(tmp_path / "reference.nrrd")), read)
+
+
+def test_a_nifti_file_without_orientation_fits_what_nnunet_writes_for_it(tmp_path):
+    """Nibabel would put the origin into the centre of such a volume; nnU-Net writes what SimpleITK makes of it."""
+    image = nibabel.Nifti1Image(LABELS.T, None)
+    image.header.set_zooms(XYZ_MM)
+    nibabel.save(image, tmp_path / "reference.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "reference.nii.gz"), tmp_path / "prediction.nii.gz")
+    check_same_grid(read_segmentation(tmp_path / "reference.nii.gz"), read_segmentation(tmp_path / "prediction.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("change", "ok"),
+    [
+        ({"spacing": (0.7, 0.9, 2.502)}, True),
+        ({"spacing": (0.7, 0.9, 2.503)}, False),
+        ({"origin": (1.0, 2.0, 3.024)}, True),
+        ({"origin": (1.0, 2.0, 3.026)}, False),
+        ({"origin": (1.008, 2.0, 3.0)}, False),  # a hundredth of a voxel is less along x than along z
+    ],
+)
+def test_tolerances_of_spacing_are_relative_and_those_of_the_origin_in_voxels(tmp_path, change, ok):
+    reference = read_segmentation(write(tmp_path / "reference.nrrd"))
+    prediction = read_segmentation(write(tmp_path / "prediction.nrrd", **change))
+    if ok:
+        check_same_grid(reference, prediction)
+    else:
+        with pytest.raises(DataError, match=next(iter(change))):
+            check_same_grid(reference, prediction)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".gipl.gz", ".mgz", ".hdr"])
+def test_truncated_files_are_refused_by_name(tmp_path, ending):
+    path = tmp_path / f"case{ending}"
+    if ending == ".mgz":
+        nibabel.save(nibabel.MGHImage(LABELS.T, AFFINE), path)
+    else:
+        write(path)
+    data = path.with_suffix(".img") if ending == ".hdr" else path
+    data.write_bytes(data.read_bytes()[:-40])
+    if ending == ".nii.gz":
+        assert sitk.ReadImage(path).GetSize() == (12, 9, 6), "the trap: SimpleITK says nothing"
+    with pytest.raises(DataError, match=f"case{ending} cannot be read"):
+        read_segmentation(path)
+
+
+def test_a_damaged_gzip_stream_is_refused_although_its_length_is_right(tmp_path):
+    path = write(tmp_path / "case.nii.gz")
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    packed = bytearray(gzip.compress(bytes(content), compresslevel=0))
+    packed[-200] ^= 1  # stored, not compressed: only the checksum can tell
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match=r"case\.nii\.gz cannot be read.*CRC"):
+        read_segmentation(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "place", "value"),
+    [
+        (".nii", 70, b"\x42\x42"),
+        (".nii", 108, np.float32(201).tobytes()),
+        (".hdr", 70, b"\x42\x42"),
+    ],
+    ids=["type", "offset", "type in a pair"],
+)
+def test_a_damaged_header_is_refused_by_name(tmp_path, ending, place, value):
+    path = write(tmp_path / f"case{ending}")
+    content = bytearray(path.read_bytes())
+    content[place : place + len(value)] = value
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"case{ending} cannot be read"):
+        read_segmentation(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.5, "value 0.5"), (np.nan, "value nan"), (np.inf, "value inf"), (1e12, "value 1e")]
+)
+def test_values_that_are_no_labels_are_refused_with_the_value(tmp_path, value, message):
+    labels = LABELS.astype(np.float32)
+    labels[3, 4, 5] = value
+    with pytest.raises(DataError, match=message):
+        read_segmentation(write(tmp_path / "case.nii.gz", labels))
+
+
+def test_whole_numbers_in_a_float_type_are_labels(tmp_path):
+    read = read_segmentation(write(tmp_path / "case.nii.gz", LABELS.astype(np.float64)))
+    np.testing.assert_array_equal(read.labels, LABELS)
+
+
+def test_what_is_no_single_volume_is_refused(tmp_path):
+    colour = sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
+    sitk.WriteImage(colour, tmp_path / "colour.png")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4)), tmp_path / "four.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    (tmp_path / "empty.nrrd").touch()
+    for name, reason in [
+        ("colour.png", "3 values per voxel"),
+        ("four.nii.gz", "shape"),
+        ("text.nii.gz", "NIfTI"),
+        ("empty.nrrd", "cannot be read"),
+        ("absent.mha", "does not exist"),
+    ]:
+        with pytest.raises(DataError, match=f"{name}.*{reason}"):
+            read_segmentation(tmp_path / name)
+
+
+def test_a_fourth_axis_of_one_element_is_dropped(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(LABELS.T[..., np.newaxis], AFFINE), tmp_path / "case.nii.gz")
+    read = read_segmentation(tmp_path / "case.nii.gz")
+    check_same_grid(read_segmentation(write(tmp_path / "reference.nrrd")), read)
+
+
+def test_pictures_are_single_slices_of_square_pixels_of_1_mm(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(LABELS[0]), tmp_path / "case.png")
+    read = read_segmentation(tmp_path / "case.png")
+    np.testing.assert_array_equal(read.labels, LABELS[:1])
+    assert read.grid.spacing_mm == (1, 1, 1)
+
+
+def test_a_tiff_takes_its_spacing_from_the_file_that_nnunet_writes_beside_it(tmp_path):
+    tifffile.imwrite(tmp_path / "case.tif", data=LABELS, compression="zlib")
+    assert read_segmentation(tmp_path / "case.tif").grid.spacing_mm == (1, 1, 1)
+    (tmp_path / "case.json").write_text('{"spacing": [2.5, 0.9, 0.7]}')
+    read = read_segmentation(tmp_path / "case.tif")
+    np.testing.assert_array_equal(read.labels, LABELS)
+    assert read.grid.spacing_mm == (2.5, 0.9, 0.7)
+
+
+def test_cases_are_paired_by_name_whatever_their_format(tmp_path):
+    for folder, names in {
+        "reference": ["a.1.nii.gz", "b.nrrd", "c.nii.gz", "d.mha", ".hidden.nii.gz", "dataset.json"],
+        "prediction": ["a.1.mha", "b.nrrd", "d.mha", "d.nrrd", "extra.nii.gz", "a.1.npz"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    found = pair_files(tmp_path / "reference", tmp_path / "prediction")
+    assert [(p.case, p.reference.name, p.prediction.name) for p in found.pairs] == [
+        ("a.1", "a.1.nii.gz", "a.1.mha"),
+        ("b", "b.nrrd", "b.nrrd"),
+    ]
+    assert [f.case for f in found.failures] == ["c", "d"]
+    assert str(tmp_path / "reference" / "c.nii.gz") in found.failures[0].message
+    assert "d.mha" in found.failures[1].message and "d.nrrd" in found.failures[1].message
+    assert len(found.notes) == 1 and "extra.nii.gz" in found.notes[0]
+
+
+def test_folders_and_files_are_not_mixed_and_must_exist(tmp_path):
+    (tmp_path / "empty").mkdir()
+    file = write(tmp_path / "case.nii.gz")
+    with pytest.raises(DataError, match="give two folders or two files"):
+        pair_files(file, tmp_path)
+    with pytest.raises(DataError, match="absent does not exist"):
+        pair_files(file, tmp_path / "absent")
+    with pytest.raises(DataError, match="empty holds no segmentation"):
+        pair_files(tmp_path, tmp_path / "empty")
+
+
+def test_the_name_of_a_case_keeps_its_dots():
+    assert case_name(Path("x/patient.1.NII.GZ")) == "patient.1"
+    assert case_name(Path("patient.1.dcm")) == "patient.1"
