@@ -24,7 +24,6 @@ from measure import (
     in_fresh_process,
     interleaved,
     peak_rss_mib,
-    restart_without_page_faults,
     speedup,
     write_results,
 )
@@ -36,8 +35,8 @@ DIM, MAPS, CLASSES = 768, 4, 14
 REFERENCE = "channel-first"
 NOTES = (
     "Decoder only, batch 1, ViT-B, 4 blocks concatenated, 14 classes. x: channel-first reference over ours, medians of "
-    "interleaved runs of the same process; one thread and CPU time without page faults on the CPU, wall time on a GPU. "
-    "Peak memory above weights and inputs: resident memory in a process of its own on the CPU, allocator on a GPU."
+    "interleaved runs of the same process; one thread and user CPU time (no page faults) on the CPU, wall time on a "
+    "GPU. Peak memory above weights and inputs: resident memory in a process of its own on the CPU, allocator on a GPU."
 )
 
 
@@ -133,7 +132,7 @@ def peak(name: str, step: str, size: int, dtype: torch.dtype, device: str) -> fl
 
 
 def measure(step: str, size: int, dtype: torch.dtype, device: str, repeats: int) -> list[dict[str, Any]]:
-    """Time all decoders; with page faults out of the way this process' memory only grows, so one process a setting."""
+    """Time all decoders in one process, in turn."""
     models = build(dtype, device)
     maps, grid = inputs(size, dtype, device)
     with torch.no_grad():
@@ -167,8 +166,6 @@ def main() -> None:
         print(json.dumps(peak(name, step, int(size), getattr(torch, dtype), device)))
         return
     if options.measure:
-        if device == "cpu":
-            restart_without_page_faults()
         step, size, dtype = options.measure
         print(json.dumps(measure(step, int(size), getattr(torch, dtype), device, options.repeats)))
         return

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 from decoder import ChannelFirstDecoder
-from measure import RESULTS, interleaved, restart_without_page_faults, speedup, write_results
+from measure import RESULTS, interleaved, speedup, write_results
 from torch import Tensor, nn
 
 from nnunetv2_meddino.networks.meddinov3 import MedDINOv3
@@ -86,8 +86,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        restart_without_page_faults()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     image = torch.randn(options.batch, 1, options.size, options.size, device=device)
