@@ -217,3 +217,11 @@ def test_wrong_channels_and_impossible_widths_are_refused():
         ViTConfig(embed_dim=30, depth=2, num_heads=4, mlp_hidden=64)
     with pytest.raises(ConfigurationError, match="float32, bfloat16"):
         replace(SMALL, rope_dtype="float16")
+
+
+def test_projections_start_with_the_same_spread_in_every_block():
+    # DINOv3: truncated normal of 0.02 throughout; timm's EVA divides by sqrt(2 x block)
+    torch.manual_seed(0)
+    for block in VisionTransformer(BACKBONES["tiny"]).blocks:
+        for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+            assert weight.std().item() == pytest.approx(0.02, rel=0.05)
