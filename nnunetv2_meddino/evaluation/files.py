@@ -75,11 +75,19 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of a case."""
+    """The two files of a case.
+
+    Attributes:
+        case: Its name.
+        reference: What is right.
+        prediction: What is evaluated.
+        aligned: The arrays are known to lie on one another: origin and direction in the headers need not agree.
+    """
 
     case: str
     reference: Path
     prediction: Path
+    aligned: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,11 @@ def read_segmentation(path: Path) -> Segmentation:
     return Segmentation(path, labels, grid)
 
 
-def check_same_grid(reference: Segmentation, prediction: Segmentation) -> None:
-    """Raise ``DataError``, with both files and all values, where two segmentations do not lie on the same grid."""
+def check_same_grid(reference: Segmentation, prediction: Segmentation, *, aligned: bool = False) -> None:
+    """Raise ``DataError``, with both files and all values, where two segmentations do not lie on the same grid.
+
+    ``aligned`` leaves out origin and direction.
+    """
     a, b = reference.grid, prediction.grid
     differences = []
     if reference.labels.shape != prediction.labels.shape:
@@ -141,10 +152,10 @@ def check_same_grid(reference: Segmentation, prediction: Segmentation) -> None:
         spacing_a, spacing_b = np.array(a.spacing_mm), np.array(b.spacing_mm)
         if (np.abs(spacing_b - spacing_a) > SPACING_TOLERANCE * spacing_a)[first:].any():
             differences.append(f"spacing (z, y, x) {_numbers(a.spacing_mm)} and {_numbers(b.spacing_mm)} mm")
-        if np.abs(b.directions - a.directions)[first:].max() > DIRECTION_TOLERANCE:
+        if not aligned and np.abs(b.directions - a.directions)[first:].max() > DIRECTION_TOLERANCE:
             differences.append(f"direction (z; y; x) {_matrix(a.directions)} and {_matrix(b.directions)}")
         shift = a.directions @ (np.array(b.origin_mm) - np.array(a.origin_mm)) / spacing_a
-        if np.abs(shift)[first:].max() > ORIGIN_TOLERANCE:
+        if not aligned and np.abs(shift)[first:].max() > ORIGIN_TOLERANCE:
             differences.append(f"origin {_numbers(a.origin_mm)} and {_numbers(b.origin_mm)} mm")
     if differences:
         msg = (
@@ -196,7 +207,7 @@ def pair_files(
             names = ", ".join(map(str, files))
             pairing.failures.append(Failure(case, f"Several files have the name of one case: {names}. Keep one each."))
         else:
-            pairing.pairs.append(Pair(case, *files))
+            pairing.pairs.append(Pair(case, files[0], files[1]))
     for case in sorted(predictions.keys() - references.keys()):
         pairing.notes.append(f"{predictions[case][0]} has no reference in {reference} and was not evaluated.")
     return pairing

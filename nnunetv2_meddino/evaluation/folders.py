@@ -206,7 +206,7 @@ def evaluate_pair(pair: Pair, labels: LabelSet, tolerances_mm: Mapping[str, tupl
     """Read and evaluate one case; what is wrong with its files is returned, not raised."""
     try:
         reference, prediction = read_segmentation(pair.reference), read_segmentation(pair.prediction)
-        check_same_grid(reference, prediction)
+        check_same_grid(reference, prediction, aligned=pair.aligned)
         z, y, x = (round(s, SPACING_DECIMALS) for s in reference.grid.spacing_mm)
         try:
             metrics = evaluate_case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 SURFACE_METRICS = "surface_metrics.json"
 """Name of the file in the validation folder; the CSV file beside it has the same stem."""
+
+LOGGED = ("NSD_voxel_1mm", "ASSD_voxel_mm")
+"""Means over classes that a training log shows beside nnU-Net's Dice."""
 
 
 def evaluate_validation(
@@ -28,7 +32,8 @@ def evaluate_validation(
     """Evaluate every prediction in a fold's validation folder, as nnU-Net does, with surface metrics.
 
     Cases that cannot be evaluated are logged and listed in the file. ``summary.json`` is not touched. Call it on one
-    rank only.
+    rank only. Origin and direction in the headers are not compared: the predictions have those of the images, which
+    nnU-Net has laid on the references voxel by voxel, whatever their headers say.
 
     Args:
         validation_folder: ``fold_X/validation``.
@@ -47,6 +52,7 @@ def evaluate_validation(
     labels = LabelSet.from_json(dataset_json, "dataset.json")
     endings = (dataset_json["file_ending"].lower(),)
     pairing = pair_files(gt_folder, validation_folder, endings=endings, only_predicted=True)
+    pairing = replace(pairing, pairs=[replace(pair, aligned=True) for pair in pairing.pairs])
     evaluation = evaluate_files(pairing, labels, tolerances_mm, processes=processes)
     for failure in evaluation.failures:
         logger.warning("No surface metrics of case %s: %s", failure.case, failure.message)

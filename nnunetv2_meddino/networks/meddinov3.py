@@ -28,6 +28,7 @@ class MedDINOv3(nn.Module):
         drop_path: Stochastic depth of the ViT in training.
         aggregation: ``concat`` or ``project``, see ``TokenDecoder``.
         checkpointing: Trade decoder memory for time in training, see ``TokenDecoder``.
+        precision: ``bfloat16`` or ``float16`` under autocast; None chooses by the hardware.
         deep_supervision: Must be False; there because nnU-Net passes it.
 
     Raises:
@@ -44,6 +45,7 @@ class MedDINOv3(nn.Module):
         drop_path: float = 0.2,
         aggregation: str = "concat",
         checkpointing: bool = False,
+        precision: str | None = None,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -71,6 +73,7 @@ class MedDINOv3(nn.Module):
             checkpointing=checkpointing,
         )
         self.blocks = tuple(blocks)
+        self.precision = precision
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment images of any size.
@@ -83,7 +86,7 @@ class MedDINOv3(nn.Module):
             below and right (the mean intensity, after nnU-Net's normalisation) and the logits cropped back.
         """
         height, width = image.shape[-2:]
-        with network_autocast(image.device.type):
+        with network_autocast(image.device.type, self.precision):
             tokens = self.encoder.forward_tokens(image, self.blocks)
             logits = self.decoder([t.patches for t in tokens], self.encoder.grid_size(height, width))
         return logits[:, :, :height, :width].contiguous().float()

@@ -13,16 +13,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.padding import pad_to_multiple
 from nnunetv2_meddino.networks.rope import RotationDtype, rope_table
-
-STEM_CHANNELS = 3
-"""Channels of every pretrained DINOv3 stem (RGB)."""
+from nnunetv2_meddino.networks.stem import STEM_CHANNELS, Stem, stem_input_channels
 
 ROPE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -105,51 +103,6 @@ def evenly_spaced_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
         msg = f"{count} feature maps need at least {count} blocks; this ViT has {depth}. Choose a deeper backbone."
         raise ConfigurationError(msg)
     return tuple(round(depth * (i + 1) / count) - 1 for i in range(count))
-
-
-def stem_input_channels(image_channels: int) -> int:
-    """Return how many input channels the stem's weight has for images of ``image_channels`` channels.
-
-    A one-channel image uses the three-channel weight (see ``Stem``); any other number has a weight of its own.
-    """
-    return STEM_CHANNELS if image_channels == 1 else image_channels
-
-
-def adapt_stem(weight: Tensor, image_channels: int) -> Tensor:
-    """Turn a three-channel stem weight into one for images of ``image_channels`` channels.
-
-    One and three channels keep the weight as it is. For C others, the three are repeated in turn (R, G, B, R, ...)
-    and scaled by ``3 / C``, so that an image whose channels are all equal gives the activations it gave before when
-    C is a multiple of 3, and activations of the same size otherwise.
-
-    Args:
-        weight: ``(D, 3, p, p)``.
-        image_channels: Channels C of the images.
-
-    Returns:
-        ``(D, stem_input_channels(C), p, p)``.
-    """
-    channels = stem_input_channels(image_channels)
-    if channels == weight.shape[1]:
-        return weight
-    repeats = -(-channels // STEM_CHANNELS)
-    return weight.repeat(1, repeats, 1, 1)[:, :channels] * (STEM_CHANNELS / channels)
-
-
-class Stem(nn.Conv2d):
-    """Patch embedding that takes a grey image for three equal channels.
-
-    Summing the three-channel weight in the forward is exactly what repeating the image three times computes, at a
-    third of the work; and because the parameter stays the three-channel one, gradients, weight decay and the
-    optimiser's steps are those of repeating as well.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, D, H / p, W / p)``."""
-        if x.shape[1] == 1 and self.in_channels == STEM_CHANNELS:
-            weight = self.weight.sum(dim=1, keepdim=True)
-            return F.conv2d(x, weight, self.bias, stride=self.stride)
-        return super().forward(x)
 
 
 class VisionTransformer(Eva):
@@ -241,9 +194,7 @@ class VisionTransformer(Eva):
             raise ConfigurationError(msg)
         batch, _, height, width = image.shape
         rows, columns = self.grid_size(height, width)
-        patch = self.config.patch_size
-        if (height, width) != (rows * patch, columns * patch):
-            image = F.pad(image, (0, columns * patch - width, 0, rows * patch - height))
+        image = pad_to_multiple(image, self.config.patch_size)
         tokens = self.patch_embed.proj(image).flatten(2).transpose(1, 2)
         prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
         tokens = torch.cat([*(t.expand(batch, -1, -1) for t in prefix), tokens], dim=1)

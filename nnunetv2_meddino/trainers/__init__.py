@@ -7,9 +7,16 @@ TRAINERS = {
     "DINOv3Trainer": "meddinov3",
     "DINOv3PrimusTrainer": "meddinov3",
     "DINOv3PrimusScratchTrainer": "meddinov3",
+    "SegFormerTrainer": "baselines",
+    "SegFormerScratchTrainer": "baselines",
+    "DINOUNetTrainer": "baselines",
+    "MedDINOv3CosineTrainer": "recipes",
     "MedDINOv3Trainer_5epochs": "recipes",
     "MedDINOv3Trainer_100epochs": "recipes",
     "MedDINOv3Trainer_demo": "recipes",
+    "SegFormerTrainer_demo": "recipes",
+    "DINOUNetTrainer_demo": "recipes",
+    "nnUNetTrainer_demo": "recipes",
 }
 """Trainer name, as given to ``-tr``, and the module of this package that defines it."""
 

@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.networks.vit import BACKBONES, ViTConfig
+from nnunetv2_meddino.networks.vit import BACKBONES
 from nnunetv2_meddino.weights.load import architecture_of, backbone_name
 
 NO_WEIGHTS = "none"
 """Value of ``MEDDINO_WEIGHTS`` that asks for random initialisation."""
 
-DEFAULT_BACKBONE = "vitb16"
+
+@dataclass(frozen=True)
+class BackboneFamily:
+    """The architectures among which a trainer can choose."""
+
+    backbones: Mapping[str, Any]
+    """Architectures by the name that ``MEDDINO_BACKBONE`` takes."""
+    default: str
+    """The one to build where nothing else is said."""
+    architecture_of: Callable[[str], Any]
+    """Finds the architecture of pretrained weights."""
+    name_of: Callable[[Any], str | None]
+    """Finds the name of an architecture."""
+
+
+VIT = BackboneFamily(BACKBONES, "vitb16", architecture_of, backbone_name)
 
 
 class BackboneChoice(NamedTuple):
     """A backbone and where its weights come from; no weights is random initialisation, asked for."""
 
-    config: ViTConfig
+    config: Any
+    """A member of the family: ``ViTConfig`` in that of the ViT."""
     weights: str | None
 
 
-def choose_backbone(pretrained: Mapping[str, str]) -> BackboneChoice:
+def choose_backbone(pretrained: Mapping[str, str], family: BackboneFamily = VIT) -> BackboneChoice:
     """Combine a trainer's own weights with ``MEDDINO_WEIGHTS`` and ``MEDDINO_BACKBONE``.
 
     Args:
         pretrained: Backbone names and the weights a trainer uses for them, the default first. Empty for a trainer that
             starts from random weights by definition: it then takes the architecture of ``MEDDINO_WEIGHTS``, so that it
             stays comparable, and not the weights.
+        family: The architectures to choose among.
 
     Raises:
         ConfigurationError: The backbone is unknown, has no weights, or differs from the weights' architecture.
         WeightsError: The weights cannot be read.
     """
     backbone, weights = MEDDINO_BACKBONE.get(), MEDDINO_WEIGHTS.get()
-    if backbone is not None and backbone not in BACKBONES:
-        msg = f"MEDDINO_BACKBONE is {backbone!r}; it must be one of {', '.join(BACKBONES)}, or unset."
+    if backbone is not None and backbone not in family.backbones:
+        msg = f"MEDDINO_BACKBONE is {backbone!r}; it must be one of {', '.join(family.backbones)}, or unset."
         raise ConfigurationError(msg)
     if weights is not None and weights.lower() == NO_WEIGHTS:
-        return BackboneChoice(BACKBONES[backbone or DEFAULT_BACKBONE], None)
+        return BackboneChoice(family.backbones[backbone or family.default], None)
     if weights is None and pretrained:
         weights = _own_weights(pretrained, backbone)
     if weights is None:
-        return BackboneChoice(BACKBONES[backbone or DEFAULT_BACKBONE], None)
-    config = architecture_of(weights)
-    if backbone is not None and backbone_name(config) != backbone:
+        return BackboneChoice(family.backbones[backbone or family.default], None)
+    config = family.architecture_of(weights)
+    if backbone is not None and family.name_of(config) != backbone:
         msg = (
             f"MEDDINO_BACKBONE is {backbone}, but the weights {weights} are of another architecture ({config}). Unset "
             "MEDDINO_BACKBONE to use the weights' architecture, or choose other weights."

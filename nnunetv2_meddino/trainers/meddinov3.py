@@ -10,19 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
-from nnunetv2_meddino.networks.vit import evenly_spaced_blocks
-from nnunetv2_meddino.trainers.backbone_choice import choose_backbone
-from nnunetv2_meddino.trainers.vit_trainer import ViTTrainer
-
-DINOV3_WEIGHTS: Mapping[str, str] = MappingProxyType(
-    {
-        "vitb16": "dinov3_vitb16_lvd1689m",
-        "vits16": "dinov3_vits16_lvd1689m",
-        "vitl16": "dinov3_vitl16_lvd1689m",
-    }
-)
+from nnunetv2_meddino.trainers.vit_trainer import DINOV3_WEIGHTS, ViTTrainer
 
 
 class MedDINOv3Trainer(ViTTrainer):
@@ -34,29 +24,16 @@ class MedDINOv3Trainer(ViTTrainer):
     Register tokens are kept (ours: the released DINOv3 rows drop them on loading, without a message).
     """
 
-    pretrained: Mapping[str, str] = MappingProxyType({"vitb16": "meddinov3_vitb16_ct3m"})
-    """Backbone name and the catalog weights for it, the default first; empty for random initialisation."""
+    pretrained: ClassVar[Mapping[str, str]] = MappingProxyType({"vitb16": "meddinov3_vitb16_ct3m"})
 
-    multi_scale = True
-    """Decode the tokens of four evenly spaced blocks; otherwise of the last block alone."""
+    network_class = "nnunetv2_meddino.networks.meddinov3.MedDINOv3"
 
     drop_path = 0.2
     """Stochastic depth of the ViT (code)."""
 
-    def new_architecture(self) -> dict[str, Any]:
-        """Return the network for the chosen backbone."""
-        vit = choose_backbone(self.pretrained).config
-        blocks = evenly_spaced_blocks(vit.depth) if self.multi_scale else (vit.depth - 1,)
-        kwargs = {"vit": vit.to_dict(), "blocks": list(blocks), "drop_path": self.drop_path, "aggregation": "concat"}
-        return {
-            "network_class_name": "nnunetv2_meddino.networks.meddinov3.MedDINOv3",
-            "arch_kwargs": kwargs,
-            "_kw_requires_import": [],
-        }
-
-    def weights(self) -> str | None:
-        """Return the weights that ``MEDDINO_WEIGHTS`` names, else this trainer's own."""
-        return choose_backbone(self.pretrained).weights
+    def network_options(self) -> dict[str, Any]:
+        """Return stochastic depth, the aggregation of the tokens (paper: concatenated) and the precision."""
+        return {"drop_path": self.drop_path, "aggregation": "concat", "precision": self.precision}
 
 
 class DINOv3Trainer(MedDINOv3Trainer):
@@ -74,4 +51,4 @@ class DINOv3PrimusTrainer(DINOv3Trainer):
 class DINOv3PrimusScratchTrainer(DINOv3PrimusTrainer):
     """Random weights, tokens of the last block only (ablation: the first row)."""
 
-    pretrained: Mapping[str, str] = MappingProxyType({})
+    pretrained: ClassVar[Mapping[str, str]] = MappingProxyType({})

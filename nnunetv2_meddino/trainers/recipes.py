@@ -1,6 +1,39 @@
-"""Named variations of the trainers: length, for trying things out. Names follow nnU-Net's own variants."""
+"""Named variations of the trainers: schedule, loss weighting, length. Names follow nnU-Net's own variants."""
 
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunetv2_meddino.trainers.accumulation import GradientAccumulation
+from nnunetv2_meddino.trainers.baselines import DINOUNetTrainer, SegFormerTrainer
+from nnunetv2_meddino.trainers.iteration_schedule import IterationSchedule
+from nnunetv2_meddino.trainers.losses import DiceAndBalancedCrossEntropy
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+from nnunetv2_meddino.trainers.schedules import Rate, warmup_cosine
+
+
+class MedDINOv3CosineTrainer(IterationSchedule, MedDINOv3Trainer, GradientAccumulation):
+    """MedDINOv3 with warm-up and cosine, float16, accumulated batches and class weights that follow the imbalance.
+
+    Linear warm-up over the first tenth of the iterations, half a cosine down to 1e-6, AdamW. The batch of the plans is
+    the global batch, of which four images are held at once; the step is that of the whole batch. Base rates, betas and
+    weight decay are those of ``MedDINOv3Trainer`` (ours: the recipe does not state them).
+    """
+
+    precision = "float16"
+    micro_batch_size = 4
+
+    def rate(self) -> Rate:
+        """Return the warm-up over the first tenth and the cosine."""
+        return warmup_cosine(warmup=0.1, final=1e-6)
+
+    def _build_loss(self) -> nn.Module:
+        """Return nnU-Net's Dice with balanced cross-entropy."""
+        return DiceAndBalancedCrossEntropy(
+            super()._build_loss().dc,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+        )
 
 
 class MedDINOv3Trainer_5epochs(MedDINOv3Trainer):  # noqa: N801
@@ -24,3 +57,39 @@ class MedDINOv3Trainer_demo(MedDINOv3Trainer):  # noqa: N801
     epochs = 12
     iterations_per_epoch = 25
     validation_iterations_per_epoch = 2
+
+
+class SegFormerTrainer_demo(SegFormerTrainer):  # noqa: N801
+    """SegFormer at the length of the demo, for comparisons on a CPU."""
+
+    drop_path = 0.0
+    encoder_lr = 2e-3
+    decoder_lr = 2e-3
+    epochs = 12
+    iterations_per_epoch = 25
+    validation_iterations_per_epoch = 2
+
+
+class DINOUNetTrainer_demo(DINOUNetTrainer):  # noqa: N801
+    """DINO U-Net at the length of the demo, for comparisons on a CPU."""
+
+    epochs = 12
+    iterations_per_epoch = 25
+    validation_iterations_per_epoch = 2
+
+
+class nnUNetTrainer_demo(nnUNetTrainer):  # noqa: N801
+    """Stock nnU-Net at the length of the demo, for comparisons on a CPU; nothing else is changed."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net compares this signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 12
+        self.num_iterations_per_epoch = 25
+        self.num_val_iterations_per_epoch = 2

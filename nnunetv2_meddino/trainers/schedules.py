@@ -1,23 +1,67 @@
-"""Learning rate schedules that nnU-Net's training loop can step."""
+"""Learning rate schedules that nnU-Net's training loop can step.
+
+All are pure functions of the position in the training, so a resumed training needs no saved state; and each parameter
+group keeps its own rate, where nnU-Net's schedules write one rate into all groups.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 
+Rate = Callable[[float, float], float]
+"""Base rate of a group and position in the training, from 0 to 1 -> rate."""
 
-class LinearDecay:
-    """Learning rate ``base x (1 - epoch / num_epochs)`` in every parameter group, each from its own base.
 
-    A pure function of the epoch, so a resumed training needs no saved state. nnU-Net's own schedule writes one rate
-    into all groups.
+class Schedule:
+    """Learning rates that follow the position in the training.
+
+    Args:
+        optimizer: Its groups' present rates are their base rates.
+        num_epochs: Epochs of the training.
+        iterations_per_epoch: Iterations of each.
+        rate: The curve.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, num_epochs: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, num_epochs: int, iterations_per_epoch: int, rate: Rate
+    ) -> None:
         self.optimizer = optimizer
         self.num_epochs = num_epochs
+        self.iterations_per_epoch = iterations_per_epoch
+        self.rate = rate
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
 
-    def step(self, epoch: int) -> None:
-        """Set the rates of ``epoch`` (from 0)."""
+    def step(self, epoch: int, iteration: int = 0) -> None:
+        """Set the rates of an iteration, both counted from 0; nnU-Net calls it with the epoch alone."""
+        position = (epoch + iteration / self.iterations_per_epoch) / self.num_epochs
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * (1 - epoch / self.num_epochs)
+            group["lr"] = self.rate(base, position)
+
+
+def polynomial(power: float = 1.0, *, warmup: float = 0.0) -> Rate:
+    """Return ``base x (1 - position) ** power``, multiplied by a linear ramp from 0 in the first ``warmup``."""
+
+    def rate(base: float, position: float) -> float:
+        ramp = position / warmup if position < warmup else 1.0
+        return base * ramp * (1 - position) ** power
+
+    return rate
+
+
+def warmup_cosine(warmup: float, final: float) -> Rate:
+    """Return a linear ramp from 0 to the base rate, then half a cosine down to ``final``, the same for every group.
+
+    Args:
+        warmup: Share of the training that is the ramp.
+        final: Rate at the end.
+    """
+
+    def rate(base: float, position: float) -> float:
+        if position < warmup:
+            return base * position / warmup
+        return final + (base - final) * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup))) / 2
+
+    return rate

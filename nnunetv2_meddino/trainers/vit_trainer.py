@@ -1,195 +1,64 @@
-"""What every trainer with a pretrained ViT shares: weights, parameter groups, schedule, precision, exact resume."""
+"""What every trainer with a pretrained DINOv3 ViT shares: which one, its weights, and the recipe of MedDINOv3."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
-import torch
-import torch.distributed as dist
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor, nn
+from nnunetv2_meddino.networks.vit import evenly_spaced_blocks
+from nnunetv2_meddino.trainers.backbone_choice import choose_backbone
+from nnunetv2_meddino.trainers.plugin_trainer import PluginTrainer
+from nnunetv2_meddino.weights.load import LoadReport, load_into, read_weights
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
-from nnunetv2_meddino.networks.precision import needs_loss_scaling
-from nnunetv2_meddino.trainers.model_folder import (
-    check_other_folds,
-    check_two_dimensional,
-    checkpoint_architecture,
-    restore_rng,
-    rng_state,
+DINOV3_WEIGHTS: Mapping[str, str] = MappingProxyType(
+    {
+        "vitb16": "dinov3_vitb16_lvd1689m",
+        "vits16": "dinov3_vits16_lvd1689m",
+        "vitl16": "dinov3_vitl16_lvd1689m",
+    }
 )
-from nnunetv2_meddino.trainers.schedules import LinearDecay
-from nnunetv2_meddino.weights.load import load_into, read_weights
-
-PROVENANCE = "meddino"
-"""Key of ``init_args`` in a checkpoint under which weights and random state are kept; nnU-Net ignores it."""
 
 
-class ViTTrainer(nnUNetTrainer):
-    """nnU-Net trainer for a network with an ``encoder`` (a ``VisionTransformer``) and other, new, parameters.
+class ViTTrainer(PluginTrainer):
+    """Trainer for a network whose ``encoder`` is a ``VisionTransformer``.
 
-    A subclass says in ``new_architecture`` what network a fresh training builds and in ``weights`` where its encoder's
-    pretrained weights come from. Both are looked at when a fresh training starts and never again: the architecture
-    travels in the plans that nnU-Net saves with the model, the provenance of the weights in every checkpoint.
+    Values: (paper) MedDINOv3, Li et al. 2025, arXiv:2509.02379; (code) its released nnU-Net fork.
     """
 
-    encoder_lr = 3e-5
-    """Learning rate of the ViT (MedDINOv3 paper and released code)."""
+    encoder_lr = 3e-5  # paper, code
+    decoder_lr = 3e-4  # paper, code
+    betas = (0.9, 0.98)  # code
+    decay = 5e-2  # code
 
-    decoder_lr = 3e-4
-    """Learning rate of all new parameters (paper and released code)."""
+    pretrained: ClassVar[Mapping[str, str]]
+    """Backbone name and the catalog weights for it, the default first; empty for random initialisation."""
 
-    epochs = 1000
-    iterations_per_epoch = 250
-    validation_iterations_per_epoch = 50
-    """Length of the training (nnU-Net's)."""
+    network_class: ClassVar[str]
+    """Where nnU-Net finds the network."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net compares this signature)
-    ) -> None:
-        print_errors_without_traceback()
-        check_two_dimensional(plans, configuration, type(self).__name__)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.epochs
-        self.num_iterations_per_epoch = self.iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.validation_iterations_per_epoch
-        self.initial_lr = self.decoder_lr
-        self.weight_decay = 5e-2  # released code
-        self.enable_deep_supervision = False  # paper and released code
-        self.save_every = 10  # ours: a preempted job loses at most ten epochs; nnU-Net's 50 are hours at 896 pixels
-        if not needs_loss_scaling(self.device.type):
-            self.grad_scaler = None
-        self._architecture: dict[str, Any] | None = None
-        self._initial_version = 0
-        self._resumed_rng: dict[str, Tensor] | None = None
+    multi_scale = True
+    """Read the tokens of four evenly spaced blocks; otherwise of the last block alone."""
 
     def new_architecture(self) -> dict[str, Any]:
-        """Return nnU-Net's ``architecture`` entry of the network that a fresh training builds."""
-        raise NotImplementedError
+        """Return the network for the chosen backbone."""
+        vit = choose_backbone(self.pretrained).config
+        blocks = evenly_spaced_blocks(vit.depth) if self.multi_scale else (vit.depth - 1,)
+        return {
+            "network_class_name": self.network_class,
+            "arch_kwargs": {"vit": vit.to_dict(), "blocks": list(blocks), **self.network_options()},
+            "_kw_requires_import": [],
+        }
+
+    def network_options(self) -> dict[str, Any]:
+        """Return the network's other arguments, as JSON values."""
+        return {}
 
     def weights(self) -> str | None:
-        """Return where a fresh training takes the encoder's weights from; None is random, on purpose."""
-        raise NotImplementedError
+        """Return the weights that ``MEDDINO_WEIGHTS`` names, else this trainer's own."""
+        return choose_backbone(self.pretrained).weights
 
-    @property
-    def plain_network(self) -> nn.Module:
-        """The network without the wrappers of DDP and ``torch.compile``."""
-        wrapped: Any = self.network
-        network = getattr(wrapped, "module", wrapped)
-        return getattr(network, "_orig_mod", network)
-
-    def initialize(self) -> None:
-        """Write the architecture into the plans, where nnU-Net finds it here and at prediction, and build it."""
-        if not self.was_initialized:
-            self._architecture = self._architecture or self.new_architecture()
-            self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = self._architecture
-            self.plans_manager.get_configuration.cache_clear()
-            self.configuration_manager = self.plans_manager.get_configuration(self.configuration_name)
-        super().initialize()
-        self._initial_version = self._encoder_version()
-
-    def _encoder_version(self) -> int:
-        """Count the writes to the encoder: it stands still until somebody loads weights into it."""
-        return next(self.plain_network.encoder.parameters())._version
-
-    def on_train_start(self) -> None:
-        """Load pretrained weights at the start of a fresh training, then start as nnU-Net does."""
-        if not self.was_initialized:
-            self.initialize()
-        if self.local_rank == 0:
-            check_other_folds(Path(self.output_folder), self.configuration_name, self._architecture)
-        if self._encoder_version() == self._initial_version:
-            self._load_pretrained_weights()
-        kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
-        kept.setdefault("weights", {"name": "an nnU-Net checkpoint given by -pretrained_weights"})
-        self.print_to_log_file(f"Encoder weights: {kept['weights']}")
-        super().on_train_start()
-        if self._resumed_rng is not None:
-            restore_rng(self._resumed_rng, self.device)
-            self._resumed_rng = None
-
-    def _load_pretrained_weights(self) -> None:
-        """Copy the pretrained weights into the encoder, in place, and note where they came from."""
-        spec = self.weights()
-        if spec is None:
-            self.my_init_kwargs[PROVENANCE] = {"weights": {"name": "none", "source": "random initialisation"}}
-            return
+    def load_encoder(self, spec: str) -> tuple[LoadReport, dict[str, Any]]:
+        """Copy pretrained weights into the ViT."""
         weights = read_weights(spec)
-        report = load_into(self.plain_network.encoder, weights)
-        self.my_init_kwargs[PROVENANCE] = {"weights": weights.provenance}
-        self.print_to_log_file(f"Loaded {len(report.loaded)} encoder tensors from {spec}")
-        for name, reason in report.dropped.items():
-            self.print_to_log_file(f"Not used: {name}: {reason}", also_print_to_console=False)
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
-        """Return AdamW (betas 0.9 and 0.98, released code) over two groups, new parameters first, and its schedule."""
-        encoder: list[nn.Parameter] = []
-        new: list[nn.Parameter] = []
-        for name, parameter in self.plain_network.named_parameters():
-            if parameter.requires_grad:
-                (encoder if name.startswith("encoder.") else new).append(parameter)
-        optimizer = torch.optim.AdamW(
-            [{"params": new, "lr": self.initial_lr}, {"params": encoder, "lr": self.encoder_lr}],
-            betas=(0.9, 0.98),
-            weight_decay=self.weight_decay,
-            fused=self.device.type == "cuda",
-        )
-        return optimizer, LinearDecay(optimizer, self.num_epochs)
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Do nothing: there is no deep supervision to switch, and nnU-Net calls this regardless."""
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """Refuse a batch that GPUs cannot share equally; nnU-Net would hang in its Dice loss."""
-        batch_size = self.configuration_manager.batch_size
-        if self.is_ddp and batch_size % dist.get_world_size():
-            msg = (
-                f"Batch size {batch_size} of configuration {self.configuration_name} cannot be split equally over "
-                f"{dist.get_world_size()} GPUs. Choose -num_gpus so that it divides {batch_size}, or change batch_size "
-                f"in the plans file {self.plans_manager.plans_name}.json."
-            )
-            raise ConfigurationError(msg)
-        super()._set_batch_size_and_oversample()
-        if batch_size == 1:  # nnU-Net forces foreground into a third of the batch, which is none of one
-            self.probabilistic_oversampling = True
-
-    def train_step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Take one optimiser step, after checking that the labels exist; on a GPU a wrong one is an opaque crash.
-
-        Raises:
-            DataError: A label map holds a value that dataset.json does not declare.
-        """
-        if not self.label_manager.has_regions:
-            highest = int(batch["target"].max())
-            declared = sorted(int(v) for v in {*self.label_manager.all_labels, self.label_manager.ignore_label or 0})
-            if highest > declared[-1]:
-                msg = (
-                    f"A label map of {self.plans_manager.dataset_name} holds the label {highest}; dataset.json "
-                    f"declares {declared}. Correct the label maps or dataset.json, then run "
-                    "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity again."
-                )
-                raise DataError(msg)
-        return super().train_step(batch)
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Save as nnU-Net does, with the random state (stochastic depth), under a temporary name first."""
-        self.my_init_kwargs.setdefault(PROVENANCE, {})["rng"] = rng_state(self.device)
-        temporary = f"{filename}.tmp"
-        super().save_checkpoint(temporary)
-        if Path(temporary).is_file():
-            Path(temporary).replace(filename)
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Resume from, or validate, a checkpoint, with the architecture that it was trained with."""
-        if not self.was_initialized:
-            self._architecture = checkpoint_architecture(Path(filename_or_checkpoint), self.configuration_name)
-        super().load_checkpoint(filename_or_checkpoint)
-        if self.local_rank == 0:
-            self._resumed_rng = self.my_init_kwargs.get(PROVENANCE, {}).get("rng")
+        return load_into(self.plain_network.encoder, weights), weights.provenance

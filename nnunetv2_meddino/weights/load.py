@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE
 from nnunetv2_meddino.errors import ConfigurationError, WeightsError
-from nnunetv2_meddino.networks.vit import BACKBONES, STEM_CHANNELS, VisionTransformer, ViTConfig, adapt_stem
-from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
+from nnunetv2_meddino.networks.stem import STEM_CHANNELS, adapt_stem
+from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
+from nnunetv2_meddino.weights.catalog import CatalogEntry
 from nnunetv2_meddino.weights.convert import (
     FORMATS,
     Converted,
@@ -27,14 +27,14 @@ from nnunetv2_meddino.weights.convert import (
     to_native,
 )
 from nnunetv2_meddino.weights.files import WeightsFile, file_sha256, read_file, write_safetensors, write_torch
-from nnunetv2_meddino.weights.hub import fetch, parse_hub_id
+from nnunetv2_meddino.weights.hub import fetch
 from nnunetv2_meddino.weights.layouts import listing
+from nnunetv2_meddino.weights.resolve import file_provenance, resolve
 
 logger = logging.getLogger(__name__)
 
 FORMAT_NAME = "nnunetv2_meddino"
 FORMAT_VERSION = "1"
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 TORCH_FORMATS = ("meta", "meddinov3")
 """Formats whose readers expect PyTorch's file format; the others are safetensors."""
 
@@ -90,17 +90,15 @@ def architecture_of(spec: str) -> ViTConfig:
     Raises:
         WeightsError: As ``read_weights``.
     """
-    path, entry = _resolve(spec)
-    if path is None and entry is not None:
-        return entry.architecture
+    path, entry = resolve(spec)
+    if entry is not None:
+        return _vit_architecture(entry)
     path = path or fetch(spec)
-    return _convert(read_file(path), path, entry).config
+    return _convert(read_file(path), path, None).config
 
 
 def read_weights(spec: str) -> PretrainedWeights:
     """Read pretrained weights, downloading them if need be.
-
-    An existing file wins, then a catalog name, then a hub id.
 
     Args:
         spec: A path, a catalog name, or a hub id: ``org/name`` or ``org/name:filename``.
@@ -108,25 +106,13 @@ def read_weights(spec: str) -> PretrainedWeights:
     Raises:
         WeightsError: They are unknown, missing, gated, damaged, or not what they are declared to be.
     """
-    path, entry = _resolve(spec)
-    source = f"{path}" if path else f"hub: {entry.repository}/{entry.filename}" if entry else f"hub: {spec}"
+    path, entry = resolve(spec)
+    declared = _vit_architecture(entry) if entry else None
     path = path or fetch(spec)
     file = read_file(path)
-    converted = _convert(file, path, entry)
+    converted = _convert(file, path, declared)
     derived_from = _header_json(file, "provenance", path) if _has_header(file) else None
-    inherited = derived_from or {}
-    provenance = {
-        "name": entry.name if entry else inherited.get("name") or path.stem,
-        "source": source,
-        "path": str(path.resolve()),
-        "sha256": file_sha256(path),
-        "size_bytes": path.stat().st_size,
-        "format": converted.format,
-        "licence": entry.licence if entry else inherited.get("licence"),
-        "licence_url": entry.licence_url if entry else inherited.get("licence_url"),
-        "input_statistics": asdict(entry.input_statistics) if entry else inherited.get("input_statistics"),
-        "derived_from": derived_from,
-    }
+    provenance = file_provenance(path, spec, entry, converted.format, derived_from)
     return PretrainedWeights(converted.config, converted.tensors, converted.dropped, provenance)
 
 
@@ -251,33 +237,15 @@ def backbone_name(config: ViTConfig) -> str | None:
     return None
 
 
-def _resolve(spec: str) -> tuple[Path | None, CatalogEntry | None]:
-    """Return the existing file that a spec names, or None where it has to be fetched; and its catalog entry."""
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return path, None
-    if spec in CATALOG:
-        return None, CATALOG[spec]
-    explicit = spec.startswith(("hf-hub:", "hf_hub:"))
-    if not explicit and (path.exists() or path.is_absolute() or spec.startswith(("./", "../", "~"))):
-        return path, None  # read_file says what is wrong with it
-    place = parse_hub_id(spec)
-    if place and (explicit or place.filename or path.suffix not in WEIGHTS_SUFFIXES):
-        by_repository = {entry.repository: entry for entry in CATALOG.values()}
-        entry = by_repository.get(place.repository)
-        return None, entry if entry and place.filename in (None, entry.filename) else None
-    near = get_close_matches(spec.lower(), CATALOG, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    msg = (
-        f"There are no weights {spec!r}: no such file here ({Path.cwd()}), no catalog name ({', '.join(CATALOG)}), no "
-        f"hub id (org/name or org/name:filename).{hint}"
-    )
-    raise WeightsError(msg)
+def _vit_architecture(entry: CatalogEntry) -> ViTConfig:
+    if not isinstance(entry.architecture, ViTConfig):
+        msg = f"{entry.name} holds no ViT but {entry.backbone}. Choose other weights, or the trainer that they are for."
+        raise WeightsError(msg)
+    return entry.architecture
 
 
-def _convert(file: WeightsFile, path: Path, entry: CatalogEntry | None) -> Converted:
+def _convert(file: WeightsFile, path: Path, declared: ViTConfig | None) -> Converted:
     """Translate a file, holding it to what its header or the catalog declares."""
-    declared = entry.architecture if entry else None
     ours = file.metadata.get("format") == FORMAT_NAME
     if _has_header(file):
         try:

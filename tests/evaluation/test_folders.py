@@ -328,3 +328,20 @@ def test_validation_writes_beside_nnunets_summary_and_evaluates_what_was_predict
     assert (validation / "summary.json").read_text() == "nnU-Net's own"
     with pytest.raises(DataError, match="holds no segmentation"):
         evaluate_validation(validation, truth, {**dataset, "file_ending": ".nrrd"})
+
+
+def test_validation_compares_arrays_as_nnunet_lays_them(three_cases, tmp_path):
+    """A label map whose header differs in origin and direction from its image was still trained on."""
+    truth, validation = tmp_path / "reference", tmp_path / "prediction"
+    image = sitk.ReadImage(validation / "case_1.nii.gz")
+    image.SetOrigin((5.0, -3.0, 40.0))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(image, validation / "case_1.nii.gz")
+    dataset = {"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    content = json.loads(evaluate_validation(validation, truth, dataset).read_text())
+    assert [case["case"] for case in content["metric_per_case"]] == ["case_1", "case_2", "case_3"]
+    assert [f.case for f in evaluate_files(pair_files(truth, validation), AB).failures] == ["case_1"]
+    image.SetSpacing((0.5, 1.0, 3.0))
+    sitk.WriteImage(image, validation / "case_1.nii.gz")
+    content = json.loads(evaluate_validation(validation, truth, dataset).read_text())
+    assert [failure["case"] for failure in content["failed"]] == ["case_1"]

@@ -76,6 +76,22 @@ def test_prediction_needs_no_backbone_and_evaluates(mri):
     assert 0 <= summary["foreground_mean"]["Dice"] <= 1
 
 
+def test_training_ends_with_surface_metrics_beside_nnunets_summary(mri):
+    validation = model(mri) / "fold_0/validation"
+    surface, summary = (json.loads((validation / n).read_text()) for n in ("surface_metrics.json", "summary.json"))
+    assert surface["failed"] == []
+    assert len(surface["metric_per_case"]) == len(summary["metric_per_case"]) > 0
+    assert set(summary["foreground_mean"]) == {"Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref"}
+    shared = zip(surface["metric_per_case"], summary["metric_per_case"], strict=True)
+    for ours, theirs in shared:
+        assert ours["prediction_file"] == theirs["prediction_file"]
+        for label, metrics in theirs["metrics"].items():
+            assert (ours["metrics"][label]["TP"], ours["metrics"][label]["n_ref"]) == (metrics["TP"], metrics["n_ref"])
+            assert "NSD_voxel_1mm" in ours["metrics"][label]
+    value = surface["foreground_mean"]["NSD_voxel_1mm"]
+    assert f"Mean Validation NSD_voxel_1mm: {value}" in (mri / "resume.log").read_text()
+
+
 def test_validation_alone_reads_no_weights(mri):
     before = (model(mri) / "fold_0/checkpoint_final.pth").read_bytes()
     env = environment(mri, MEDDINO_WEIGHTS="/nonexistent")

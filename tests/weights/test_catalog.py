@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import timm
 
+from nnunetv2_meddino.networks.mit import MIT_BACKBONES
 from nnunetv2_meddino.networks.vit import BACKBONES
 from nnunetv2_meddino.weights.catalog import CATALOG
 
@@ -20,8 +21,12 @@ def test_the_promised_names_are_there():
 @pytest.mark.parametrize("entry", CATALOG.values(), ids=CATALOG)
 def test_entries_are_complete(entry):
     assert CATALOG[entry.name] is entry
-    assert replace(entry.architecture, norm_eps=1e-5) == BACKBONES[entry.backbone]
-    assert "DINOv3 License" in entry.licence  # everything here derives from Meta's weights
+    if entry.backbone in BACKBONES:
+        assert replace(entry.architecture, norm_eps=1e-5) == BACKBONES[entry.backbone]
+        assert "DINOv3 License" in entry.licence  # every ViT here derives from Meta's weights
+    else:
+        assert entry.architecture == MIT_BACKBONES[entry.backbone]
+        assert "NVIDIA" in entry.licence
     assert entry.licence_url.startswith("https://")
     assert len(entry.input_statistics.mean) == len(entry.input_statistics.std)
     assert entry.download_url == f"https://huggingface.co/{entry.repository}/resolve/main/{entry.filename}"
