@@ -14,7 +14,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2_meddino.cli_dataset import add_dataset
 from nnunetv2_meddino.cli_evaluate import add_evaluate
+from nnunetv2_meddino.cli_features import add_features
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, run_environment
 from nnunetv2_meddino.errors import MedDINOError
 
@@ -49,10 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_env(commands)
     _add_demo(commands)
+    add_dataset(commands)
     _add_plan(commands)
     _add_weights(commands)
     _add_nnunet(commands)
     add_evaluate(commands)
+    add_features(commands)
     _add_export(commands)
     return parser
 
@@ -121,9 +125,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--gpu-memory", type=float, default=24.0, metavar="GB", help="memory to plan the batch size for (default: 24)"
     )
-    command.add_argument(
-        "--overlay", metavar="NAME", help="settings of a benchmark: amos22, btcv, kits23, lits or a file"
-    )
+    command.add_argument("--overlay", metavar="NAME", help="settings: amos22, btcv, kits23, lits, mixed512 or a file")
     command.add_argument("--overwrite", action="store_true", help="replace a configuration of this name that differs")
 
 

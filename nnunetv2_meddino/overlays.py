@@ -1,14 +1,16 @@
-"""Settings for benchmark data sets, laid over what the planning rules give (``plans/*.json``)."""
+"""Settings for benchmark data sets and recipes, laid over what the planning rules give (``plans/*.json``)."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_meddino.errors import DataError, PlanError
@@ -18,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 TOKEN_PX = 16
 SAME_FIELD_OF_VIEW = "2d spacing x 2d patch size / patch size"
-OVERLAY_KEYS = {"patch_size", "spacing", "batch_size", "normalization_schemes"}
+MEDIAN_IMAGE_FILLS_PATCH = "median field of view / patch size"
+SPACING_RULES = (SAME_FIELD_OF_VIEW, MEDIAN_IMAGE_FILLS_PATCH)
+SEG_RESAMPLING_KEYS = {"resampling_fn_seg", "resampling_fn_seg_kwargs"}
+OVERLAY_KEYS = {"patch_size", "spacing", "batch_size", "normalization_schemes", *SEG_RESAMPLING_KEYS}
 OVERLAY_FOLDERS = (
     Path(__file__).resolve().parent.parent / "plans",  # checkout, editable installation
     Path(sys.prefix) / "share" / "nnunetv2_meddino" / "plans",  # installed wheel
@@ -40,10 +45,11 @@ class BenchmarkDataset:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Settings for one benchmark data set, laid over what the planning rules give."""
+    """Settings for one benchmark data set, or for any data set, laid over what the planning rules give."""
 
     name: str
-    dataset: BenchmarkDataset
+    dataset: BenchmarkDataset | None
+    """None: the settings fit any data set."""
     configuration: Mapping[str, Mapping[str, Any]]
     """Configuration name (``2d_896``) -> nnU-Net configuration keys, out of ``OVERLAY_KEYS``."""
 
@@ -61,29 +67,42 @@ def load_overlay(name_or_path: str | Path) -> Overlay:
         raise PlanError(f"Overlay {name_or_path} is neither a file nor one of: {', '.join(known)}. Correct its name.")
     content = read_json(path, PlanError)
     try:
-        overlay = Overlay(path.stem, BenchmarkDataset(**content["dataset"]), content["configuration"])
+        dataset = BenchmarkDataset(**content["dataset"]) if "dataset" in content else None
+        overlay = Overlay(path.stem, dataset, content["configuration"])
         fault = _overlay_fault(overlay)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
     if fault:
         raise PlanError(f"Overlay {path} does not follow plans/README.md: {fault}. Correct the file.")
     return overlay
 
 
-def apply_overlay(configuration: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def apply_overlay(
+    configuration: Mapping[str, Any], settings: Mapping[str, Any], field_of_view_mm: Sequence[float]
+) -> dict[str, Any]:
     """Return ``configuration`` with the settings of an overlay laid over it.
 
-    A spacing given in mm (y, x) replaces the one that keeps the field of view, and the median image size follows it.
+    Another spacing than the one that keeps the field of view of ``2d`` replaces it, and the median image size follows.
+
+    Args:
+        configuration: nnU-Net configuration that the planning rules give.
+        settings: out of ``OVERLAY_KEYS``. ``spacing`` is (y, x) in mm or one of ``SPACING_RULES``;
+            ``MEDIAN_IMAGE_FILLS_PATCH`` makes the median image as large as the patch, per in-plane axis.
+        field_of_view_mm: median size (y, x) of the data set's slices in mm.
     """
-    fixed = {key: value for key, value in settings.items() if value != SAME_FIELD_OF_VIEW}
-    result = {**configuration, **fixed}
-    axes = zip(configuration["median_image_size_in_voxels"], configuration["spacing"], result["spacing"], strict=True)
-    return {**result, "median_image_size_in_voxels": [round(size * old / new) for size, old, new in axes]}
+    result = {**configuration, **settings}
+    spacing = settings.get("spacing", SAME_FIELD_OF_VIEW)
+    if spacing == SAME_FIELD_OF_VIEW:
+        return {**result, "spacing": configuration["spacing"]}
+    if spacing == MEDIAN_IMAGE_FILLS_PATCH:
+        spacing = [mm / px for mm, px in zip(field_of_view_mm, result["patch_size"], strict=True)]
+    median = [round(extent / mm) for extent, mm in zip(field_of_view_mm, spacing, strict=True)]
+    return {**result, "spacing": spacing, "median_image_size_in_voxels": median}
 
 
 def _overlay_fault(overlay: Overlay) -> str | None:
     """Return what is wrong with an overlay, or None."""
-    if list(overlay.dataset.labels.values()) != list(range(len(overlay.dataset.labels))):
+    if overlay.dataset and list(overlay.dataset.labels.values()) != list(range(len(overlay.dataset.labels))):
         return "labels must be 0, 1, 2, ... in order"
     for name, settings in overlay.configuration.items():
         if unknown := set(settings) - OVERLAY_KEYS:
@@ -92,8 +111,13 @@ def _overlay_fault(overlay: Overlay) -> str | None:
         if height != width or height <= 0 or height % TOKEN_PX or name != f"2d_{height}":
             return f"patch size {height} x {width} of {name} is not the square in its name, a multiple of 16"
         spacing = settings.get("spacing", SAME_FIELD_OF_VIEW)
-        if spacing != SAME_FIELD_OF_VIEW and not (len(spacing) == 2 and min(spacing) > 0):
-            return f'spacing of {name} is neither (y, x) in mm nor "{SAME_FIELD_OF_VIEW}"'
+        if spacing not in SPACING_RULES and not (len(spacing) == 2 and min(spacing) > 0):
+            return f'spacing of {name} is neither (y, x) in mm nor "' + '" nor "'.join(SPACING_RULES) + '"'
+        if given := SEG_RESAMPLING_KEYS & settings.keys():
+            if given != SEG_RESAMPLING_KEYS:
+                return f"{name} has {given.pop()} alone; {' and '.join(sorted(SEG_RESAMPLING_KEYS))} go together"
+            function = recursive_find_resampling_fn_by_name(settings["resampling_fn_seg"])
+            inspect.signature(function).bind_partial(**settings["resampling_fn_seg_kwargs"])
     return None
 
 
@@ -102,6 +126,8 @@ def check_overlay_fits(overlay: Overlay, name: str, labels: LabelManager, datase
     if name not in overlay.configuration:
         has = ", ".join(overlay.configuration)
         raise PlanError(f"Overlay {overlay.name} has no configuration {name}, only: {has}. Choose its patch size.")
+    if overlay.dataset is None:
+        return
     expected = list(overlay.dataset.labels.values())
     if list(labels.all_labels) != expected:
         msg = f"Overlay {overlay.name} is for labels {expected}, but dataset.json declares {labels.all_labels}."

@@ -113,7 +113,7 @@ def plan_dataset(
         patch_size: edge length of the square patch in pixels, a multiple of 16.
         plans_name: plans file in the data set's folder of ``nnUNet_preprocessed``, without ``.json``.
         gpu_memory_gb: memory of the GPU that the batch size is planned for.
-        overlay: name (``amos22``) or path of an overlay with settings for a benchmark data set.
+        overlay: name (``amos22``, ``mixed512``) or path of an overlay with settings for a benchmark or any data set.
         overwrite: replace a configuration of the same name that differs.
         num_processes: worker processes for checking the data and extracting its fingerprint; nnU-Net's default if None.
 
@@ -203,7 +203,8 @@ def _high_resolution(
     }
     if overlay is not None:
         check_overlay_fits(overlay, name, labels, dataset_json)
-        configuration = apply_overlay(configuration, overlay.configuration[name])
+        field_of_view_mm = [px * mm for px, mm in zip(base.median_image_size_in_voxels, base.spacing, strict=True)]
+        configuration = apply_overlay(configuration, overlay.configuration[name], field_of_view_mm)
     in_memory = largest_batch(patch_size, labels.num_segmentation_heads, gpu_memory_gb)
     slices = dataset_json["numTraining"] * plans["original_median_shape_after_transp"][0]
     patches = slices * math.prod(configuration["median_image_size_in_voxels"]) / patch_size**2
@@ -218,7 +219,7 @@ def _high_resolution(
         "made_by": f"nnunetv2_meddino {__version__}",
         "overlay": overlay and overlay.name,
         "from_2d": {"spacing": list(base.spacing), "patch_size": list(base.patch_size)},
-        "spacing_rule": f"{SAME_FIELD_OF_VIEW}, per axis, unless the overlay fixes it (arXiv:2509.02379)",
+        "spacing_rule": _spacing_rule(overlay, name),
         "batch_size_rule": "max(2, min(fits_in_memory, 5_percent_of_dataset)), unless the overlay fixes it",
         "memory_rule": "ViT-B/16 + token decoder: nnunetv2_meddino.planning.largest_batch",
         "gpu_memory_gb": gpu_memory_gb,
@@ -227,6 +228,14 @@ def _high_resolution(
         "5_percent_of_dataset": in_dataset,
     }
     return {**configuration, PROVENANCE_KEY: provenance}
+
+
+def _spacing_rule(overlay: Overlay | None, name: str) -> str:
+    """Return, for the provenance, where the spacing is from."""
+    rule = overlay and overlay.configuration[name].get("spacing", SAME_FIELD_OF_VIEW)
+    if rule is None or rule == SAME_FIELD_OF_VIEW:
+        return f"{SAME_FIELD_OF_VIEW}, per axis (arXiv:2509.02379)"
+    return f"{rule}, per axis" if isinstance(rule, str) else "fixed by the overlay"
 
 
 def _usable_2d(plans: Mapping[str, Any], plans_file: Path, dataset_id: int) -> ConfigurationManager:

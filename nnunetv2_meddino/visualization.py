@@ -105,7 +105,7 @@ def save_overlay(
     if handles:
         style = {"frameon": False, "labelcolor": _FOREGROUND, "fontsize": 11, "handlelength": 1.1, "handleheight": 1.1}
         figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 7), **style)
-    return _write_png(figure, path)
+    return write_png(figure, path)
 
 
 def _draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:
@@ -119,7 +119,8 @@ def _draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[f
     axes.imshow(tint, aspect=axes.get_aspect(), interpolation="nearest")
 
 
-def _write_png(figure: Figure, path: Path) -> Path:
+def write_png(figure: Figure, path: Path) -> Path:
+    """Write a figure under a temporary name and rename it; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

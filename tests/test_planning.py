@@ -21,6 +21,7 @@ import SimpleITK
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -32,7 +33,8 @@ from nnunetv2_meddino.planning import largest_batch, plan_dataset
 from tests.conftest import shared_path
 
 CT = "Dataset900_CTMini"
-OVERLAYS = ("amos22", "btcv", "kits23", "lits")
+BENCHMARKS = ("amos22", "btcv", "kits23", "lits")
+MR = "Dataset901_MRMini"
 SAGITTAL = (0, 0, 1, 1, 0, 0, 0, 1, 0)  # direction cosines: the third array axis of the file runs left to right
 
 
@@ -381,12 +383,13 @@ def test_an_interrupted_write_leaves_the_old_plans(ct: Path, monkeypatch: pytest
 
 
 def test_every_overlay_in_the_folder_is_tested() -> None:
-    assert tuple(sorted(path.stem for path in OVERLAY_FOLDERS[0].glob("*.json"))) == OVERLAYS
+    assert tuple(sorted(path.stem for path in OVERLAY_FOLDERS[0].glob("*.json"))) == (*BENCHMARKS, "mixed512")
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_overlay_makes_a_valid_configuration(ct: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     overlay = load_overlay(name)
+    assert overlay.dataset is not None
     labels = overlay.dataset.labels
     assert list(labels.values()) == list(range(len(labels)))
     assert next(iter(labels)) == "background"
@@ -448,7 +451,29 @@ def test_overlay_for_another_number_of_cases_warns(
         ("configuration", {"2d_100": {"patch_size": [100, 100]}}, "multiple of 16"),
         ("configuration", {"2d_896": {"patch_size": [896, 896], "batchsize": 2}}, "unknown settings: batchsize"),
         ("configuration", {"2d_896": {"patch_size": [896, 896], "spacing": [0.5, 0]}}, "spacing of 2d_896"),
+        ("configuration", {"2d_896": {"patch_size": [896, 896], "spacing": "finer"}}, "spacing of 2d_896"),
         ("configuration", {"2d_896": {}}, "patch_size"),
+        (
+            "configuration",
+            {"2d_896": {"patch_size": [896, 896], "resampling_fn_seg_kwargs": {"order": 0}}},
+            "resampling_fn_seg_kwargs alone",
+        ),
+        (
+            "configuration",
+            {"2d_896": {"patch_size": [896, 896], "resampling_fn_seg": "nearest", "resampling_fn_seg_kwargs": {}}},
+            "nearest",
+        ),
+        (
+            "configuration",
+            {
+                "2d_896": {
+                    "patch_size": [896, 896],
+                    "resampling_fn_seg": "resample_data_or_seg_to_shape",
+                    "resampling_fn_seg_kwargs": {"orders": 0},
+                }
+            },
+            "orders",
+        ),
     ],
 )
 def test_faulty_overlays_are_refused(own_overlay: Path, part: str, changes: dict[str, Any], message: str) -> None:
@@ -460,5 +485,95 @@ def test_faulty_overlays_are_refused(own_overlay: Path, part: str, changes: dict
 
 
 def test_unknown_overlay_lists_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="amos22, btcv, kits23, lits"):
+    with pytest.raises(PlanError, match="amos22, btcv, kits23, lits, mixed512"):
         load_overlay("acdc")
+
+
+# --- the recipe for mixed modalities ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mr_planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Root folder in which the real MRI data set is planned by nnU-Net, then with the mixed512 overlay."""
+    source = shared_path(f"data/{MR}")
+    root = tmp_path_factory.mktemp("mixed")
+    with pytest.MonkeyPatch.context() as patch:
+        use_folders(root, patch)
+        use_threads(patch)
+        (root / "nnUNet_raw" / MR).symlink_to(source)
+        extract_fingerprint_dataset(901, num_processes=1)
+        ExperimentPlanner(MR).plan_experiment()
+        plan_dataset(901, patch_size=512, overlay="mixed512")
+        yield root
+
+
+def test_mixed512_makes_the_median_image_512_pixels(mr_planned: Path) -> None:
+    folder = mr_planned / "nnUNet_preprocessed" / MR
+    planned = PlansManager(str(folder / "nnUNetPlans.json")).get_configuration("2d_512")
+    assert (planned.patch_size, planned.median_image_size_in_voxels) == ([512, 512], [512, 512])
+    fingerprint = read(folder / "dataset_fingerprint.json")
+    shapes = [
+        compute_new_shape(shape, spacing, [spacing[0], *planned.spacing])
+        for shape, spacing in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
+    ]
+    assert len(shapes) == 20
+    assert np.median(shapes, axis=0)[1:].tolist() == [512, 512]
+
+
+def test_mixed512_changes_nothing_else(mr_planned: Path) -> None:
+    plans = PlansManager(str(mr_planned / "nnUNet_preprocessed" / MR / "nnUNetPlans.json"))
+    ours, base = (plans.get_configuration(name).configuration for name in ("2d_512", "2d"))
+    own = {"patch_size", "spacing", "median_image_size_in_voxels", "batch_size", "data_identifier", "meddino_plan"}
+    assert {key for key in {*ours, *base} - {"inherits_from"} if ours.get(key) != base.get(key)} == {
+        *own,
+        "resampling_fn_seg_kwargs",
+    }
+    assert base["normalization_schemes"] == ["ZScoreNormalization"]
+    assert ours["resampling_fn_probabilities_kwargs"]["order"] == 1
+    assert ours["meddino_plan"]["spacing_rule"] == "median field of view / patch size, per axis"
+
+
+@pytest.mark.parametrize("case", ["hippocampus_001", "hippocampus_014", "hippocampus_015"])
+def test_mixed512_takes_every_label_from_the_nearest_voxel(mr_planned: Path, case: str) -> None:
+    folder = mr_planned / "nnUNet_preprocessed" / MR
+    plans = PlansManager(str(folder / "nnUNetPlans.json"))
+    raw = mr_planned / "nnUNet_raw" / MR
+    image, labels = raw / "imagesTr" / f"{case}_0000.nii.gz", raw / "labelsTr" / f"{case}.nii.gz"
+    configuration = plans.get_configuration("2d_512")
+    preprocessor = DefaultPreprocessor(verbose=False)
+    data, seg, properties = preprocessor.run_case(
+        [str(image)], str(labels), plans, configuration, str(folder / "dataset.json")
+    )
+    original = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(labels)))
+    (z0, z1), *in_plane = properties["bbox_used_for_cropping"]
+    assert [z0, z1] == [0, len(original)]
+    assert [tuple(box) for box in in_plane] == [(0, size) for size in original.shape[1:]]  # nothing was cropped away
+
+    # closed form: the centre of output pixel i of N lies in input pixel floor((i + 1/2) n / N)
+    rows, columns = (
+        ((2 * np.arange(target) + 1) * size) // (2 * target)
+        for size, target in zip(original.shape[1:], seg.shape[2:], strict=True)
+    )
+    expected = original[:, rows][:, :, columns]
+    inside = seg[0] >= 0  # nnU-Net marks voxels outside the non-zero image -1
+    assert inside.mean() > 0.99
+    np.testing.assert_array_equal(seg[0][inside], expected[inside])
+    assert set(np.unique(seg)) - {-1} == {0, 1, 2}
+    assert data.shape == seg.shape
+
+
+def test_mixed512_fits_x_rays_and_colour_pictures(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_threads(monkeypatch)
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 96), dtype=np.uint8)
+    organ = np.zeros_like(pixels)
+    organ[16:48, 16:64] = 1
+    images = [SimpleITK.GetImageFromArray(array) for array in (pixels, organ)]
+    write_dataset(empty, "Dataset703_XRay", images[0], images[1], ".png")
+    result = plan_dataset(703, patch_size=512, overlay="mixed512", num_processes=1)
+    assert result.median_image_size_px == (512, 512)
+    assert result.spacing_mm == pytest.approx((120 / 512, 96 / 512))
+
+
+def test_mixed512_is_for_512_pixels(ct: Path) -> None:
+    with pytest.raises(PlanError, match="mixed512 has no configuration 2d_896, only: 2d_512"):
+        plan_dataset(900, overlay="mixed512")

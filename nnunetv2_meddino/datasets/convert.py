@@ -1,0 +1,301 @@
+"""Makes a raw nnU-Net data set, with the fold of the paper, of a benchmark release."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
+from nnunetv2_meddino import __version__
+from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Release, find_release, problem_list
+from nnunetv2_meddino.environment import NNUNET_PATHS
+from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
+from nnunetv2_meddino.evaluation.files import Grid, Segmentation, check_same_grid, read_segmentation
+from nnunetv2_meddino.json_files import write_json
+from nnunetv2_meddino.overlays import BenchmarkDataset, load_overlay
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_FRACTION = 0.2
+"""The paper trains on 80 % of the cases and validates on 20 % (arXiv:2509.02379)."""
+
+SPLIT_SEED = 12345
+"""Of the shuffle that stands in for the paper's list of cases, which is not published; nnU-Net's own seed."""
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """What ``convert_dataset`` made."""
+
+    folder: Path
+    """The data set in ``nnUNet_raw``."""
+    splits_file: Path
+    training_cases: int
+    """Cases of the fold, as the next three."""
+    validation_cases: int
+    test_images: int
+    corrected_headers: list[str]
+    """Cases whose label map got the header of its image."""
+
+
+def convert_dataset(
+    name: str, source: Path, dataset_id: int, *, on_case: Callable[[int, int], None] = lambda done, total: None
+) -> ConversionResult:
+    """Convert a release to ``nnUNet_raw/DatasetXXX_Name`` and write the fold to ``nnUNet_preprocessed``.
+
+    Files are hard-linked where the file system allows, else copied. Every label map is checked first. The data set
+    appears under its name when it is complete; until then it grows in a hidden folder beside it, in which a second run
+    goes on where the first one stopped.
+
+    Args:
+        name: Key of ``LAYOUTS``.
+        source: Folder that holds the release at any depth.
+        dataset_id: 1 to 999; no other data set may have it.
+        on_case: Called with the number of cases done and of all cases.
+
+    Raises:
+        ConfigurationError: The name or the id cannot be used, or nnU-Net's folders are not set.
+        DataError: The data set exists, or the release is incomplete or has faulty label maps; every file is named.
+    """
+    if name not in LAYOUTS:
+        msg = f"There is no data set {name!r} to convert; choose one of {', '.join(LAYOUTS)}."
+        raise ConfigurationError(msg)
+    layout = LAYOUTS[name]
+    facts = load_overlay(name).dataset
+    if facts is None:
+        msg = f"plans/{name}.json does not describe its data set. Restore the file."
+        raise PlanError(msg)
+    folder, preprocessed = _target_folders(layout, dataset_id)
+    release = find_release(layout, source)
+    if len(release.cases) != facts.labelled_cases:
+        counts = (facts.name, facts.labelled_cases, source, len(release.cases))
+        logger.warning("%s has %d labelled cases, %s holds %d: results may not be comparable.", *counts)
+
+    split = split_cases([case.name for case in release.cases])
+    splits_file = preprocessed / "splits_final.json"
+    _refuse_other_split(splits_file, split)
+    partial = folder.with_name(f".{folder.name}.partial")
+    corrected = _place_files(layout, release, facts, partial, on_case)
+    write_json(_dataset_json(layout, facts, len(release.cases)), partial / "dataset.json")
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    _write_split(split, splits_file)
+    partial.rename(folder)
+    return ConversionResult(
+        folder, splits_file, len(split["train"]), len(split["val"]), len(release.test_images), corrected
+    )
+
+
+def split_cases(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return one fold, ``{"train": [...], "val": [...]}``: a fixed-seed shuffle of the sorted names, 80 % and 20 %.
+
+    Args:
+        names: Cases, in any order: the fold depends on the set alone.
+    """
+    shuffled = np.random.RandomState(SPLIT_SEED).permutation(sorted(names))
+    count = round(VALIDATION_FRACTION * len(names))
+    return {"train": sorted(map(str, shuffled[count:])), "val": sorted(map(str, shuffled[:count]))}
+
+
+def _target_folders(layout: Layout, dataset_id: int) -> tuple[Path, Path]:
+    """Return the data set's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, neither of which is made here."""
+    values = {variable.name: variable.get() for variable in NNUNET_PATHS[:2]}
+    if unset := [name for name, value in values.items() if value is None]:
+        msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and convert again."
+        raise ConfigurationError(msg)
+    if not 1 <= dataset_id <= 999:
+        msg = f"The data set id must be 1 to 999, not {dataset_id}."
+        raise ConfigurationError(msg)
+    raw, preprocessed = (Path(str(value)) for value in values.values())
+    name = f"Dataset{dataset_id:03d}_{layout.dataset_name}"
+    if (raw / name).exists():
+        msg = f"{raw / name} exists and is left as it is. Use it, remove it, or choose another id."
+        raise DataError(msg)
+    if others := [other for other in find_candidate_datasets(dataset_id) if other != name]:
+        msg = f"The id {dataset_id} belongs to {others[0]} in nnU-Net's folders. Choose another id."
+        raise DataError(msg)
+    return raw / name, preprocessed / name
+
+
+def _place_files(
+    layout: Layout,
+    release: Release,
+    facts: BenchmarkDataset,
+    partial: Path,
+    on_case: Callable[[int, int], None],
+) -> list[str]:
+    """Fill the folder of the unfinished data set; return the cases whose label map got another header.
+
+    Raises:
+        DataError: With all problems; faultless cases stay where they are for the next run.
+    """
+    images, labels, tests = (partial / sub for sub in ("imagesTr", "labelsTr", "imagesTs"))
+    for made in (images, labels, *([tests] if release.test_images else [])):
+        made.mkdir(parents=True, exist_ok=True)
+    _remove_other_cases(partial, {case.name for case in release.cases} | release.test_images.keys())
+    corrected, problems = [], []
+    total = len(release.cases)
+    for done, case in enumerate(release.cases, start=1):
+        label_target = labels / f"{case.name}{layout.file_ending}"
+        image_target = images / f"{case.name}_0000{layout.file_ending}"
+        try:
+            if not (_is_placed(case.labels, label_target) and _is_placed(case.image, image_target)):
+                _place_labels(layout, case, facts, label_target)
+                _place(case.image, image_target)
+            if not _same_header(case.labels, label_target):
+                corrected.append(case.name)
+        except DataError as error:
+            problems.append(str(error))
+        on_case(done, total)
+    if problems:
+        msg = (
+            f"{len(problems)} of {total} cases cannot be converted:\n{problem_list(problems)}\nCorrect these files and "
+        )
+        raise DataError(msg + f"convert again; the other cases are kept in {partial}.")
+    for name, image in release.test_images.items():
+        _place(image, tests / f"{name}_0000{layout.file_ending}")
+    return corrected
+
+
+def _remove_other_cases(partial: Path, names: set[str]) -> None:
+    """Remove what an earlier run placed of cases that the release no longer holds."""
+    for file in partial.glob("*/*"):
+        if file.name.split(".")[0].removesuffix("_0000") not in names:
+            file.unlink()
+
+
+def _place_labels(layout: Layout, case: LabelledCase, facts: BenchmarkDataset, target: Path) -> None:
+    """Check a label map and place it, with the header of its image where the layout asks for that."""
+    labels = read_segmentation(case.labels)
+    allowed = max(facts.labels.values())
+    if labels.labels.min() < 0 or labels.labels.max() > allowed:
+        found = [int(value) for value in np.unique(labels.labels) if not 0 <= value <= allowed]
+        msg = f"{case.labels} holds the labels {found[:5]}; {facts.name} declares 0 to {allowed}."
+        raise DataError(msg)
+    image = _header(case.image)
+    labels = replace(labels, grid=_header(case.labels).grid)
+    try:
+        check_same_grid(image, labels)
+    except DataError:
+        if not layout.labels_lie_on_image or image.labels.shape != labels.labels.shape:
+            raise
+        _write_on_grid_of(case, labels, target)
+    else:
+        _place(case.labels, target)
+
+
+def _header(path: Path) -> Segmentation:
+    """Return shape and grid of a NIfTI file from its header alone; the voxels are all 0 and take no memory.
+
+    Raises:
+        DataError: There is no readable header of a volume.
+    """
+    try:
+        image: Any = nibabel.load(path)
+        shape, affine = image.shape, np.array(image.affine)
+        if len(shape) != 3:
+            msg = f"an array of shape {shape} where a volume is expected"
+            raise ValueError(msg)
+    except Exception as error:  # damaged headers raise anything in nibabel
+        msg = f"{path} cannot be read as a NIfTI image ({error}). Download it again."
+        raise DataError(msg) from error
+    to_lps = np.diag([-1.0, -1.0, 1.0])
+    columns = to_lps @ affine[:3, :3]
+    x, y, z = (float(mm) for mm in np.linalg.norm(columns, axis=0))
+    left, posterior, superior = (float(mm) for mm in to_lps @ affine[:3, 3])
+    directions = (columns / (x, y, z)).T[::-1].copy()
+    voxels = np.broadcast_to(np.uint8(0), shape[::-1])
+    return Segmentation(path, voxels, Grid((z, y, x), (left, posterior, superior), directions))
+
+
+def _write_on_grid_of(case: LabelledCase, labels: Segmentation, target: Path) -> None:
+    """Write a label map with the header of its image, under a temporary name first."""
+    header: Any = nibabel.load(case.image).header.copy()
+    header.set_data_dtype(np.uint8)
+    image = nibabel.Nifti1Image(labels.labels.T.astype(np.uint8), None, header)
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        nibabel.save(image, temporary)
+        _copy_times(case.labels, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where that is impossible (another file system, say)."""
+    if _is_placed(source, target):
+        return
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_placed(source: Path, target: Path) -> bool:
+    """Tell whether a target was made of this source and not of an older version: both carry the same time."""
+    return target.is_file() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def _copy_times(source: Path, target: Path) -> None:
+    times = source.stat()
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _same_header(a: Path, b: Path) -> bool:
+    if a.stat().st_ino == b.stat().st_ino:
+        return True
+    images: list[Any] = [nibabel.load(a), nibabel.load(b)]
+    return bool(np.array_equal(images[0].affine, images[1].affine))
+
+
+def _dataset_json(layout: Layout, facts: BenchmarkDataset, cases: int) -> dict[str, Any]:
+    reader = {"overwrite_image_reader_writer": layout.reader} if layout.reader else {}
+    return {
+        "channel_names": {"0": "CT"},
+        "labels": dict(facts.labels),
+        "numTraining": cases,
+        "file_ending": layout.file_ending,
+        **reader,
+        "name": layout.dataset_name,
+        "description": facts.note,
+        "reference": facts.source,
+        "licence": facts.licence,
+        "converted_by": f"nnunetv2_meddino {__version__}",
+    }
+
+
+def _refuse_other_split(path: Path, split: dict[str, list[str]]) -> None:
+    """Raise where a split is there already that differs: models may have been trained with it."""
+    if not path.exists():
+        return
+    try:
+        same = json.loads(path.read_text()) == [split]
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        msg = f"{path} holds another split and is left as it is. Remove it, or choose another id."
+        raise DataError(msg)
+
+
+def _write_split(split: dict[str, list[str]], path: Path) -> None:
+    """Write the file that nnU-Net reads its folds from: a list with one fold."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps([split], indent=4))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

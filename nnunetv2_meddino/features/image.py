@@ -1,0 +1,122 @@
+"""One slice of an image for feature pictures: any format, any number of channels, with its pixel size and kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.visualization import richest_slice
+
+PIXEL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Formats whose resolution is that of a printer: their pixels count as square."""
+
+CT_BELOW_HU = -100
+"""A volume with a value as low as this counts as CT in HU: fat and air are, and other modalities are not negative."""
+
+BODY_ABOVE_HU, BODY_ABOVE_FRACTION = -300, 0.1
+"""What counts as body when slice and point are chosen: of CT in HU, else as a fraction of the stretched intensities."""
+
+STRETCH_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class ImageSlice:
+    """One axial slice, or a flat picture.
+
+    Attributes:
+        pixels: ``(C, H, W)`` float32; C is 3 for colour, else 1.
+        spacing_mm: Pixel size (y, x); 1 for formats without a unit.
+        name: File name and, of a volume, the slice.
+        in_hu: The values are Hounsfield units.
+        eight_bit: The values are 0 to 255, as in photographs.
+    """
+
+    pixels: NDArray[np.float32]
+    spacing_mm: tuple[float, float]
+    name: str
+    in_hu: bool
+    eight_bit: bool
+
+
+def read_slice(path: Path, index: int | None = None, channel: int | None = None) -> ImageSlice:
+    """Read one axial slice of a volume, or a flat picture, in any format that SimpleITK knows.
+
+    Args:
+        path: The file.
+        index: Slice, counted from 0 from the patient's feet upwards. None: the one with the largest body area.
+        channel: Which channel to take, from 0. None: all of a colour picture, the first of anything else.
+
+    Raises:
+        DataError: The file is missing or unreadable, or has no such slice or channel.
+    """
+    if not path.is_file():
+        msg = f"{path} does not exist or is no file. Give a picture or a volume in one file."
+        raise DataError(msg)
+    try:
+        image = sitk.ReadImage(str(path))
+        channels = _channels(image)
+        is_pixels = path.name.lower().endswith(PIXEL_ENDINGS)
+        volumes = [sitk.DICOMOrient(c, "LPS") if c.GetDimension() == 3 else sitk.JoinSeries(c) for c in channels]
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        msg = f"{path} cannot be read as an image ({reason}). Convert it to NIfTI or PNG."
+        raise DataError(msg) from error
+    if channel is not None and not 0 <= channel < len(volumes):
+        msg = f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}."
+        raise DataError(msg)
+    colour = channel is None and len(volumes) in (3, 4) and image.GetPixelID() == sitk.sitkVectorUInt8
+    taken = volumes[:3] if colour else [volumes[channel or 0]]  # a fourth channel of a picture is its opacity
+    eight_bit = taken[0].GetPixelID() == sitk.sitkUInt8
+    voxels = np.stack([sitk.GetArrayFromImage(volume) for volume in taken]).astype(np.float32)  # (C, z, y, x)
+    if not np.isfinite(voxels).all():
+        msg = f"{path} holds values that are not finite. Replace them."
+        raise DataError(msg)
+    in_hu = bool(voxels.min() <= CT_BELOW_HU)
+    depth = voxels.shape[1]
+    if index is None:
+        index = richest_slice(_body(voxels[0], in_hu).astype(np.uint8))
+    if not 0 <= index < depth:
+        msg = f"{path} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}."
+        raise DataError(msg)
+    x, y = (1.0, 1.0) if is_pixels else taken[0].GetSpacing()[:2]
+    name = path.name if depth == 1 else f"{path.name}, slice {index} of {depth}"
+    return ImageSlice(voxels[:, index], (y, x), name, in_hu, eight_bit)
+
+
+def body_centre(image: ImageSlice) -> tuple[int, int]:
+    """Return the pixel (y, x) of the body that is nearest to the body's centre of mass."""
+    body = np.argwhere(_body(image.pixels[0], image.in_hu))
+    if len(body) == 0:
+        height, width = image.pixels.shape[1:]
+        return height // 2, width // 2
+    y, x = body[np.square(body - body.mean(axis=0)).sum(axis=1).argmin()]
+    return int(y), int(x)
+
+
+def _channels(image: sitk.Image) -> list[sitk.Image]:
+    """Return the channels of an image, be they components of its pixels or the fourth dimension of its grid."""
+    if (components := image.GetNumberOfComponentsPerPixel()) > 1:
+        return [sitk.VectorIndexSelectionCast(image, component) for component in range(components)]
+    if image.GetDimension() < 4:
+        return [image]
+    return [image[:, :, :, index] for index in range(image.GetSize()[3])]
+
+
+def _body(voxels: NDArray[np.float32], in_hu: bool) -> NDArray[np.bool_]:
+    if in_hu:
+        return voxels > BODY_ABOVE_HU
+    intensities = stretched(voxels)
+    return np.zeros(voxels.shape, bool) if intensities is None else intensities > BODY_ABOVE_FRACTION
+
+
+def stretched(values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Stretch values from ``STRETCH_PERCENTILES`` to 0 to 1, or return None where they are all the same."""
+    low, high = np.percentile(values, STRETCH_PERCENTILES)
+    if high <= low:
+        low, high = values.min(), values.max()
+    return None if high <= low else np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
