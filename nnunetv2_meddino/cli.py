@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2_meddino.cli_compare import add_compare
 from nnunetv2_meddino.cli_dataset import add_dataset
 from nnunetv2_meddino.cli_evaluate import add_evaluate
 from nnunetv2_meddino.cli_features import add_features
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_nnunet(commands)
     add_evaluate(commands)
     add_features(commands)
+    add_compare(commands)
     _add_export(commands)
     return parser
 

@@ -16,7 +16,7 @@ from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.networks.padding import pad_to_multiple
 from nnunetv2_meddino.networks.precision import network_autocast
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
-from nnunetv2_meddino.networks.vit_adapter import ViTAdapter, frozen_features
+from nnunetv2_meddino.networks.vit_adapter import ViTAdapter
 
 FEATURES = (32, 64, 128, 256)
 """Channels of the four scales: the first four stages of nnU-Net's 2D U-Net, as in the released code."""
@@ -168,7 +168,7 @@ class DINOUNet(nn.Module):
         height, width = image.shape[-2:]
         with network_autocast(image.device.type):
             padded = pad_to_multiple(image, STRIDE, at_least=SMALLEST)
-            maps = self.adapter(padded, frozen_features(self.encoder, padded, self.blocks))
+            maps = self.adapter(padded, self.encoder(padded, self.blocks))
             # the same transposed convolution twice: from a quarter of the skip's size to the size itself
             skips = [up(up(m)) for up, m in zip(self.upsamplings, self.projection(maps), strict=True)]
             logits = self.decoder(skips)

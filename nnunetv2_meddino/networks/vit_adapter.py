@@ -17,7 +17,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from nnunetv2_meddino.networks.stem import stem_input_channels
-from nnunetv2_meddino.networks.vit import VisionTransformer
 
 SPATIAL_WIDTH = 64
 """Channels of the first stage of the spatial prior (ViT-Adapter)."""
@@ -215,12 +214,6 @@ class ViTAdapter(nn.Module):
             for f, m in zip(features, maps, strict=True)
         ]
         return [norm(m + f) for norm, m, f in zip(self.norms, maps, resized, strict=True)]
-
-
-def frozen_features(vit: VisionTransformer, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-    """Return the normed maps of a ViT's blocks, each ``(B, D, H / 16, W / 16)``, without a graph to train it by."""
-    with torch.no_grad():
-        return vit(image, blocks)
 
 
 def to_map(tokens: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,135 @@
+"""nnU-Net's folders: data sets, methods and folds, by name, and suggestions for names that are not there."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nnunetv2
+
+from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, NNUNET_PATHS
+from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.trainers import TRAINERS
+
+FOLD_ALL = "all"
+
+
+@dataclass(frozen=True, order=True)
+class Method:
+    """What a row of a comparison is: trainer, plans and configuration, as nnU-Net names its result folders."""
+
+    trainer: str
+    plans: str
+    configuration: str
+
+    @property
+    def name(self) -> str:
+        """Name of the result folder, ``Trainer__Plans__configuration``."""
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+    @classmethod
+    def from_name(cls, name: str) -> Method | None:
+        """Return the method that a folder's name stands for, or None where it is no such name."""
+        parts = name.split("__")
+        return cls(*parts) if len(parts) == 3 and all(parts) else None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The three folders that nnU-Net works in."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def from_environment(cls) -> Folders:
+        """Return what nnU-Net's variables name.
+
+        Raises:
+            ConfigurationError: One is not set.
+        """
+        values = {variable.name: variable.get() for variable in NNUNET_PATHS}
+        if unset := [name for name, value in values.items() if value is None]:
+            msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and compare again."
+            raise ConfigurationError(msg)
+        return cls(*(Path(str(value)) for value in values.values()))
+
+    def dataset(self, identifier: str) -> str:
+        """Return the full name of a data set that is given by its number or name.
+
+        Raises:
+            DataError: None of the folders has it, or several data sets have this number.
+        """
+        names = sorted(
+            {
+                folder.name
+                for parent in (self.raw, self.preprocessed, self.results)
+                for folder in (parent.iterdir() if parent.is_dir() else ())
+                if re.fullmatch(r"Dataset\d{3}_.+", folder.name) and folder.is_dir()
+            }
+        )
+        by_number = [name for name in names if identifier.isdecimal() and int(name[7:10]) == int(identifier)]
+        found = [identifier] if identifier in names else by_number
+        if len(found) != 1:
+            is_what = f"is ambiguous ({', '.join(found)})" if found else f"is not in {self.results} or {self.raw}"
+            msg = f"Data set {identifier} {is_what}.{suggestion(identifier, names)} There are: {listed(names)}."
+            raise DataError(msg)
+        return found[0]
+
+    def model(self, dataset: str, method: Method) -> Path:
+        """Return the folder of a trained method."""
+        return self.results / dataset / method.name
+
+    def methods(self, dataset: str) -> list[Method]:
+        """Return the methods that have a result folder, in the order of their names."""
+        parent = self.results / dataset
+        found = (Method.from_name(folder.name) for folder in (parent.iterdir() if parent.is_dir() else ()))
+        return sorted(method for method in found if method is not None)
+
+
+def fold_folders(model: Path) -> dict[str, Path]:
+    """Return the fold folders of a model by the name of the fold, numbers in order and ``all`` last."""
+    folders = {
+        path.name.removeprefix("fold_"): path
+        for path in (model.iterdir() if model.is_dir() else ())
+        if re.fullmatch(r"fold_(\d+|all)", path.name) and path.is_dir()
+    }
+    return dict(sorted(folders.items(), key=lambda item: (item[0] == FOLD_ALL, item[0].zfill(6))))
+
+
+def has_checkpoint(fold_folder: Path) -> bool:
+    """Whether nnU-Net's ``--c`` finds something to continue from."""
+    return any((fold_folder / f"checkpoint_{which}.pth").is_file() for which in ("final", "latest", "best"))
+
+
+def known_trainers() -> set[str]:
+    """Return the names of this package's trainers, nnU-Net's own, and those in the folders of ``nnUNet_extTrainer``.
+
+    Source files are read and nothing is imported.
+    """
+    folders = [Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"]
+    folders += [Path(folder) for folder in (NNUNET_EXT_TRAINER.get() or "").split(os.pathsep) if folder.strip()]
+    names = set(TRAINERS)
+    for folder in folders:
+        for file in folder.rglob("*.py"):
+            names.update(
+                re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            )
+    return names
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean X?``, or nothing where no name is close."""
+    by_lower = {entry.lower(): entry for entry in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message, in order."""
+    return ", ".join(sorted(names)) or "none"

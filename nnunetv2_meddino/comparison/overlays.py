@@ -1,0 +1,176 @@
+"""Pictures of the worst cases: one slice with the reference's and every method's outlines, side by side."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.comparison.analysis import common_cases
+from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
+from nnunetv2_meddino.comparison.figures import write_png
+from nnunetv2_meddino.comparison.folders import Folders, Method
+from nnunetv2_meddino.comparison.scores import METRICS, case_means
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.visualization import COLOURS, CT_WINDOW_HU, read_axial
+
+WORST_CASES = 3
+_DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 3
+_PANEL_LETTERS, _TITLE_LETTERS = 30, 90
+_FILL_OPACITY = 0.3
+_TRUTH = "reference segmentation"
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A case that is worth a look, and why."""
+
+    case: str
+    reason: str
+
+
+def worst_cases(dataset: DatasetResults, reference: Method, names: Mapping[Method, str]) -> list[WorstCase]:
+    """Return the cases in which a method falls furthest behind the reference method, in Dice; worst first.
+
+    With a single row, or without the reference, these are the cases of the lowest Dice.
+    """
+    dice = METRICS[0].key
+    base = next((row for row in dataset.rows if row.method == reference), None)
+    found: dict[str, tuple[float, str]] = {}
+    for row in dataset.rows:
+        if base is None or len(dataset.rows) == 1:
+            cases, values = row.scores.cases, case_means(row.scores.values[dice])
+            reasons = [f"DSC {value:.3f} with {names[row.method]}" for value in values]
+        elif row is base:
+            continue
+        else:
+            cases = tuple(common_cases(row.scores, base.scores))
+            values = case_means(row.scores.select(cases).values[dice])
+            theirs = case_means(base.scores.select(cases).values[dice])
+            reasons = [
+                f"DSC {ours:.3f} with {names[row.method]}, {other:.3f} with {names[reference]}"
+                for ours, other in zip(values, theirs, strict=True)
+            ]
+            values = values - theirs
+        for case, value, reason in zip(cases, values, reasons, strict=True):
+            if not math.isnan(value) and value < found.get(case, (math.inf, ""))[0]:
+                found[case] = (float(value), reason)
+    ranked = sorted(found.items(), key=lambda item: item[1][0])[:WORST_CASES]
+    return [WorstCase(case, reason) for case, (_, reason) in ranked]
+
+
+def draw_case(
+    dataset: DatasetResults, worst: WorstCase, names: Mapping[Method, str], folders: Folders, path: Path
+) -> Path:
+    """Draw the slice on which most voxels are wrong: the image, the reference, and every method that has the case.
+
+    Raises:
+        DataError: A file is missing or cannot be read, or the files do not lie on one grid.
+    """
+    ending = dataset.dataset_json["file_ending"]
+    files = {_TRUTH: folders.preprocessed / dataset.name / "gt_segmentations" / f"{worst.case}{ending}"}
+    files |= {
+        names[row.method]: _prediction(row, worst.case, ending)
+        for row in dataset.rows
+        if worst.case in row.scores.cases
+    }
+    files["image"] = folders.raw / dataset.name / "imagesTr" / f"{worst.case}_0000{ending}"
+    volumes = {name: _read(file) for name, file in files.items()}
+    _check_same_grid(files)
+    image, spacing_mm = volumes.pop("image")
+    labels = {name: volume for name, (volume, _) in volumes.items()}
+    reference = labels[_TRUTH]
+    wrong = sum(np.count_nonzero(volume != reference, axis=(1, 2)) for volume in labels.values())
+    z = int(np.argmax(wrong)) if np.any(wrong) else int(np.argmax(np.count_nonzero(reference, axis=(1, 2))))
+    channel = next(iter(dataset.dataset_json.get("channel_names", {"0": ""}).values()))
+    window = CT_WINDOW_HU if str(channel).casefold() == "ct" else tuple(np.percentile(image[z], (1, 99)))
+    panels: list[tuple[str, NDArray[Any] | None]] = [("image", None), *((n, v[z]) for n, v in labels.items())]
+    title = f"{worst.case}, slice {z + 1} of {len(image)}: {worst.reason}"
+    return write_png(_figure(image[z], panels, spacing_mm[1:], window, _label_names(dataset), title), path)
+
+
+def _prediction(row: MethodResults, case: str, ending: str) -> Path:
+    files = [folder / "validation" / f"{case}{ending}" for folder in row.folds.values()]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    try:
+        return read_axial(path)
+    except RuntimeError as error:
+        msg = f"{path} is missing or cannot be read ({str(error).strip().splitlines()[-1]})."
+        raise DataError(msg) from error
+
+
+def _check_same_grid(files: Mapping[str, Path]) -> None:
+    """Refuse files whose size or direction differ: turned by their headers, they would not lie on one another."""
+    grids = {}
+    for name, file in files.items():
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(file))
+        header.ReadImageInformation()
+        grids[name] = (header.GetSize(), header.GetDirection())
+    first_size, first_direction = grids["image"]
+    if any(s != first_size or not np.allclose(d, first_direction, atol=1e-2) for s, d in grids.values()):
+        shown = "; ".join(f"{name} {size} {direction}" for name, (size, direction) in grids.items())
+        msg = f"Size or direction differ between the files of this case: {shown}."
+        raise DataError(msg)
+
+
+def _label_names(dataset: DatasetResults) -> dict[int, str]:
+    """Return the name of each label value; regions overlap, so their maps are shown by number."""
+    labels = dataset.dataset_json["labels"]
+    return {int(value): name for name, value in labels.items() if not isinstance(value, list) and int(value)}
+
+
+def _figure(
+    image: NDArray[Any],
+    panels: Sequence[tuple[str, NDArray[Any] | None]],
+    spacing_mm: tuple[float, float],
+    window: tuple[float, ...],
+    label_names: Mapping[int, str],
+    title: str,
+) -> Figure:
+    aspect = spacing_mm[0] / spacing_mm[1]
+    columns = min(len(panels), _COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    height = _PANEL_INCH * image.shape[0] * aspect / image.shape[1]
+    size = (columns * _PANEL_INCH, rows * (height + 0.3) + 0.6)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
+    shown = sorted({int(v) for _, labels in panels if labels is not None for v in np.unique(labels)} - {0})
+    colours = {v: to_rgb(COLOURS[i % len(COLOURS)]) for i, v in enumerate(sorted({*label_names, *shown}))}
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (name, labels) in zip(grid, panels, strict=False):
+        axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear")
+        if labels is not None:
+            _draw_labels(axes, labels, colours)
+        axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color="#1c2430")
+    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color="#1c2430")
+    handles = [Patch(facecolor=colours[v], label=label_names.get(v, f"label {v}")) for v in shown]
+    if handles:
+        columns = min(len(handles), 5)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:
+    tint = np.zeros((*labels.shape, 4))
+    for value, colour in colours.items():
+        mask = labels == value
+        tint[mask] = (*colour, _FILL_OPACITY)
+        if mask.any() and not mask.all():
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    axes.imshow(tint, aspect=axes.get_aspect(), interpolation="nearest")
