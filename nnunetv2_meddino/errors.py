@@ -26,8 +26,12 @@ class DataError(MedDINOError):
     """A data set or label map does not follow the layout or the label range it declares."""
 
 
+class CommandError(MedDINOError):
+    """A command that was started did not succeed; the message holds its last telling lines and its log."""
+
+
 class DemoError(MedDINOError):
-    """A step of the demo failed; the message names the step and its log."""
+    """The demo cannot run, or a step of it failed; the message names the step and its log."""
 
 
 def print_errors_without_traceback() -> None:

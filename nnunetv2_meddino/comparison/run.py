@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nnunetv2_meddino.comparison.steps import Step
-from nnunetv2_meddino.demo.process import BarWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, run_environment
-from nnunetv2_meddino.errors import ConfigurationError, DemoError
+from nnunetv2_meddino.errors import CommandError, ConfigurationError
+from nnunetv2_meddino.processes import BarWatch, Report, TrainingWatch, Watch, run_command
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def run_steps(steps: Sequence[Step], out: Path, console: Console) -> list[Failed
         start = time.monotonic()
         try:
             _with_progress(label, console, lambda report, step=step: _run(step, logs, report))  # type: ignore[misc]
-        except DemoError as error:
+        except CommandError as error:
             failed[step.name] = Failed(step, str(error))
             _say(console, f"{label}: FAILED\n  {error}")
         else:

@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
-from nnunetv2_meddino.demo.process import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, NNUNET_PATHS, run_environment
-from nnunetv2_meddino.errors import DataError, DemoError
+from nnunetv2_meddino.errors import CommandError, DataError, DemoError
+from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.visualization import CT_WINDOW_HU, read_axial, richest_slice, save_overlay
 
 TRAINER = "MedDINOv3Trainer_demo"
@@ -285,7 +285,7 @@ def _perform(step: _Step, label: str, console: Console) -> float:
 
         try:
             step.run(report)
-        except DemoError as error:
+        except CommandError as error:
             raise DemoError(f"step {label} failed: {error}") from None
     duration_s = time.monotonic() - start
     console.print(Text(f"{label}: done in {duration_s:.0f} s"))

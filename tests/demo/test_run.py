@@ -19,9 +19,9 @@ from rich.console import Console
 
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
-from nnunetv2_meddino.demo.process import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
 from nnunetv2_meddino.errors import DataError, DemoError
+from nnunetv2_meddino.processes import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.visualization import COLOURS
 
 # Leaves what the real commands leave, fails or hangs on request, and keeps a diary of how it was called.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_meddino.errors import DemoError
+from nnunetv2_meddino.errors import CommandError
 
 Report = Callable[[float | None, str], None]
 """Shows how far a step has come: the fraction done (None where unknown) and a few words."""
@@ -42,7 +42,7 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         watch: Called with every line of the output.
 
     Raises:
-        DemoError: The command failed; the message holds its last telling lines and the log.
+        CommandError: The command failed; the message holds its last telling lines and the log.
     """
     with log.open("a", encoding="utf-8") as sink, log.open(encoding="utf-8", errors="replace") as source:
         sink.write(f"$ {' '.join(command)}\n")
@@ -71,7 +71,7 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         telling = [line for line in lines if line.strip() and not _NOISE.match(line)][-_SHOWN_LINES:]
         msg = "\n  ".join([f"{Path(command[0]).name} ended with status {child.returncode}:", *telling])
         msg += f"\nThe whole log: {log}\nOnce the cause is mended, the same command continues from this step."
-        raise DemoError(msg)
+        raise CommandError(msg)
 
 
 @contextmanager
