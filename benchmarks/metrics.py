@@ -28,20 +28,16 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ[
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import SimpleITK
 import torch
 from measure import RESULTS, in_fresh_process, interleaved, peak_rss_mib, speedup, write_results
 from scipy import ndimage
 
 from nnunetv2_meddino.evaluation import CaseMetrics, evaluate_case
-from nnunetv2_meddino.evaluation.files import pair_files
-from nnunetv2_meddino.evaluation.folders import LabelSet, evaluate_files
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHAPE, SPACING_MM = (200, 512, 512), (1.5, 0.75, 0.75)
 ORGANS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 14, 18, 19, 20, 52)
 TOLERANCES_MM = (1.0, 2.0)
-FOLDER_SIZES = (4, 40)
 OURS = "ours, both definitions"
 NOTES = (
     "One case, one thread, CPU time of interleaved runs (median). x: that row's time over ours, which measures Dice, "
@@ -233,35 +229,6 @@ def first_calls(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def whole_cases(case: Case) -> list[dict[str, Any]]:
-    """Time folders of the case as compressed NIfTI files, read and scored by two processes, start-up included."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, volume in (("reference", case.reference), ("prediction", case.prediction)):
-            (Path(folder) / name).mkdir()
-            image = SimpleITK.GetImageFromArray(volume)
-            image.SetSpacing(case.spacing[::-1])
-            SimpleITK.WriteImage(image, Path(folder) / name / "case_00.nii.gz", True)
-        labels = LabelSet.from_json(list(range(1, len(ORGANS) + 1)), "labels")
-        for count in FOLDER_SIZES:
-            for name in ("reference", "prediction"):
-                for i in range(1, count):
-                    link = Path(folder) / name / f"case_{i:02d}.nii.gz"
-                    if not link.exists():
-                        os.link(Path(folder) / name / "case_00.nii.gz", link)
-            pairing = pair_files(Path(folder) / "reference", Path(folder) / "prediction")
-            start = time.perf_counter()
-            evaluation = evaluate_files(pairing, labels, TOLERANCES_MM, processes=2)
-            seconds = time.perf_counter() - start
-            assert len(evaluation.results) == count
-            rows.append({"case": f"{count} cases from files, two processes (wall)", "method": OURS, "s": seconds})
-        first, last = rows[0], rows[-1]
-        rate = (FOLDER_SIZES[-1] - FOLDER_SIZES[0]) / (last["s"] - first["s"])
-        last["cases/s"] = FOLDER_SIZES[-1] / last["s"]
-        rows.append({"case": "every further case (wall)", "method": OURS, "s": 1 / rate, "cases/s": rate})
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path, default=Path(tempfile.gettempdir()) / "metrics_benchmark_pair.npz")
@@ -287,7 +254,7 @@ def main() -> None:
         small.methods()[args.peak]()  # libraries are loaded, compiled code is there
         print(json.dumps(peak_rss_mib(case.methods()[args.peak])))
         return
-    rows = measure(case, args.pair, args.repeats) + first_calls(args.pair) + whole_cases(case)
+    rows = measure(case, args.pair, args.repeats) + first_calls(args.pair)
     if args.hard:
         rows += measure_hard(case)
     write_results("metrics", "cpu", rows, args.out, NOTES)

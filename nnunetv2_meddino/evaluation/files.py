@@ -5,9 +5,9 @@ Axes are ``(z, y, x)`` in everything that leaves this module. A 2D image is a vo
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
+from isal import igzip
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
@@ -227,16 +228,31 @@ def _cases(folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
 def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)  # verifies length and checksum
+        content = igzip.decompress(content)  # verifies length and checksum
     for image_class in (nibabel.Nifti1Image, nibabel.Nifti2Image):
         if image_class.header_class.may_contain_header(content[:1024]):
-            return _nibabel_volume(path, image_class.from_stream(io.BytesIO(content)))
+            image = image_class.from_stream(io.BytesIO(content))
+            return _with_grid(path, image, _nifti_values(content, image))
     msg = "no NIfTI header"
     raise ValueError(msg)
 
 
+def _nifti_values(content: bytes, image: Any) -> NDArray[Any]:
+    """Return the values of a decompressed file, without copying them where they are stored as they are meant."""
+    slope, intercept = image.header.get_slope_inter()
+    if slope not in (None, 1.0) or intercept not in (None, 0.0):
+        return np.asanyarray(image.dataobj)
+    count, dtype = math.prod(image.shape), image.header.get_data_dtype()
+    return np.frombuffer(content, dtype, count, offset=int(image.dataobj.offset)).reshape(image.shape, order="F")
+
+
 def _nibabel_volume(path: Path, image: Any) -> tuple[NDArray[Any], Grid]:
-    volume = _as_volume(np.asanyarray(image.dataobj).T)
+    return _with_grid(path, image, np.asanyarray(image.dataobj))
+
+
+def _with_grid(path: Path, image: Any, values: NDArray[Any]) -> tuple[NDArray[Any], Grid]:
+    """Return values in nibabel's order of axes as a volume, and its geometry."""
+    volume = _as_volume(values.T)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -267,7 +283,7 @@ def _check_gipl_length(path: Path, data_bytes: int) -> None:
     """Raise where the file ends before its voxels do; SimpleITK fills in zeros."""
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
+        content = igzip.decompress(content)
     if len(content) < _GIPL_HEADER_BYTES + data_bytes:
         msg = f"{len(content)} bytes where {_GIPL_HEADER_BYTES + data_bytes} are declared"
         raise ValueError(msg)
