@@ -1,0 +1,1 @@
+"""Self-supervised pretraining of DINOv3 Vision Transformers on CT slices."""

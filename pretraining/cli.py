@@ -1,0 +1,295 @@
+"""The ``meddino-pretrain`` command: from downloaded volumes to a corpus, and what is in it.
+
+Each sub-command imports what it needs, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_meddino.errors import ConfigurationError, MedDINOError
+
+if TYPE_CHECKING:
+    from pretraining.corpus.curate import Progress, SourceFolder
+    from pretraining.corpus.exclusions import ExclusionList
+    from pretraining.corpus.sources import Source
+
+EXIT_ERROR = 2
+NOTHING_CURATED = 1
+
+_CURATE_EPILOG = """A curation that was stopped, by whatever, goes on where it was when the same command is run again.
+On many machines: run it with --num-parts N and each --part-id from 0 to N-1, then meddino-pretrain merge CORPUS.
+exit code: 0 done, 1 there is a corpus but nothing in it, 2 an error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its exit code."""
+    options = _parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        return options.run(options)
+    except MedDINOError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. The same command goes on from here.\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meddino-pretrain", description="Self-supervised pretraining of DINOv3 Vision Transformers on CT slices."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_sources(commands)
+    _add_curate(commands)
+    _add_merge(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _add_sources(commands: argparse._SubParsersAction) -> None:
+    description = "the collections known by name, and what of them is found on disk"
+    command = commands.add_parser("sources", help=description, description=description)
+    command.set_defaults(run=_sources)
+    command.add_argument("names", nargs="*", metavar="NAME", help="say all that is known of these")
+    _add_source_option(command, required=False)
+
+
+def _add_source_option(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        required=required,
+        metavar="NAME=FOLDER",
+        help="a source and the folder it was unpacked to; NAME is one of `meddino-pretrain sources`, or a YAML file "
+        "that describes a source of your own. May be repeated",
+    )
+
+
+def _add_curate(commands: argparse._SubParsersAction) -> None:
+    description = "volumes to a corpus: read, checked, stored as slices, each scan once"
+    command = commands.add_parser("curate", help=description, description=description, epilog=_CURATE_EPILOG)
+    command.set_defaults(run=_curate)
+    _add_source_option(command, required=True)
+    command.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder of the corpus")
+    command.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="cases to leave out: nnU-Net's splits_final.json (with --fold) or a text file of ids. May be repeated",
+    )
+    command.add_argument("--fold", type=int, metavar="F", help="the fold whose validation cases are left out")
+    command.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="images of the cases to leave out (imagesTr), to find them by content under any name; one for each "
+        "--exclude, in the same order",
+    )
+    command.add_argument("--keep-near-duplicates", action="store_true", help="drop exact copies only")
+    command.add_argument(
+        "--store-size", type=int, metavar="PX", help="resize slices to this square (256 in the paper; default: none)"
+    )
+    command.add_argument(
+        "--spacing", type=float, metavar="MM", help="resample slices to this spacing first (0.45 in the paper)"
+    )
+    command.add_argument("--part-id", type=int, default=0, metavar="I", help="which part to do, from 0")
+    command.add_argument("--num-parts", type=int, default=1, metavar="N", help="into how many parts to divide the work")
+    command.add_argument(
+        "-np", dest="processes", type=int, default=_cores(), metavar="N", help="processes (default: %(default)s)"
+    )
+
+
+def _add_merge(commands: argparse._SubParsersAction) -> None:
+    description = "make the corpus once all parts of a curation are finished"
+    command = commands.add_parser("merge", help=description, description=description)
+    command.set_defaults(run=_merge)
+    command.add_argument("corpus", type=Path, metavar="CORPUS")
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    description = "what is in a corpus, in numbers and pictures"
+    command = commands.add_parser("inspect", help=description, description=description)
+    command.set_defaults(run=_inspect)
+    command.add_argument("corpus", type=Path, metavar="CORPUS")
+    command.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    command.add_argument("-o", dest="out", type=Path, metavar="DIR", help="folder for montage.png and histograms.png")
+
+
+def _sources(options: argparse.Namespace) -> int:
+    from pretraining.corpus.report import source_text, sources_table
+    from pretraining.corpus.sources import SOURCES, find_cases
+
+    folders = {entry.source.name: entry for entry in map(_source_folder, options.source)}
+    known = SOURCES | {name: entry.source for name, entry in folders.items()}
+    found = {name: len(find_cases(entry.source, entry.folder)) for name, entry in folders.items()}
+    if options.names:
+        for source in map(_source, options.names):
+            _say(source_text(source, found.get(source.name)) + "\n")
+        return 0
+    _print_table(sources_table(known, found))
+    return 0
+
+
+def _curate(options: argparse.Namespace) -> int:
+    from pretraining.corpus.curate import Division, curate
+    from pretraining.corpus.merge import merge
+    from pretraining.corpus.report import corpus_text
+    from pretraining.corpus.store import StoreSettings
+
+    division = Division(options.part_id, options.num_parts)
+    settings = StoreSettings(options.store_size, options.spacing)
+    exclusions = _exclusions(options)
+    sources = [_source_folder(argument) for argument in options.source]
+    with _progress() as progress:
+        summary = curate(
+            sources,
+            options.out,
+            settings=settings,
+            exclusions=exclusions,
+            keep_near=options.keep_near_duplicates,
+            division=division,
+            processes=options.processes,
+            progress=progress,
+        )
+        if division.num_parts == 1:
+            content = merge(options.out, progress)
+    if division.num_parts > 1:
+        of = f"part {division.part_id} of {division.num_parts}"
+        _say(f"{of}: {summary.curated} volumes curated, {summary.refused} refused, {summary.images} images compared")
+        _say(f"when all parts are finished: meddino-pretrain merge {options.out}")
+        return 0
+    _say(corpus_text(content, options.out))
+    return 0 if content["volumes"] else NOTHING_CURATED
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from pretraining.corpus.merge import merge
+    from pretraining.corpus.report import corpus_text
+
+    with _progress() as progress:
+        content = merge(options.corpus, progress)
+    _say(corpus_text(content, options.corpus))
+    return 0 if content["volumes"] else NOTHING_CURATED
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import json
+
+    from pretraining.corpus.inspect import inspect_corpus
+    from pretraining.corpus.report import inspection_text
+
+    with _progress() as progress:
+        inspection = inspect_corpus(options.corpus, progress)
+    _say(json.dumps(inspection, indent=4) if options.json else inspection_text(inspection))
+    if options.out is not None:
+        from pretraining.corpus.montage import save_histograms, save_slices
+
+        with _progress() as progress:
+            slices = save_slices(options.corpus, options.out / "montage.png", progress)
+        histograms = save_histograms(inspection, options.out / "histograms.png")
+        sys.stderr.write(f"{slices}\n{histograms}\n")
+    return 0
+
+
+def _source_folder(argument: str) -> SourceFolder:
+    from pretraining.corpus.curate import SourceFolder
+
+    name, equals, folder = argument.partition("=")
+    if not name or not equals or not folder:
+        msg = f"--source {argument} must be NAME=FOLDER, or RECORD.yaml=FOLDER."
+        raise ConfigurationError(msg)
+    return SourceFolder(_source(name), Path(folder))
+
+
+def _source(name: str) -> Source:
+    from pretraining.corpus.sources import SOURCES, load_source_file
+
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return load_source_file(Path(name))
+    by_lower_case = {known.lower(): source for known, source in SOURCES.items()}
+    if name.lower() not in by_lower_case:
+        msg = (
+            f"{name} is no source known by name. Known are {', '.join(SOURCES)}; for a source of your own write a YAML "
+            "record and give its path."
+        )
+        raise ConfigurationError(msg)
+    return by_lower_case[name.lower()]
+
+
+def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:
+    from pretraining.corpus.exclusions import read_exclusions
+
+    if options.images and len(options.images) != len(options.exclude):
+        msg = (
+            f"--images is given {len(options.images)} times, --exclude {len(options.exclude)}: one for each is needed."
+        )
+        raise ConfigurationError(msg)
+    if options.fold is not None and not any(file.suffix.lower() == ".json" for file in options.exclude):
+        msg = "--fold says which fold of an --exclude splits_final.json is meant; there is none."
+        raise ConfigurationError(msg)
+    folders = options.images or [None] * len(options.exclude)
+    return [
+        read_exclusions(file, options.fold if file.suffix.lower() == ".json" else None, images)
+        for file, images in zip(options.exclude, folders, strict=True)
+    ]
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show a bar for each step on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total)
+            bars.update(tasks[step], completed=done, total=total)
+
+        yield update
+
+
+def _print_table(table: Any) -> None:
+    """Print a table in full, as wide as it is where it goes to a file."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From downloaded volumes to a corpus of slices."""

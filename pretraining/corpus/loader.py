@@ -1,0 +1,128 @@
+"""Batches of slices in exact order, decompressed by worker processes into a ring of shared memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.sampler import Draw, SampleOrder, StepSampler, shares_of
+from pretraining.corpus.slices import SliceDataset, Slices
+
+AHEAD = 2
+"""Batches each worker is ahead of the training step; the default of torch's loader."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def slice_loader(
+    corpus: str | Path | SliceDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    start_step: int = 0,
+    weights: Mapping[str, float] | None = None,
+    timeout_s: float = 600.0,
+) -> Iterator[tuple[int, Slices]]:
+    """Yield (step, batch) without end, the same batches for any number of workers.
+
+    The pixels of a batch lie in a ring of buffers: they are overwritten once the next batch but one has been asked for.
+    Copy what must last longer.
+
+    Args:
+        corpus: folder of a corpus, or one already opened.
+        batch_size: slices a rank and step, B.
+        seed: 0 to 2**32 - 1; with it, the step and ``batch_size * world_size`` the global batch is given.
+        rank: this process, from 0.
+        world_size: number of processes.
+        workers: processes that decompress; 0 does it in this one.
+        start_step: first step; the batches are those that an undisturbed run yields from there on.
+        weights: relative sampling weights of the sources, those not named are left out; None counts every slice alike.
+        timeout_s: how long to wait for a batch of the workers.
+
+    Raises:
+        ConfigurationError: a number or a weight is out of range.
+        DataError: the corpus cannot be read (the message names the file), has no usable slices, a worker died or is too
+            slow, or shared memory is too small.
+    """
+    dataset = corpus if isinstance(corpus, SliceDataset) else SliceDataset(corpus)
+    rows = dataset.rows_by_source()
+    shares = shares_of(weights, {source: len(group) for source, group in rows.items()})
+    groups = [rows[source] for source in shares] if shares else [dataset.usable_rows()]
+    del rows
+    if not len(groups[0]):
+        raise DataError(f"{dataset.corpus} has no usable slices: all are air only")
+    slots = workers * AHEAD + 2
+    sampler = StepSampler(
+        SampleOrder(groups, list(shares.values()) or [1.0], seed=seed),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+        slots=slots,
+    )
+    ring = _ring((slots, batch_size, dataset.side, dataset.side), shared=workers > 0)
+    return _batches(sampler, _RingReader(dataset, ring), workers, timeout_s)
+
+
+def _batches(sampler: StepSampler, reader: _RingReader, workers: int, timeout_s: float) -> Iterator[tuple[int, Slices]]:
+    loader = DataLoader(
+        reader,
+        batch_sampler=sampler,  # type: ignore[arg-type]  # a batch's indices travel as one Draw
+        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        timeout=timeout_s if workers else 0,
+    )
+    try:
+        for draw, problem in loader:
+            if problem:
+                raise DataError(problem)
+            yield draw.step, reader.dataset.described(draw.rows, draw.places, reader.ring[draw.slot])
+    except RuntimeError as error:
+        advice = (
+            "If it was killed, memory ran out: use fewer workers or a smaller batch. If it timed out, the disk is too "
+            "slow or gone: check the corpus' file system, or raise the timeout."
+        )
+        raise DataError(f"reading slices of {reader.dataset.corpus} stopped: {error}. {advice}") from error
+
+
+class _RingReader(Dataset):
+    """Reads batches into the slots of a ring and hands over no more than the draw, and what went wrong."""
+
+    def __init__(self, dataset: SliceDataset, ring: Tensor) -> None:
+        self.dataset, self.ring = dataset, ring
+
+    def __getitems__(self, draw: Draw) -> tuple[Draw, str]:
+        try:
+            self.dataset.decode(draw.rows, self.ring[draw.slot])
+        except DataError as error:
+            return draw, str(error)  # torch would bury the message under the worker's traceback
+        return draw, ""
+
+
+def _unchanged(batch: object) -> object:
+    return batch
+
+
+def _ring(shape: tuple[int, ...], *, shared: bool) -> Tensor:
+    if not shared:
+        return torch.empty(shape, dtype=torch.int16)
+    needed = int(np.prod(shape)) * 2
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else needed
+    if free < needed:
+        raise DataError(
+            f"the workers' buffers need {needed / 2**20:.0f} MiB of shared memory, {SHARED_MEMORY} has "
+            f"{free / 2**20:.0f}: use fewer workers or a smaller batch, or give the container more "
+            "(docker run --shm-size)"
+        )
+    return torch.empty(shape, dtype=torch.int16).share_memory_()

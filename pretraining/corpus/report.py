@@ -1,0 +1,155 @@
+"""What the command line says about sources and corpora."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pretraining.corpus import manifest
+from pretraining.corpus.inspect import MEANINGS
+from pretraining.corpus.sources import Source
+
+_FEW = 10
+
+
+def sources_table(sources: Mapping[str, Source], found: Mapping[str, int]) -> Table:
+    """Return a row for every source; ``found`` has the number of volumes of those that were looked for."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("NAME", "collection", "licence", "contains"):
+        table.add_column(column, overflow="fold", max_width=44)
+    table.add_column("volumes", justify="right", no_wrap=True)
+    table.add_column("found", justify="right", no_wrap=True)
+    for name, source in sources.items():
+        expected = "" if source.expected_volumes is None else str(source.expected_volumes)
+        number = str(found[name]) if name in found else ""
+        table.add_row(name, source.title, source.licence, ", ".join(source.contains), expected, number)
+    return table
+
+
+def source_text(source: Source, found: int | None) -> str:
+    """Return all that is known of a source."""
+    expected = "unknown" if source.expected_volumes is None else str(source.expected_volumes)
+    lines = [
+        f"{source.name}: {source.title}",
+        f"home page    {source.homepage}",
+        f"licence      {source.licence}, {source.licence_url}",
+        f"volumes      {expected}" + ("" if found is None else f"; found: {found}"),
+        f"modality     {source.modality}, intensities {source.intensity.value}",
+        *(f"looked for   {pattern}" for pattern in source.images),
+        *([f"contains     cases of {', '.join(source.contains)}"] if source.contains else []),
+    ]
+    paragraphs = [textwrap.fill(text, 110) for text in (source.how, source.note) if text]
+    return "\n".join([*lines, *paragraphs])
+
+
+def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
+    """Return what a finished curation reports: every volume counted once, and what was left out and why."""
+    lines = [_counts_text(content["counts"]), "", *_source_lines(content["sources"]), ""]
+    duplicates = content["duplicates"]
+    lines.append(
+        f"duplicates: {duplicates['exact']} exact and {duplicates['near']} near ones dropped"
+        + (f", {duplicates['near_kept']} near ones kept" if duplicates["near_kept"] else "")
+        + f" ({manifest.DUPLICATES_FILE})"
+    )
+    if content["counts"]["refused"]:
+        lines.append(f"refused, by reason ({manifest.REJECTED_FILE}):")
+        refusals: dict[str, int] = {}
+        for line in manifest.read_lines(corpus / manifest.REJECTED_FILE):
+            refusals[line["reason"]] = refusals.get(line["reason"], 0) + 1
+        lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(refusals.items())]
+    lines += exclusion_lines(content["exclusions"])
+    lines += ["", f"{content['volumes']} volumes, {content['slices']} slices, hash {content['hash']}"]
+    lines.append(f"look at it: meddino-pretrain inspect {corpus} -o pictures")
+    return "\n".join(lines)
+
+
+def _counts_text(counts: Mapping[str, int]) -> str:
+    parts = " + ".join(f"{counts[name]} {name}" for name in ("curated", "refused", "duplicates", "excluded"))
+    return f"{counts['found']} volumes found = {parts}"
+
+
+def _source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    names = ("expected_volumes", "found", "curated", "refused", "duplicates", "excluded", "slices")
+    width = max(len("source"), *(len(name) for name in sources))
+    heads = [name.removesuffix("_volumes") for name in names]
+    lines = [f"{'source':{width}}  " + "  ".join(f"{head:>10}" for head in heads)]
+    for source, own in sources.items():
+        values = ["" if own[name] is None else str(own[name]) for name in names]
+        lines.append(f"{source:{width}}  " + "  ".join(f"{value:>10}" for value in values))
+    return lines
+
+
+def exclusion_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return what is said of exclusions; nothing if none were asked for."""
+    if not report["lists"]:
+        return []
+    lines = [
+        f"excluded: {report['cases_found']} of {report['cases_listed']} listed cases are among the sources; "
+        f"{report['cases_excluded']} volumes left out, {report['by_id']} by id and {report['by_content']} by content "
+        f"({manifest.EXCLUDED_FILE})"
+    ]
+    if report["not_found"]:
+        lines.append(f"  not found anywhere: {_some(report['not_found'])}")
+    for entry in report["lists"]:
+        if entry["images_missing"] is None:
+            lines.append(f"  {entry['file']}: no --images given, so copies under other names cannot be recognised")
+        elif entry["images_missing"]:
+            lines.append(f"  {entry['file']}: without an image, compared by id alone: {_some(entry['images_missing'])}")
+    for image in report["images_unreadable"]:
+        lines.append(f"  the image of {image['case']} could not be read, compared by id alone: {image['message']}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+
+
+def inspection_text(inspection: Mapping[str, Any]) -> str:
+    """Return the numbers of a corpus for reading."""
+    size = inspection["bytes"] / 1e6
+    lines = [
+        f"{inspection['volumes']} volumes, {inspection['slices']} slices, {size:.1f} MB "
+        f"({inspection['bytes_per_voxel']:.2f} bytes a voxel), hash {inspection['hash']}",
+        "settings: " + ", ".join(f"{name} {value}" for name, value in inspection["settings"].items()),
+        _counts_text(inspection["counts"]),
+        "",
+        *_source_lines(inspection["sources"]),
+    ]
+    for title, key in (("licences", "licences"), ("modalities", "modalities"), ("slice sizes", "sizes_px")):
+        lines += ["", f"{title}:"]
+        lines += [f"  {v['volumes']:6} volumes {v['slices']:8} slices  {name}" for name, v in inspection[key].items()]
+    spacing, body = inspection["spacing"], inspection["body"]
+    lines += _bars("pixel spacing, mm (slices)", spacing["in_plane_mm"])
+    lines += _bars("distance between slices, mm (slices)", spacing["between_slices_mm"])
+    lines += _bars("scan length, mm (volumes)", spacing["scan_length_mm"])
+    lines += _bars("share of the slice that is body (slices)", body["fraction"])
+    flags = [
+        f"  {flag['volumes']:6} volumes {flag['slices']:8} slices  {name}: {flag['meaning']}"
+        for name, flag in inspection["flags"].items()
+    ]
+    refusals = [
+        f"  {entry['volumes']:6}  {reason}: {entry['meaning']} ({_some(entry['cases'])})"
+        for reason, entry in inspection["refusals"].items()
+    ]
+    duplicates = inspection["duplicates"]
+    for title, found in (("flags", flags), ("refused", refusals)):
+        lines += ["", f"{title}:", *found] if found else ["", f"{title}: none"]
+    lines += ["", f"duplicates dropped: {duplicates['exact']} exact, {duplicates['near']} near"]
+    lines += [f"  {count:6}  {pair}" for pair, count in duplicates["of"].items()]
+    lines += exclusion_lines(inspection["exclusions"])
+    return "\n".join(lines)
+
+
+def _bars(title: str, histogram: Mapping[str, Any]) -> list[str]:
+    """Return a histogram as lines; bins without a value are left out."""
+    most = max(histogram["counts"], default=0)
+    edges = histogram["edges"]
+    lines = ["", f"{title}:"]
+    for low, high, count in zip(edges, edges[1:], histogram["counts"], strict=False):
+        if count:
+            lines.append(f"  {low:>6g} to {high:<6g} {count:8}  {'#' * max(1, round(40 * count / most))}")
+    return lines

@@ -1,0 +1,201 @@
+"""The order in which slices are seen: a pure function of the seed and the step, for any number of ranks and workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.counter_random import Stream, check_seed, philox
+
+FEISTEL_ROUNDS = 8
+"""Even. Four already make a strong pseudorandom permutation (Luby and Rackoff, SIAM J. Comput. 1988); the rest is
+a margin for sources of a few slices."""
+
+CYCLE = 2**16
+"""Samples after which the shares of the sources are met exactly; the finest share is one in this many."""
+
+
+def permuted(
+    positions: NDArray[np.int64], sizes: ArrayLike, *, seed: int, stream: int, keys: ArrayLike
+) -> NDArray[np.int64]:
+    """Return where random permutations put positions, in no memory and without permuting anything else.
+
+    An alternating Feistel network on numbers written as (left, right) with two radices whose product just reaches
+    the size, walked until it lands inside: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+
+    Args:
+        positions: ``(N,)``, each from 0 to its size - 1.
+        sizes: lengths of the permutations, 1 to 2**31, one for all or ``(N,)``.
+        seed: see ``philox``.
+        stream: see ``philox``.
+        keys: which permutation, below 2**32, one for all or ``(N,)``.
+
+    Returns:
+        ``(N,)`` int64, all different for different positions of one key and size.
+    """
+    sizes, keys = (np.broadcast_to(np.asarray(values, np.int64), positions.shape) for values in (sizes, keys))
+    rows = np.ceil(np.sqrt(sizes)).astype(np.int64)
+    columns = -(-sizes // rows)
+    result = positions.astype(np.int64)
+    outside = np.arange(len(result))
+    while len(outside):
+        r, c, k = rows[outside], columns[outside], keys[outside]
+        left, right = np.divmod(result[outside], c)
+        for turn in range(0, FEISTEL_ROUNDS, 2):
+            left = (left + _mixed(right, seed, stream, k, turn)) % r
+            right = (right + _mixed(left, seed, stream, k, turn + 1)) % c
+        result[outside] = left * c + right
+        outside = outside[result[outside] >= sizes[outside]]
+    return result
+
+
+def _mixed(half: NDArray[np.int64], seed: int, stream: int, keys: NDArray[np.int64], turn: int) -> NDArray[np.int64]:
+    return philox(seed, stream, half, keys, turn)[..., 0].astype(np.int64)
+
+
+def shares_of(weights: Mapping[str, float] | None, slices: Mapping[str, int]) -> dict[str, float]:
+    """Return the share of each source in the samples, adding up to 1; empty where all slices count alike.
+
+    Args:
+        weights: relative weights of the sources, of which those not named are left out; None counts every slice alike.
+        slices: number of usable slices of every source in the corpus.
+
+    Raises:
+        ConfigurationError: a weight is not a positive number, is below one part in 65,536, or names a source that has
+            no slices in this corpus.
+    """
+    if weights is None:
+        return {}
+    for source, weight in weights.items():
+        if not slices.get(source):
+            known = ", ".join(sorted(name for name, count in slices.items() if count))
+            raise ConfigurationError(f"sampling weight for {source!r}: no usable slices; the corpus has: {known}")
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigurationError(f"sampling weight {weight} of {source!r}: give a positive number, or leave it out")
+    total = sum(weights.values())
+    shares = {source: weight / total for source, weight in sorted(weights.items())}
+    for source, share in shares.items():
+        if share * CYCLE < 1:
+            message = f"{source!r} would be {share:.2g} of the samples, below one in {CYCLE}: raise its weight"
+            raise ConfigurationError(f"{message} or leave it out")
+    if not shares:
+        raise ConfigurationError("no sampling weights given: name at least one source, or give none to use all alike")
+    return shares
+
+
+class SampleOrder:
+    """The endless sequence of slices: the n-th sample of a run, for any n, in constant time and without a replay.
+
+    Sources are mixed in cycles of 65,536 samples in which each has its exact share (largest remainders) in random
+    order. Within a source the samples run through one random permutation of its slices after another, so every
+    slice is seen once before any is seen again.
+    """
+
+    def __init__(self, groups: Sequence[NDArray[np.integer]], shares: Sequence[float], *, seed: int) -> None:
+        """Take the slices and the shares of the sources.
+
+        Args:
+            groups: rows of the manifest, one non-empty array for each source.
+            shares: share of each source, adding up to 1.
+            seed: 0 to 2**32 - 1.
+
+        Raises:
+            ConfigurationError: the seed is out of range.
+        """
+        check_seed(seed)
+        self.slices = np.concatenate(list(groups))
+        self.lengths = np.array([len(group) for group in groups])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.seed = seed
+        exact = np.asarray(shares, np.float64) * CYCLE
+        self.quota = np.floor(exact).astype(np.int64)
+        largest = np.argsort(self.quota - exact, kind="stable")[: CYCLE - int(self.quota.sum())]
+        self.quota[largest] += 1
+        self._cycle = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def rows(self, first: int, count: int) -> NDArray[np.int64]:
+        """Return the rows of samples ``first`` to ``first + count - 1``, ``(count,)`` int64."""
+        samples = np.arange(first, first + count, dtype=np.int64)
+        cycles, inside = np.divmod(samples, CYCLE)
+        group, turn = np.empty_like(samples), np.empty_like(samples)
+        for cycle in np.unique(cycles):
+            here = cycles == cycle
+            group[here], turn[here] = (values[inside[here]] for values in self._mixture(int(cycle)))
+        lengths = self.lengths[group]
+        epoch, place = np.divmod(turn, lengths)
+        keys = epoch * len(self.lengths) + group
+        place = permuted(place, lengths, seed=self.seed, stream=Stream.SLICE_ORDER, keys=keys)
+        return self.slices[self.starts[group] + place].astype(np.int64)
+
+    def _mixture(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return source and running number within the source of every sample of a cycle; the last cycle is kept."""
+        if self._cycle[0] != cycle:
+            shuffled = permuted(np.arange(CYCLE), CYCLE, seed=self.seed, stream=Stream.SOURCE_ORDER, keys=cycle)
+            group = np.searchsorted(np.cumsum(self.quota), shuffled, side="right")
+            turn = np.empty(CYCLE, np.int64)
+            for index, quota in enumerate(self.quota):
+                turn[group == index] = cycle * quota + np.arange(quota)
+            self._cycle = (cycle, group, turn)
+        return self._cycle[1:]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch of one rank.
+
+    Attributes:
+        step: training step.
+        rows: ``(B,)`` rows of the manifest.
+        places: ``(B,)`` positions in the step's global batch.
+        slot: where in the loader's ring the pixels go.
+    """
+
+    step: int
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+    slot: int
+
+
+class StepSampler:
+    """The batches of one rank, from any step on.
+
+    A step's global batch is the same for every number of ranks: rank r takes places ``r * B`` to ``(r + 1) * B - 1``.
+    """
+
+    def __init__(
+        self, order: SampleOrder, *, batch_size: int, rank: int, world_size: int, start_step: int, slots: int
+    ) -> None:
+        """Take the sequence and this rank's part in it.
+
+        Args:
+            order: the sequence.
+            batch_size: slices a rank and step, B.
+            rank: this process, from 0.
+            world_size: number of processes.
+            start_step: first step, 0 or the one to resume at.
+            slots: batches in the loader's ring.
+
+        Raises:
+            ConfigurationError: a number is out of range.
+        """
+        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or start_step < 0:
+            raise ConfigurationError(
+                f"batch size {batch_size}, rank {rank} of {world_size}, start step {start_step}: batch size and number "
+                "of ranks must be at least 1, ranks count from 0, steps from 0"
+            )
+        self.order, self.start_step, self.slots = order, start_step, slots
+        self.places = np.arange(rank * batch_size, (rank + 1) * batch_size)
+        self.global_batch = batch_size * world_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        step = self.start_step
+        while True:
+            first = step * self.global_batch + int(self.places[0])
+            rows = self.order.rows(first, len(self.places))
+            yield Draw(step, rows, self.places, (step - self.start_step) % self.slots)
+            step += 1

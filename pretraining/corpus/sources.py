@@ -1,0 +1,336 @@
+"""The collections of CT-3M (section 3.2 of arXiv:2509.02379), and records of a user's own.
+
+Numbers and layouts are those of the publications and of the releases known to the authors of this file. ``note`` says
+what could not be checked against a download. Licences change: read the terms on the page before you download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnunetv2_meddino.errors import ConfigurationError, DataError
+from pretraining.corpus.readers import Candidate, find_candidates
+from pretraining.corpus.volume import IntensityRule
+
+MODALITIES = ("CT", "MR", "XR")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One collection.
+
+    Attributes:
+        name: What users type, and what the manifest says.
+        title: Its full name.
+        homepage: Where it is described.
+        licence: Short name of its terms.
+        licence_url: Where they are.
+        how: How one gets it.
+        images: Regular expressions, searched for in ``/`` + POSIX path below the source's folder, of files or of the
+            folders of DICOM series. Group ``case`` is the case id.
+        excluded: Regular expressions of paths that match ``images`` and are none.
+        expected_volumes: Number of image volumes; None where it is not known.
+        contains: Names of sources whose scans are known to be in it, wholly or in part.
+        modality: ``CT``, ``MR`` or ``XR``.
+        intensity: How values are treated.
+        note: Where the number comes from, and what was not checked.
+    """
+
+    name: str
+    title: str
+    homepage: str
+    licence: str
+    licence_url: str
+    how: str
+    images: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    expected_volumes: int | None = None
+    contains: tuple[str, ...] = ()
+    modality: str = "CT"
+    intensity: IntensityRule = IntensityRule.CT
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the record.
+
+        Raises:
+            ConfigurationError: A field is wrong.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            self._complain(f"name '{self.name}' may have letters, digits, '.', '_' and '-'")
+        if self.modality not in MODALITIES:
+            self._complain(f"modality '{self.modality}' is none of {', '.join(MODALITIES)}")
+        if self.intensity.modality != self.modality:
+            self._complain(f"intensity rule '{self.intensity.value}' is not for modality {self.modality}")
+        if not self.images:
+            self._complain("images lists no pattern")
+        for pattern in (*self.images, *self.excluded):
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                self._complain(f"'{pattern}' is no regular expression ({error})")
+            if pattern in self.images and "case" not in groups:
+                self._complain(f"pattern '{pattern}' of images has no group (?P<case>...)")
+
+    def _complain(self, what: str) -> None:
+        raise ConfigurationError(f"The record of source {self.name}: {what}. Correct it.")
+
+    def case_of(self, path: str) -> str | None:
+        """Return the case id of a POSIX path below the source's folder; None if it is no image of this source."""
+        path = "/" + path
+        if any(re.search(pattern, path) for pattern in self.excluded):
+            return None
+        match = next(filter(None, (re.search(pattern, path) for pattern in self.images)), None)
+        return match["case"].strip("/").replace("/", "_") if match and match["case"] else None
+
+
+def load_source_file(path: Path) -> Source:
+    r"""Read a user's own source from a YAML record.
+
+    ``name``, ``modality`` and ``images`` are needed; ``intensity`` follows from the modality. An example::
+
+        name: clinic
+        modality: CT
+        images: ['/(?P<case>[^/]+)\.nii\.gz$', '/(?P<case>patient\d+)/']
+
+    Raises:
+        ConfigurationError: The file cannot be read, or the record is wrong.
+    """
+    try:
+        record = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} cannot be read as a source record: {error}. Correct it.") from error
+    if not isinstance(record, dict):
+        raise ConfigurationError(f"{path} holds no record (lines such as 'name: clinic'). Correct it.")
+    known = {field.name for field in fields(Source)}
+    if unknown := sorted(str(key) for key in record.keys() - known):
+        raise ConfigurationError(f"{path} has the unknown fields {', '.join(unknown)}; known are {', '.join(known)}.")
+    if missing := [key for key in ("name", "modality", "images") if not record.get(key)]:
+        raise ConfigurationError(f"{path} lacks {', '.join(missing)}. Add them.")
+    values: dict[str, Any] = (
+        dict.fromkeys(("title", "homepage", "licence", "licence_url", "how"), "not stated") | record
+    )
+    try:
+        for key in ("images", "excluded", "contains"):
+            if key in values:
+                values[key] = _texts(values[key])
+        for key in ("name", "title", "homepage", "licence", "licence_url", "how", "modality", "note"):
+            if key in values and not isinstance(values[key], str):
+                raise ValueError(f"{key} must be a text, not {values[key]!r}; put it in quotes")
+        expected = values.get("expected_volumes")
+        if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int) or expected < 0):
+            raise ValueError(f"expected_volumes must be a number, not {expected!r}")
+        values["modality"] = values["modality"].upper()
+        values["intensity"] = IntensityRule(str(values.get("intensity", values["modality"])).lower())
+        return Source(**values)
+    except ValueError as error:
+        rules = ", ".join(rule.value for rule in IntensityRule)
+        raise ConfigurationError(f"{path}: {error} (modalities and intensity rules: {rules}). Correct it.") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return one text or a list of them as a tuple."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise ValueError(f"{value!r} must be a text or a list of texts")
+    return tuple(values)
+
+
+def find_cases(source: Source, folder: Path) -> list[tuple[str, Candidate]]:
+    """Find the cases of a source below a folder, sorted by case id and path.
+
+    Several DICOM series that give one case id (a patient's, say) are told apart by a hash of their UID behind it.
+    Other files that give one case id are all returned.
+
+    Raises:
+        DataError: The folder does not exist.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Give the folder into which {source.name} was unpacked.")
+    found = []
+    for candidate in find_candidates(folder):
+        case = source.case_of(candidate.path.relative_to(folder).as_posix())
+        if case is not None:
+            found.append((case, candidate))
+    counts = Counter(case for case, _ in found)
+    cases = [
+        (f"{case}-{_short(candidate)}" if counts[case] > 1 and candidate.series_uid else case, candidate)
+        for case, candidate in found
+    ]
+    return sorted(cases, key=lambda pair: (pair[0], pair[1].path.as_posix()))
+
+
+def _short(candidate: Candidate) -> str:
+    """Return eight digits for a series; a projection's file counts, as its series may hold several."""
+    name = candidate.path.name if candidate.path.is_file() else ""
+    return hashlib.sha256(f"{candidate.series_uid}/{name}".encode()).hexdigest()[:8]
+
+
+_UNCHECKED = "The layout is that of the publication; it was not checked against a download."
+_TCIA = "https://www.cancerimagingarchive.net/collection/"
+_CC_BY = "https://creativecommons.org/licenses/by/4.0/"
+_READ_TERMS = "see the home page"
+
+
+def _decathlon(task: int, organ: str, name: str, volumes: int, contains: tuple[str, ...], note: str = "") -> Source:
+    return Source(
+        name=f"MSD-{name}",
+        title=f"Medical Segmentation Decathlon, task {task:02d} ({organ})",
+        homepage="http://medicaldecathlon.com",
+        licence="CC-BY-SA-4.0",
+        licence_url="https://creativecommons.org/licenses/by-sa/4.0/",
+        how=f"download Task{task:02d}_{name}.tar from the home page",
+        images=(rf"/images(Tr|Ts)/(?P<case>{name.lower()}_\d+)\.nii\.gz$",),
+        expected_volumes=volumes,
+        contains=contains,
+        note=f"Training and test images; number: arXiv:1902.09063, table of tasks. {note}".strip(),
+    )
+
+
+_RECORDS = (
+    Source(
+        name="BTCV",
+        title="Multi-Atlas Labeling Beyond the Cranial Vault, abdomen",
+        homepage="https://www.synapse.org/#!Synapse:syn3193805",
+        licence="terms of use of the Synapse project",
+        licence_url="https://www.synapse.org/#!Synapse:syn3193805",
+        how="register at Synapse, join the project, download RawData.zip",
+        images=(r"/(Training|Testing)/img/(?P<case>img\d{4})\.nii\.gz$",),
+        expected_volumes=50,
+        note="30 training and 20 test images.",
+    ),
+    Source(
+        name="Pancreas-CT",
+        title="NIH Pancreas-CT",
+        homepage=_TCIA + "pancreas-ct/",
+        licence=_READ_TERMS,
+        licence_url=_TCIA + "pancreas-ct/",
+        how="NBIA Data Retriever (DICOM), from the home page",
+        images=(r"/(?P<case>PANCREAS_\d{4})(/|$)",),
+        note="82 scans were published, and some withdrawn later as copies. " + _UNCHECKED,
+    ),
+    Source(
+        name="CHAOS",
+        title="Combined Healthy Abdominal Organ Segmentation, CT part",
+        homepage="https://chaos.grand-challenge.org",
+        licence=_READ_TERMS,
+        licence_url="https://zenodo.org/records/3431873",
+        how="download CHAOS_Train_Sets.zip and CHAOS_Test_Sets.zip from Zenodo (DICOM)",
+        images=(r"/CT/(?P<case>\d+)/DICOM_anon$",),
+        expected_volumes=40,
+        note="20 training and 20 test patients (arXiv:2001.06535). " + _UNCHECKED,
+    ),
+    Source(
+        name="LiTS",
+        title="Liver Tumor Segmentation Challenge",
+        homepage="https://competitions.codalab.org/competitions/17094",
+        licence=_READ_TERMS,
+        licence_url="https://competitions.codalab.org/competitions/17094",
+        how="register at CodaLab, download the two training batches and the test data",
+        images=(r"/(?P<case>(test-)?volume-\d+)\.nii(\.gz)?$",),
+        expected_volumes=201,
+        note="131 training and 70 test images (arXiv:1901.04056).",
+    ),
+    Source(
+        name="KiTS",
+        title="Kidney Tumor Segmentation Challenge 2023",
+        homepage="https://kits-challenge.org/kits23",
+        licence="CC-BY-NC-SA-4.0",
+        licence_url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+        how="git clone https://github.com/neheller/kits23, then its download command",
+        images=(r"/(?P<case>case_\d{5})/imaging\.nii\.gz$",),
+        expected_volumes=489,
+        note="The labelled cases; CT-3M names no year. KiTS19 and KiTS21 have the same file names and fewer cases.",
+    ),
+    Source(
+        name="WORD",
+        title="Whole abdominal Organ Dataset",
+        homepage="https://github.com/HiLab-git/WORD",
+        licence=_READ_TERMS,
+        licence_url="https://github.com/HiLab-git/WORD",
+        how="ask for access as the home page describes",
+        images=(r"/images(Tr|Val|Ts)/(?P<case>word_\d{4})(_0000)?\.nii\.gz$",),
+        expected_volumes=150,
+        note="Number: arXiv:2111.02403. " + _UNCHECKED,
+    ),
+    Source(
+        name="AbdomenCT-1K",
+        title="AbdomenCT-1K",
+        homepage="https://github.com/JunMa11/AbdomenCT-1K",
+        licence=_READ_TERMS,
+        licence_url="https://github.com/JunMa11/AbdomenCT-1K",
+        how="links on the home page",
+        images=(r"/(?P<case>Case_\d{5})_0000\.nii\.gz$",),
+        contains=("LiTS", "KiTS", "MSD-Spleen", "MSD-Pancreas", "Pancreas-CT"),
+        note="The publication counts 1112 scans; how many of them are released as images was not checked. "
+        + _UNCHECKED,
+    ),
+    Source(
+        name="AMOS22",
+        title="Abdominal Multi-Organ Segmentation, CT part",
+        homepage="https://zenodo.org/records/7262581",
+        licence="CC-BY-4.0",
+        licence_url=_CC_BY,
+        how="download amos22.zip from Zenodo",
+        images=(r"/images(Tr|Va|Ts)/(?P<case>amos_(0[0-4]\d\d|0500))\.nii\.gz$",),
+        expected_volumes=500,
+        note="CT cases are numbered up to 500, later ones are MR. The number is that of the publication "
+        "(arXiv:2206.08023).",
+    ),
+    _decathlon(3, "liver", "Liver", 201, ("LiTS",), "The images are those of LiTS."),
+    _decathlon(6, "lung", "Lung", 96, (), "The release may lack one of the 64 training images."),
+    _decathlon(7, "pancreas", "Pancreas", 420, ()),
+    _decathlon(8, "hepatic vessels", "HepaticVessel", 443, ()),
+    _decathlon(9, "spleen", "Spleen", 61, ()),
+    _decathlon(10, "colon", "Colon", 190, ()),
+    Source(
+        name="CT-ORG",
+        title="CT volumes with multiple organ segmentations",
+        homepage=_TCIA + "ct-org/",
+        licence=_READ_TERMS,
+        licence_url=_TCIA + "ct-org/",
+        how="download from the home page",
+        images=(r"/(?P<case>volume-\d+)\.nii(\.gz)?$",),
+        expected_volumes=140,
+        contains=("LiTS",),
+        note="Number: doi:10.1038/s41597-020-00715-8. Files are named as in LiTS, so give each its own folder.",
+    ),
+    Source(
+        name="TotalSegmentator",
+        title="TotalSegmentator CT dataset, version 2",
+        homepage="https://zenodo.org/records/10047292",
+        licence="CC-BY-4.0",
+        licence_url=_CC_BY,
+        how="download Totalsegmentator_dataset_v201.zip from Zenodo",
+        images=(r"/(?P<case>s\d{4})/ct\.nii\.gz$",),
+        expected_volumes=1228,
+        note="Number: description of version 2 of the release; version 1 has 1204. " + _UNCHECKED,
+    ),
+    Source(
+        name="AbdomenAtlas3",
+        title="AbdomenAtlas 3.0",
+        homepage="https://github.com/MrGiovanni/RadGPT",
+        licence=_READ_TERMS,
+        licence_url="https://github.com/MrGiovanni/RadGPT",
+        how="links on the home page",
+        images=(r"/(?P<case>BDMAP_[A-Za-z0-9]+)/ct\.nii\.gz$",),
+        contains=(
+            *("BTCV", "Pancreas-CT", "CHAOS", "LiTS", "KiTS", "WORD", "AbdomenCT-1K", "AMOS22", "CT-ORG"),
+            *("MSD-Liver", "MSD-Lung", "MSD-Pancreas", "MSD-HepaticVessel", "MSD-Spleen", "MSD-Colon"),
+        ),
+        note="What it contains is what earlier versions of AbdomenAtlas state; number and page were not checked. "
+        + _UNCHECKED,
+    ),
+)
+
+SOURCES: dict[str, Source] = {source.name: source for source in _RECORDS}
+"""Name -> collection; the six tasks of the Decathlon are six records."""

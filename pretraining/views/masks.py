@@ -1,0 +1,123 @@
+"""iBOT block masks of a batch, with exactly the counts of the DINOv3 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretraining.counter_random import Stream, check_seed
+from pretraining.views.config import MaskConfig
+
+TRIES = 10
+"""Blocks drawn before an image is left to the filling up."""
+
+
+@dataclass(frozen=True)
+class PatchMasks:
+    """Masked patches of the N = 2B global crops of a process, crop-major; M patches are masked in all.
+
+    Attributes:
+        masks: ``(N, P)`` bool, patches row by row.
+        indices: ``(M,)`` int64, positions of the masked patches in the flattened masks.
+        weights: ``(M,)`` float32, one over the number of masked patches in the same crop.
+    """
+
+    masks: Tensor
+    indices: Tensor
+    weights: Tensor
+
+    @property
+    def n_masked(self) -> int:
+        """M."""
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> PatchMasks:
+        """Return the masks on a device."""
+        return PatchMasks(self.masks.to(device), self.indices.to(device), self.weights.to(device))
+
+
+def mask_counts(crops: int, patches: int, config: MaskConfig) -> list[int]:
+    """Return how many patches are masked in each masked crop, ascending.
+
+    Of N crops ``int(N * probability)`` are masked; their shares are the upper edges of as many even parts of the range
+    of ratios. Worked out in float32 as in the reference: 49 masked crops of 196 patches differ by one in float64.
+    """
+    masked = int(crops * config.probability)
+    shares = torch.linspace(*config.ratio, masked + 1)[1:]
+    return [int(patches * share) for share in shares]
+
+
+def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: int, place: int) -> PatchMasks:
+    """Draw the masks of one process' batch.
+
+    Each masked crop is covered by blocks (BEiT: Bao et al. 2022), of an area uniform from ``min_patches`` to what is
+    missing or half the crop, and a log-uniform aspect, as long as one of ten tries adds patches and not too many. What
+    is then missing is filled up at random, and the masks are shuffled over all crops.
+
+    Args:
+        crops: number of global crops, N.
+        grid: patches along a side; P is its square.
+        config: shares and block shapes.
+        seed: 0 to 2**32 - 1.
+        step: training step.
+        place: first place of this process' batch in the step's global batch, so that processes draw different masks.
+
+    Raises:
+        ConfigurationError: the seed is out of range.
+    """
+    check_seed(seed)
+    key = np.array([seed, Stream.MASKS], np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, step, place], np.uint64)))
+    targets = np.array(mask_counts(crops, grid * grid, config), np.int64)
+    covered = _blocks(targets, grid, config, generator)
+    order = generator.random(covered.shape)
+    order[covered] = np.inf
+    missing = targets - covered.sum(1)
+    covered |= order.argsort(1).argsort(1) < missing[:, None]
+    masks = np.zeros((crops, grid * grid), bool)
+    masks[generator.random(crops).argsort()[: len(targets)]] = covered
+    per_crop = masks.sum(1)
+    weights = np.repeat(1 / per_crop.clip(1), per_crop).astype(np.float32)
+    return PatchMasks(*map(torch.from_numpy, (masks, np.flatnonzero(masks), weights)))
+
+
+def _blocks(
+    targets: NDArray[np.int64], grid: int, config: MaskConfig, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Return ``(n, P)`` masks of blocks, at most the targets; all masks grow by one block at a time, in step."""
+    covered = np.zeros((len(targets), grid, grid), bool)
+    largest = (grid // 2) * grid
+    active = np.flatnonzero(targets > 0)
+    low_aspect = np.log(config.min_aspect)
+    sums = np.zeros((len(targets), grid + 1, grid + 1), np.int64)
+    ticks = np.arange(grid)
+    while len(active):
+        allowed = np.minimum(targets[active] - sums[active, -1, -1], largest)[:, None]
+        area, aspect, row, column = np.moveaxis(generator.random((len(active), TRIES, 4)), -1, 0)
+        area = config.min_patches + (allowed - config.min_patches) * area
+        aspect = np.exp(low_aspect * (1 - 2 * aspect))
+        height = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        width = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        top = (row * (grid - height + 1)).astype(np.int64).clip(0)
+        left = (column * (grid - width + 1)).astype(np.int64).clip(0)
+        fits = (height < grid) & (width < grid)
+        bottom, right = np.where(fits, top + height, top), np.where(fits, left + width, left)
+        image = active[:, None]
+        inside = (
+            sums[image, bottom, right] - sums[image, top, right] - sums[image, bottom, left] + sums[image, top, left]
+        )
+        new = (bottom - top) * (right - left) - inside
+        good = (new > 0) & (new <= allowed)
+        tried = good.argmax(1)
+        grown = good.any(1)
+        active = active[grown]
+        box = [values[grown, tried[grown]][:, None] for values in (top, bottom, left, right)]
+        rows, columns = (ticks >= box[0]) & (ticks < box[1]), (ticks >= box[2]) & (ticks < box[3])
+        covered[active] |= rows[:, :, None] & columns[:, None, :]
+        sums[active, 1:, 1:] = covered[active].cumsum(1).cumsum(2)
+        active = active[sums[active, -1, -1] < targets[active]]
+    return covered.reshape(len(targets), grid * grid)
