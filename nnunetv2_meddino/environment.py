@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,15 @@ NNUNET_PATHS = tuple(
 )
 
 
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
 def ext_trainer_folder() -> Path:
     """Return the folder that ``nnUNet_extTrainer`` must name: it holds the trainer shim and nothing else."""
     return Path(__file__).resolve().parent / "nnunet_ext"
@@ -70,3 +81,18 @@ def run_environment() -> dict[str, str]:
         NNUNET_EXT_TRAINER.name: ext_trainer_value(),
         OMP_WAIT_POLICY.name: OMP_WAIT_POLICY.get() or "passive",
     }
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

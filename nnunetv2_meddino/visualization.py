@@ -97,7 +97,7 @@ def save_overlay(
     for axes, (name, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
-            _draw_labels(axes, labels, colours)
+            draw_labels(axes, labels, colours)
         axes.set_title(name, color=_FOREGROUND, fontsize=11)
         axes.set_axis_off()
     figure.suptitle(title, color=_FOREGROUND, fontsize=12, y=0.975)
@@ -108,8 +108,8 @@ def save_overlay(
     return write_png(figure, path)
 
 
-def _draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:
-    """Tint every structure and trace its outline."""
+def draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:
+    """Tint every structure of a label map ``(y, x)`` and trace its outline; colours are RGB from 0 to 1."""
     tint = np.zeros((*labels.shape, 4))
     for value, colour in colours.items():
         mask = labels == value

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.comparison.scores import Metric
-from nnunetv2_meddino.visualization import COLOURS
+from nnunetv2_meddino.visualization import COLOURS, write_png
 
 _INK, _SOFT, _LINE = "#1c2430", "#5b6675", "#d5dae1"
 _WIDTH_INCH, _ROW_INCH, _DPI = 4.9, 0.62, 200
@@ -103,15 +101,3 @@ def _offsets(count: int) -> NDArray[np.float64]:
     """Return small shifts that keep equal dots apart, the same for every method."""
     golden = np.arange(count, dtype=np.float64) * 0.618034 % 1  # spreads neighbours evenly
     return np.asarray((golden - 0.5) * 2 * _JITTER, np.float64)
-
-
-def write_png(figure: Figure, path: Path) -> Path:
-    """Write a picture under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        FigureCanvasAgg(figure).print_png(str(partial))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

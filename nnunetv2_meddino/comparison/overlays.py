@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -19,16 +18,14 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.comparison.analysis import common_cases
 from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.figures import write_png
 from nnunetv2_meddino.comparison.folders import Folders, Method
 from nnunetv2_meddino.comparison.scores import METRICS, case_means
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.visualization import COLOURS, CT_WINDOW_HU, read_axial
+from nnunetv2_meddino.visualization import COLOURS, CT_WINDOW_HU, draw_labels, read_axial, write_png
 
 WORST_CASES = 3
 _DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 3
 _PANEL_LETTERS, _TITLE_LETTERS = 30, 90
-_FILL_OPACITY = 0.3
 _TRUTH = "reference segmentation"
 
 
@@ -156,7 +153,7 @@ def _figure(
     for axes, (name, labels) in zip(grid, panels, strict=False):
         axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
-            _draw_labels(axes, labels, colours)
+            draw_labels(axes, labels, colours)
         axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color="#1c2430")
     figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color="#1c2430")
     handles = [Patch(facecolor=colours[v], label=label_names.get(v, f"label {v}")) for v in shown]
@@ -164,13 +161,3 @@ def _figure(
         columns = min(len(handles), 5)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
-
-
-def _draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:
-    tint = np.zeros((*labels.shape, 4))
-    for value, colour in colours.items():
-        mask = labels == value
-        tint[mask] = (*colour, _FILL_OPACITY)
-        if mask.any() and not mask.all():
-            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-    axes.imshow(tint, aspect=axes.get_aspect(), interpolation="nearest")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.environment import one_thread_each
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing, check_same_grid, read_segmentation
 from nnunetv2_meddino.evaluation.metrics import evaluate_case
@@ -26,8 +26,6 @@ DEFAULT_TOLERANCES_MM = (1.0, 2.0)
 
 SPACING_DECIMALS = 6
 """Headers store float32: 0.4 comes as 0.4000000059604645 and would move a distance beyond its tolerance."""
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Tolerances = float | Iterable[float] | Mapping[str, float | Iterable[float]]
 
@@ -261,7 +259,7 @@ def _run(
 ) -> list[tuple[int, Pair]]:
     """Evaluate in a pool and return the cases that were lost with it."""
     lost = []
-    with _one_thread_each():
+    with one_thread_each():
         pool = ProcessPoolExecutor(min(processes, len(pairs)), multiprocessing.get_context("spawn"))
         try:
             try:
@@ -286,18 +284,3 @@ def _run(
         finally:
             pool.shutdown(cancel_futures=True)
     return sorted(lost, key=lambda entry: entry[0])
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

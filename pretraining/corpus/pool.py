@@ -9,19 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import connection
 from typing import TypeVar
 
+from nnunetv2_meddino.environment import one_thread_each
 from nnunetv2_meddino.errors import ConfigurationError
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,7 +56,7 @@ def _run_pool(
     work: Callable[[Item], Result], items: Iterator[Item], processes: int, keep: Callable[[Result], None]
 ) -> list[Item]:
     """Work until the items are finished, or until a process is killed; return the items lost with it, in order."""
-    with _one_thread_each():
+    with one_thread_each():
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
         try:
             try:
@@ -108,18 +101,3 @@ def _start_worker() -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
