@@ -48,34 +48,32 @@ class MedDINOv3Trainer_100epochs(MedDINOv3Trainer):  # noqa: N801
     epochs = 100
 
 
-class MedDINOv3Trainer_demo(MedDINOv3Trainer):  # noqa: N801
+class DemoLength:
+    """Length of the trainings that end in minutes on a CPU."""
+
+    epochs = 12
+    iterations_per_epoch = 25
+    validation_iterations_per_epoch = 2
+
+
+class MedDINOv3Trainer_demo(DemoLength, MedDINOv3Trainer):  # noqa: N801
     """A few short epochs at high rates, for a small ViT from random weights on a CPU; what ``meddino demo`` runs."""
 
     drop_path = 0.0
     encoder_lr = 2e-3
     decoder_lr = 2e-3
-    epochs = 12
-    iterations_per_epoch = 25
-    validation_iterations_per_epoch = 2
 
 
-class SegFormerTrainer_demo(SegFormerTrainer):  # noqa: N801
+class SegFormerTrainer_demo(DemoLength, SegFormerTrainer):  # noqa: N801
     """SegFormer at the length of the demo, for comparisons on a CPU."""
 
     drop_path = 0.0
     encoder_lr = 2e-3
     decoder_lr = 2e-3
-    epochs = 12
-    iterations_per_epoch = 25
-    validation_iterations_per_epoch = 2
 
 
-class DINOUNetTrainer_demo(DINOUNetTrainer):  # noqa: N801
+class DINOUNetTrainer_demo(DemoLength, DINOUNetTrainer):  # noqa: N801
     """DINO U-Net at the length of the demo, for comparisons on a CPU."""
-
-    epochs = 12
-    iterations_per_epoch = 25
-    validation_iterations_per_epoch = 2
 
 
 class nnUNetTrainer_demo(nnUNetTrainer):  # noqa: N801
@@ -90,6 +88,6 @@ class nnUNetTrainer_demo(nnUNetTrainer):  # noqa: N801
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net compares this signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = 12
-        self.num_iterations_per_epoch = 25
-        self.num_val_iterations_per_epoch = 2
+        self.num_epochs = DemoLength.epochs
+        self.num_iterations_per_epoch = DemoLength.iterations_per_epoch
+        self.num_val_iterations_per_epoch = DemoLength.validation_iterations_per_epoch

@@ -65,4 +65,5 @@ def test_refuses_masks_that_cannot_be_drawn(values, message):
 
 def test_the_five_resolutions_of_the_third_stage_are_possible():
     for sizes in ((512, 112, 768), (768, 112, 1152), (768, 168, 1152), (768, 224, 1152), (768, 336, 1152)):
-        ViewConfig(global_size=sizes[0], local_size=sizes[1], gram_size=sizes[2])
+        config = ViewConfig(global_size=sizes[0], local_size=sizes[1], gram_size=sizes[2])
+        assert (config.global_size, config.local_size, config.gram_size) == sizes
