@@ -14,6 +14,7 @@ def rope_table(
     head_dim: int,
     *,
     base: float = 100.0,
+    scales: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
@@ -29,11 +30,12 @@ def rope_table(
         width: Columns of the patch grid.
         head_dim: Width of one attention head, a multiple of 4.
         base: Base of the periods; 100 in every DINOv3 model.
+        scales: ``(S,)``; one table for each, its coordinates multiplied by it (an augmentation of pretraining).
         dtype: Every step is computed in this type; the released MedDINOv3 used bfloat16.
         device: Where the table is made.
 
     Returns:
-        ``(height * width, 2 * head_dim)``: the sines, then the cosines.
+        ``(height * width, 2 * head_dim)``: the sines, then the cosines. With scales ``(S, height * width, ...)``.
     """
     factory = {"dtype": dtype, "device": device}
     periods = base ** (2 * torch.arange(head_dim // 4, **factory) / (head_dim // 2))
@@ -41,7 +43,10 @@ def rope_table(
     columns = torch.arange(0.5, width, **factory) / width
     coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
     coordinates = 2.0 * coordinates - 1.0
-    angles = (2 * math.pi * coordinates[:, :, None] / periods).flatten(1).tile(2)
+    if scales is not None:
+        coordinates = coordinates * scales.to(**factory)[:, None, None]
+    angles = (2 * math.pi * coordinates[..., None] / periods).flatten(-2)
+    angles = torch.cat([angles, angles], dim=-1)
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
 
 

@@ -172,6 +172,30 @@ class VisionTransformer(Eva):
         patch = self.config.patch_size
         return -(-height // patch), -(-width // patch)
 
+    def embed(self, image: Tensor) -> Tensor:
+        """Return the patch embeddings ``(B, N, D)`` of an image ``(B, C, H, W)``, sides multiples of the patch size.
+
+        Raises:
+            ConfigurationError: The image has another number of channels than the network.
+        """
+        if image.shape[1] != self.in_channels:
+            msg = (
+                f"The image has {image.shape[1]} channels, the network was built for {self.in_channels}. Predict "
+                "images with the channels that the model was trained on."
+            )
+            raise ConfigurationError(msg)
+        return self.patch_embed.proj(image).flatten(2).transpose(1, 2)
+
+    def with_prefix(self, patches: Tensor) -> Tensor:
+        """Put class and register tokens before ``(B, N, D)``, giving ``(B, 1 + R + N, D)``."""
+        prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        return torch.cat([*(t.expand(len(patches), -1, -1) for t in prefix), patches], dim=1)
+
+    def rotation(self, grid: tuple[int, int], device: torch.device, scales: Tensor | None = None) -> Tensor:
+        """Return the rotary table of a patch grid, or one for each scale (see ``rope_table``)."""
+        head_dim = self.config.embed_dim // self.config.num_heads
+        return rope_table(*grid, head_dim, scales=scales, dtype=ROPE_DTYPES[self.config.rope_dtype], device=device)
+
     def forward_tokens(self, image: Tensor, blocks: Sequence[int], *, norm: bool = True) -> list[Tokens]:
         """Return the tokens that chosen blocks put out.
 
@@ -186,21 +210,8 @@ class VisionTransformer(Eva):
         Raises:
             ConfigurationError: The image has another number of channels than the network.
         """
-        if image.shape[1] != self.in_channels:
-            msg = (
-                f"The image has {image.shape[1]} channels, the network was built for {self.in_channels}. Predict "
-                "images with the channels that the model was trained on."
-            )
-            raise ConfigurationError(msg)
-        batch, _, height, width = image.shape
-        rows, columns = self.grid_size(height, width)
-        image = pad_to_multiple(image, self.config.patch_size)
-        tokens = self.patch_embed.proj(image).flatten(2).transpose(1, 2)
-        prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
-        tokens = torch.cat([*(t.expand(batch, -1, -1) for t in prefix), tokens], dim=1)
-        head_dim = self.config.embed_dim // self.config.num_heads
-        dtype = ROPE_DTYPES[self.config.rope_dtype]
-        rope = rope_table(rows, columns, head_dim, dtype=dtype, device=image.device)
+        rope = self.rotation(self.grid_size(*image.shape[-2:]), image.device)
+        tokens = self.with_prefix(self.embed(pad_to_multiple(image, self.config.patch_size)))
         outputs = []
         for index in range(max(blocks) + 1):
             tokens = self.blocks[index](tokens, rope=rope)

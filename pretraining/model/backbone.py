@@ -1,0 +1,141 @@
+"""The plugin's ViT as it is pretrained: masked patches, stochastic depth that saves its work, rescaled positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from timm.models.eva import EvaBlock
+from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
+
+
+class Features(NamedTuple):
+    """Tokens after the final norm."""
+
+    cls: Tensor
+    """``(B, D)``."""
+    registers: Tensor
+    """``(B, R, D)``."""
+    patches: Tensor
+    """``(B, P, D)``, row by row."""
+
+
+class SubsetBlock(EvaBlock):
+    """A transformer block whose residual branches can be computed for a part of the batch only.
+
+    What is random is drawn outside, so that the block can be compiled, and computed again for its gradients.
+    """
+
+    checkpointed = False
+    """Keep nothing but the input for the backward pass and compute the block again there."""
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Map ``(B, N, D)`` to the same shape.
+
+        Args:
+            x: Tokens.
+            rope: Rotary table, ``(P, 2 * head width)``.
+            rows: ``(2, k)``: the samples for which the attention and the MLP branch are computed. Their residual is
+                multiplied by B / k. None computes all.
+        """
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, rope, rows, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x, rope, rows)
+
+    def _compute(self, x: Tensor, rope: Tensor | None, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return super().forward(x, rope=rope)
+        x = _add_residual(x, rows[0], lambda part: self.gamma_1 * self.attn(self.norm1(part), rope=rope))
+        return _add_residual(x, rows[1], lambda part: self.gamma_2 * self.mlp(self.norm2(part)))
+
+
+def _add_residual(x: Tensor, rows: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    return x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=len(x) / len(rows))
+
+
+class PretrainingViT(VisionTransformer):
+    """DINOv3 ViT with a mask token and the two random elements of its pretraining.
+
+    Both act only where ``forward`` is given a generator: the batch-subset stochastic depth (one rate for all blocks)
+    and the scale of the patch coordinates, log-uniform and drawn anew for every block. Teachers are given none.
+
+    Args:
+        config: The architecture.
+        drop_path: Share of the samples left out of each residual branch.
+        rope_rescale: Largest factor of the coordinates, its inverse the smallest; None for none.
+        untied_local_norm: A final norm of its own for class and register tokens of local crops in training.
+        in_channels: Channels of the images.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        drop_path: float = 0.0,
+        rope_rescale: float | None = None,
+        untied_local_norm: bool = False,
+        in_channels: int = 1,
+    ) -> None:
+        super().__init__(config, in_channels)
+        self.drop_path_rate, self.rope_rescale = drop_path, rope_rescale
+        self.mask_token = nn.Parameter(torch.zeros(1, config.embed_dim))
+        self.local_cls_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if untied_local_norm else None
+        for block in self.blocks:
+            block.__class__ = SubsetBlock  # timm's constructor has no argument for it
+
+    def forward(  # type: ignore[override]
+        self,
+        image: Tensor,
+        masks: Tensor | None = None,
+        *,
+        generator: Generator | None = None,
+        local: bool = False,
+    ) -> Features:
+        """Return the tokens of the last block.
+
+        Args:
+            image: ``(B, C, H, W)``; patches that are not full at the right and below are cut off, as in the reference.
+            masks: ``(B, P)`` bool, patches that are replaced by the mask token before the first block.
+            generator: On the CPU; source of what is random in training.
+            local: These are local crops: their class token has a norm of its own where the network has one.
+        """
+        patch = self.config.patch_size
+        rows, columns = image.shape[-2] // patch, image.shape[-1] // patch
+        tokens = self.embed(image[..., : rows * patch, : columns * patch])
+        if masks is not None:
+            tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
+        tokens = self.with_prefix(tokens)
+        tables = self._tables((rows, columns), image.device, generator)
+        kept = self._kept_rows(len(image), image.device, generator)
+        for block, table, subset in zip(self.blocks, tables, kept, strict=True):
+            tokens = block(tokens, table, subset)
+        return self._normed(tokens, local=local)
+
+    def _tables(self, grid: tuple[int, int], device: torch.device, generator: Generator | None) -> list[Tensor]:
+        depth = len(self.blocks)
+        if generator is None or self.rope_rescale is None:
+            return [self.rotation(grid, device)] * depth
+        exponents = 2 * torch.rand(depth, generator=generator) - 1
+        scales = torch.exp(exponents * math.log(self.rope_rescale))
+        return list(self.rotation(grid, device, scales.to(device, non_blocking=True)))
+
+    def _kept_rows(self, batch: int, device: torch.device, generator: Generator | None) -> list[Tensor] | list[None]:
+        """Draw for each block and branch the samples that are computed: at least one, as in the reference."""
+        depth = len(self.blocks)
+        if generator is None or self.drop_path_rate == 0:
+            return [None] * depth
+        kept = max(int(batch * (1 - self.drop_path_rate)), 1)
+        order = torch.rand(depth, 2, batch, generator=generator).argsort(dim=-1)
+        return list(order[..., :kept].contiguous().to(device, non_blocking=True))
+
+    def _normed(self, tokens: Tensor, *, local: bool) -> Features:
+        own = self.local_cls_norm if local and self.training else None
+        prefix, patches = self._split(tokens, norm=own is None)
+        if own is not None:
+            prefix, patches = own(prefix), self.norm(patches)
+        return Features(prefix[:, 0], prefix[:, 1:], patches)

@@ -1,0 +1,73 @@
+"""Which networks are trained. Every default names its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.vit import BACKBONES
+
+RANDOM_WEIGHTS = "none"
+"""Value of ``ModelConfig.weights`` that asks for random initialisation."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A projection head: an MLP to a unit-norm bottleneck, then a linear layer to the prototypes.
+
+    Attributes:
+        prototypes: outputs K. All four as DINOv3's ViT-L configuration: the layers of its 7B heads are larger than a
+            ViT-B.
+        bottleneck: width of the bottleneck.
+        hidden: width of the hidden layers.
+        layers: linear layers of the MLP.
+    """
+
+    prototypes: int = 65536
+    bottleneck: int = 256
+    hidden: int = 2048
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"head: {name} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student, of which the teachers are copies.
+
+    Attributes:
+        backbone: architecture: a key of ``BACKBONES``. Weights that are given must be of it.
+        weights: what a first stage starts from: a catalog name, a file, a hub id, or ``none`` (random).
+        qkv_bias: biases of queries and values; the MedDINOv3 release has none, those of the DINOv3 releases are zero.
+        norm_eps: LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from.
+        rope_dtype: type in which rotary angles are computed; bfloat16 reproduces the MedDINOv3 release.
+        drop_path: share of samples that skip each residual branch (DINOv3's ViT-L configuration).
+        rope_rescale: patch coordinates are multiplied by up to this, or divided, drawn for each block and crop size; 2
+            as DINOv3's 7B configurations and releases. None leaves them.
+        untied_local_norm: a final norm of its own for class and register tokens of local crops, as DINOv3's 7B; off,
+            since the MedDINOv3 release has none.
+        dino_head: head of the class token.
+        ibot_head: head of masked patch tokens.
+    """
+
+    backbone: str = "vitb16"
+    weights: str = "dinov3_vitb16_lvd1689m"
+    qkv_bias: bool = False
+    norm_eps: float = 1e-5
+    rope_dtype: str = "float32"
+    drop_path: float = 0.3
+    rope_rescale: float | None = 2.0
+    untied_local_norm: bool = False
+    dino_head: HeadConfig = field(default_factory=HeadConfig)
+    ibot_head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ConfigurationError(f"model: backbone {self.backbone!r} is none of {', '.join(BACKBONES)}")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigurationError(f"model: drop_path {self.drop_path} must be from 0 to below 1")
+        if self.rope_rescale is not None and self.rope_rescale < 1:
+            raise ConfigurationError(f"model: rope_rescale {self.rope_rescale} must be at least 1, or none")
