@@ -69,8 +69,7 @@ def chest(generator: np.random.Generator) -> NDArray[np.int16]:
 def write_all(folder: Path, volumes: int) -> None:
     """Write the same slices as a corpus, as NIfTI and as PNG."""
     generator = np.random.default_rng(0)
-    write_manifest(folder, [("chest", f"case{n}", (DEPTH, SIDE, SIDE)) for n in range(volumes)])
-    (folder / "png").mkdir()
+    (folder / "png").mkdir(parents=True)
     for number in range(volumes):
         volume = chest(generator)
         write_volume(folder / f"volumes/chest/case{number}.b2nd", volume)
@@ -78,6 +77,7 @@ def write_all(folder: Path, volumes: int) -> None:
         for index, slice_ in enumerate(volume):
             pixels = (slice_.astype(np.int32) + 1024).astype(np.uint16)
             Image.fromarray(pixels).save(folder / f"png/{number * DEPTH + index}.png")
+    write_manifest(folder, [("chest", f"case{n}", (DEPTH, SIDE, SIDE)) for n in range(volumes)])
 
 
 class Files(Dataset):

@@ -139,8 +139,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_manifest(folder, [("chest", "case", (DEPTH, SIDE, SIDE))])
         write_volume(folder / "volumes/chest/case.b2nd", chest(np.random.default_rng(0)))
+        write_manifest(folder, [("chest", "case", (DEPTH, SIDE, SIDE))])
         dataset = SliceDataset(folder)
         start = time.perf_counter()
         write_results("views", "cpu", on_the_cpu(dataset, options.batch, options.repeats), options.out, NOTES)

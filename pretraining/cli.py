@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.errors import ConfigurationError, MedDINOError
+from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError
 
 if TYPE_CHECKING:
     from pretraining.corpus.curate import Progress, SourceFolder
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 2
 NOTHING_CURATED = 1
+DAMAGED = 1
+SEEN = 1
 
 _CURATE_EPILOG = """A curation that was stopped, by whatever, goes on where it was when the same command is run again.
 On many machines: run it with --num-parts N and each --part-id from 0 to N-1, then meddino-pretrain merge CORPUS.
 exit code: 0 done, 1 there is a corpus but nothing in it, 2 an error."""
+
+_SEEN_EPILOG = """A line for each image and volume: exact (the same voxels) or near (another export, or part of the
+same scan), their similarity, and all names of the volume.
+exit code: 0 none was seen, 1 some were, 2 an image could not be compared or another error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_curate(commands)
     _add_merge(commands)
     _add_inspect(commands)
+    _add_seen(commands)
     return parser
 
 
@@ -124,7 +131,22 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_inspect)
     command.add_argument("corpus", type=Path, metavar="CORPUS")
     command.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    command.add_argument("-o", dest="out", type=Path, metavar="DIR", help="folder for montage.png and histograms.png")
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every slice with its checksum, nothing else; exit code 1 if volumes are damaged",
+    )
+    command.add_argument(
+        "-o", dest="out", type=Path, metavar="DIR", help="folder for montage.png, histograms.png and views.png"
+    )
+
+
+def _add_seen(commands: argparse._SubParsersAction) -> None:
+    description = "whether a corpus holds scans that you are about to evaluate on, whatever their names"
+    command = commands.add_parser("seen", help=description, description=description, epilog=_SEEN_EPILOG)
+    command.set_defaults(run=_seen)
+    command.add_argument("corpus", type=Path, metavar="CORPUS")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="file, or folder of a DICOM series")
 
 
 def _sources(options: argparse.Namespace) -> int:
@@ -185,6 +207,8 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    if options.verify:
+        return _verify(options)
     import json
 
     from pretraining.corpus.inspect import inspect_corpus
@@ -195,12 +219,48 @@ def _inspect(options: argparse.Namespace) -> int:
     _say(json.dumps(inspection, indent=4) if options.json else inspection_text(inspection))
     if options.out is not None:
         from pretraining.corpus.montage import save_histograms, save_slices
+        from pretraining.inspection import save_views
 
         with _progress() as progress:
             slices = save_slices(options.corpus, options.out / "montage.png", progress)
         histograms = save_histograms(inspection, options.out / "histograms.png")
-        sys.stderr.write(f"{slices}\n{histograms}\n")
+        views = save_views(options.corpus, options.out / "views.png")
+        sys.stderr.write(f"{slices}\n{histograms}\n{views}\n")
     return 0
+
+
+def _seen(options: argparse.Namespace) -> int:
+    from pretraining.corpus.seen import SeenScans
+
+    scans = SeenScans(options.corpus)
+    seen, failed = False, False
+    for image in options.images:
+        try:
+            matches = scans.find(image)
+        except DataError as error:  # the other images are told all the same
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            failed = True
+            continue
+        seen = seen or bool(matches)
+        for match in matches:
+            _say(f"{image}: {match.kind} {match.similarity:.3f} {', '.join(scans.names(match))}")
+        if not matches:
+            _say(f"{image}: not seen")
+    return EXIT_ERROR if failed else SEEN if seen else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pretraining.corpus.verify import verify_corpus
+
+    if options.json or options.out is not None:
+        msg = "--verify prints no numbers and draws nothing: leave out --json and -o, or run inspect twice."
+        raise ConfigurationError(msg)
+    with _progress() as progress:
+        damaged = verify_corpus(options.corpus, progress)
+    for message in damaged:
+        _say(message)
+    _say(f"{options.corpus}: {len(damaged)} volumes are damaged" if damaged else f"{options.corpus}: no damage found")
+    return DAMAGED if damaged else 0
 
 
 def _source_folder(argument: str) -> SourceFolder:

@@ -112,6 +112,7 @@ def curate(
         inventory=jobs.inventory(names),
     )
     jobs.forget_other_jobs(corpus, job)
+    jobs.reopen_part(corpus, division.part_id, division.num_parts)
     mine = units[division.part_id :: division.num_parts]
     my_images = images[division.part_id :: division.num_parts]
     refused = _work(mine + [unit for _, unit in my_images], settings, processes, progress, own=len(mine))

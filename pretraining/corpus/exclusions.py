@@ -12,11 +12,10 @@ from typing import Any
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.deduplicate import ContentIndex, Match
-from pretraining.corpus.fingerprint import exact_hash, fingerprint
-from pretraining.corpus.manifest import read_corpus, read_volumes
-from pretraining.corpus.readers import Candidate, find_candidates, read_volume
+from pretraining.corpus.manifest import read_corpus
+from pretraining.corpus.readers import Candidate, find_candidates
+from pretraining.corpus.sources import listed_ids
 from pretraining.corpus.units import Record
-from pretraining.corpus.volume import IntensityRule, Refused
 
 BY_ID, BY_CONTENT = "id", "content"
 
@@ -54,7 +53,7 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
     """
     try:
         content = file.read_bytes()
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # editors on Windows begin files with a mark that would spoil the first id
     except (OSError, ValueError) as error:
         msg = f"The exclusion list {file} cannot be read: {error}."
         raise DataError(msg) from error
@@ -150,11 +149,13 @@ def exclude(
     lists: Sequence[tuple[ExclusionList, Sequence[ExcludedImage]]],
     index: ContentIndex,
     matches: Mapping[str, Sequence[Match]],
+    aliases: Mapping[str, Mapping[str, str]],
 ) -> tuple[list[Excluded], dict[str, Any]]:
     """Find the volumes to leave out.
 
-    A volume is left out if its id is listed, if it has the content of a listed case's image, or if it has the content
-    of a volume that is left out: a case listed by id alone takes its copies in other collections with it.
+    A volume is left out if its id or an alias of it is listed, if it has the content of a listed case's image, or if
+    it has the content of a volume that is left out: a case listed by id alone takes its copies in other collections
+    with it.
 
     Args:
         records: All curated volumes.
@@ -162,6 +163,7 @@ def exclude(
         lists: What is to be excluded, and the images that were read for it.
         index: The contents of ``records``.
         matches: For each name in ``records`` what the index finds for it.
+        aliases: Other ids of the cases of each source, as ``Source.aliases``.
 
     Returns:
         The excluded volumes, sorted by source and case, and the report for ``corpus.json``.
@@ -170,10 +172,10 @@ def exclude(
     unreadable: list[dict[str, str]] = []
     found: set[tuple[int, str]] = set()
     by_name = {record.name: record for record in records}
-    ids = _Ids([*records, *refused])
+    named = _names_by_id([*records, *refused], aliases)
     for number, (listed, _) in enumerate(lists):
         for case in listed.cases:
-            for name in ids.named(case):
+            for name in named.get(case, ()):
                 found.add((number, case))
                 if name in by_name:
                     excluded.setdefault(name, Excluded(by_name[name], BY_ID, case, 1.0))
@@ -203,17 +205,14 @@ def exclude(
     return [excluded[name] for name in sorted(excluded, key=lambda n: (by_name[n].source, by_name[n].case))], report
 
 
-class _Ids:
-    """Names of volumes by case id, and by ``source/case``."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._by_case: dict[str, list[str]] = {}
-        self._names = {record.name for record in records}
-        for record in records:
-            self._by_case.setdefault(record.case, []).append(record.name)
-
-    def named(self, case: str) -> list[str]:
-        return [case] if case in self._names else self._by_case.get(case, [])
+def _names_by_id(records: Sequence[Record], aliases: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """Return the names of volumes by all ids that lists may name them by, alone or behind ``source/``."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        for case in sorted(listed_ids(record.case, aliases[record.source])):
+            names.setdefault(case, []).append(record.name)
+            names.setdefault(f"{record.source}/{case}", []).append(record.name)
+    return names
 
 
 def _spread(
@@ -254,36 +253,3 @@ def corpus_record(corpus: Path) -> dict[str, Any]:
     """
     content = read_corpus(corpus)
     return {key: content[key] for key in ("hash", "settings", "volumes", "slices", "sources", "exclusions")}
-
-
-def has_seen(corpus: Path, image: Path, rule: IntensityRule = IntensityRule.CT) -> list[Match]:
-    """Return the volumes of a corpus that have the content of an image, the most similar first; none if it is new.
-
-    Args:
-        corpus: A finished corpus. Copies that were merged into a volume count as that volume.
-        image: A file, or the folder of a DICOM series.
-        rule: What the image's intensities are.
-
-    Raises:
-        DataError: The image cannot be read, or the corpus is not finished.
-    """
-    read_corpus(corpus)
-    folder = image if image.is_dir() else image.parent
-    candidates = [c for c in find_candidates(folder) if image.is_dir() or image in (c.path, *c.files)]
-    if not candidates:
-        msg = f"{image} is no image that can be read."
-        raise DataError(msg)
-    volumes = read_volumes(corpus)
-    names = [f"{source}/{case}" for source, case in zip(volumes["source"], volumes["case"], strict=True)]
-    index = ContentIndex(zip(names, volumes["hash"], volumes["fingerprint"], strict=True))
-    found: dict[str, Match] = {}
-    for candidate in candidates:
-        try:
-            volume = read_volume(candidate, rule)
-        except Refused as refused:
-            msg = f"{image} cannot be compared with the corpus: {refused.message}"
-            raise DataError(msg) from refused
-        content_hash = exact_hash(volume.voxels, volume.spacing_mm)
-        for match in index.matches(content_hash, fingerprint(volume).to_bytes()):
-            found[match.name] = max(match, found.get(match.name, match), key=lambda m: m.similarity)
-    return sorted(found.values(), key=lambda m: (-m.similarity, m.name))

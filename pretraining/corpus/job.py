@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.json_files import read_json
@@ -85,7 +86,7 @@ class Part:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """Return what the manifest says of a source."""
-    names = ("title", "homepage", "licence", "licence_url", "expected_volumes", "modality")
+    names = ("title", "homepage", "licence", "licence_url", "expected_volumes", "modality", "aliases")
     return {name: getattr(source, name) for name in names}
 
 
@@ -142,7 +143,7 @@ def _words(settings: dict[str, Any]) -> str:
 
 def _write_first(path: Path, content: bytes) -> None:
     """Write a file unless another part was quicker; nobody sees it half written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL_SUFFIX}")  # on two machines a process id may be one
     try:
         partial.write_bytes(content)
         with suppress(FileExistsError):
@@ -155,6 +156,11 @@ def write_part(corpus: Path, part: Part) -> None:
     """Write down that a part is finished."""
     content = {"job": part.job.to_json(), "part": part.number, "units": part.units, "images": part.images}
     write_whole(_part_path(corpus, part.number, part.job.num_parts), json.dumps(content).encode())
+
+
+def reopen_part(corpus: Path, number: int, num_parts: int) -> None:
+    """Delete the note that a part is finished: until it is written anew, no merge takes its volumes as they are."""
+    _part_path(corpus, number, num_parts).unlink(missing_ok=True)
 
 
 def forget_other_jobs(corpus: Path, job: Job) -> None:

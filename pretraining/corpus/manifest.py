@@ -59,6 +59,7 @@ SLICE_COLUMNS = pa.schema(
         *((name, pa.float32()) for name in SliceStatistics._fields),
         ("licence", _CATEGORY),
         ("flags", _CATEGORY),
+        ("crc32", pa.uint32()),
     ]
 )
 
@@ -106,10 +107,12 @@ def volume_flags(record: Record, near: Iterable[str] = ()) -> list[str]:
 def slices_table(records: Sequence[Record], licences: Mapping[str, str], near: Iterable[str]) -> pa.Table:
     """Return ``slices.parquet``; arguments as in ``volumes_table``."""
     near = set(near)
+    _check_rows(records)
     counts = np.asarray([record.shape[0] for record in records], np.int64)
     rows = np.repeat(np.arange(len(records), dtype=np.int32), counts)
     spacing = np.asarray([record.spacing_mm for record in records], np.float32).reshape(-1, 3)
-    statistics = np.concatenate([np.empty((0, len(SliceStatistics._fields)), np.float32)] + _statistics(records))
+    no_statistics = np.empty((0, len(SliceStatistics._fields)), np.float32)
+    statistics = np.concatenate([no_statistics] + [record.statistics for record in records])
     plain = ["|".join(volume_flags(record, near)) for record in records]
     flags = np.asarray(plain, object)[rows]
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -127,16 +130,18 @@ def slices_table(records: Sequence[Record], licences: Mapping[str, str], near: I
         **{name: statistics[:, i] for i, name in enumerate(SliceStatistics._fields)},
         "licence": _category([licences[record.source] for record in records], rows),
         "flags": pa.array(flags, pa.string()).dictionary_encode(),
+        "crc32": np.concatenate([np.empty(0, np.uint32)] + [record.crc32 for record in records]),
     }
     return pa.table(columns, schema=SLICE_COLUMNS)
 
 
-def _statistics(records: Sequence[Record]) -> list[np.ndarray]:
+def _check_rows(records: Sequence[Record]) -> None:
+    """Refuse records that do not have the statistics and the checksum of every slice."""
     for record in records:
-        if record.statistics.shape != (record.shape[0], len(SliceStatistics._fields)):
-            msg = f"The record of {record.name} does not fit its {record.shape[0]} slices. Run the curation again."
+        slices = record.shape[0]
+        if record.statistics.shape != (slices, len(SliceStatistics._fields)) or record.crc32.shape != (slices,):
+            msg = f"The record of {record.name} does not fit its {slices} slices. Run the curation again."
             raise DataError(msg)
-    return [record.statistics for record in records]
 
 
 def _category(values: Sequence[str], rows: np.ndarray) -> pa.DictionaryArray:

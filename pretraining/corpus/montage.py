@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
@@ -21,6 +22,8 @@ from pretraining.corpus.store import open_volume
 
 _TILES, _COLUMNS = 40, 8
 _BACKGROUND, _FOREGROUND, _BAR = "#101014", "#E8E8E8", "#56B4E9"
+_SHADE = (0.34, 0.71, 0.91, 0.45)
+"""Red, green, blue and opacity."""
 _TILE_INCH, _DPI = 1.9, 110
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -34,12 +37,18 @@ class Tile:
         limits: Values shown as black and as white.
         aspect: Height of a pixel over its width.
         title: A line or two above it.
+        colour: Of the title; None for the usual one.
+        boxes: Drawn on it: top, left, height, width in pixels, and colour.
+        shaded: ``(H, W)`` bool, pixels under a shade; None for none.
     """
 
     image: NDArray[Any]
     limits: tuple[float, float]
     aspect: float
     title: str
+    colour: str | None = None
+    boxes: tuple[tuple[int, int, int, int, str], ...] = ()
+    shaded: NDArray[np.bool_] | None = None
 
 
 def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:
@@ -63,7 +72,7 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
         ct = volumes["modality"][row] == "CT"
         low, high = CT_WINDOW_HU if ct else np.percentile(image, (0.5, 99.5)).tolist()
         aspect = volumes["spacing_y_mm"][row] / volumes["spacing_x_mm"][row]
-        name = f"{volumes['source'][row]}\n{_short(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"
+        name = f"{volumes['source'][row]}\n{short_name(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"
         tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name))
         progress("drawing", number + 1, len(chosen))
     title = f"{content['volumes']} volumes, {content['slices']} slices"
@@ -81,14 +90,17 @@ def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) ->
     rows_of: dict[str, list[int]] = {}
     for row, source in enumerate(sources):
         rows_of.setdefault(source, []).append(row)
+    if len(rows_of) > number:
+        names = list(rows_of)
+        rows_of = {name: rows_of[name] for name in (names[k * len(names) // number] for k in range(number))}
     share = max(1, number // len(rows_of))
-    chosen: dict[tuple[int, int], None] = {}
-    for rows in rows_of.values():
+    chosen: set[tuple[int, int]] = set()
+    for place, rows in enumerate(rows_of.values()):
         for k in range(share):
             row = rows[k * len(rows) // share]
-            height = (0.5 + k * _GOLDEN) % 1
-            chosen[row, int(height * slices[row])] = None
-    return sorted(chosen)[:number]
+            height = (0.5 + (place * share + k) * _GOLDEN) % 1
+            chosen.add((row, int(height * slices[row])))
+    return sorted(chosen)
 
 
 def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
@@ -101,12 +113,22 @@ def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
     for number, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
         axes.set_axis_off()
         if number < len(tiles):
-            tile = tiles[number]
-            low, high = tile.limits
-            axes.imshow(tile.image, cmap="gray", vmin=low, vmax=high, aspect=tile.aspect, interpolation="bilinear")
-            axes.set_title(tile.title, color=_FOREGROUND, fontsize=6.5, pad=2)
+            _draw_tile(axes, tiles[number])
     figure.suptitle(title, color=_FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
     return write_png(figure, path)
+
+
+def _draw_tile(axes: Axes, tile: Tile) -> None:
+    low, high = tile.limits
+    axes.imshow(tile.image, cmap="gray", vmin=low, vmax=high, aspect=tile.aspect, interpolation="bilinear")
+    if tile.shaded is not None:
+        shade = np.zeros((*tile.shaded.shape, 4))
+        shade[tile.shaded] = _SHADE
+        axes.imshow(shade, aspect=tile.aspect, interpolation="nearest")
+    for top, left, height, width, colour in tile.boxes:
+        corner = (left - 0.5, top - 0.5)  # pixel centres are whole numbers
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2))
+    axes.set_title(tile.title, color=tile.colour or _FOREGROUND, fontsize=6.5, pad=2)
 
 
 def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
@@ -166,5 +188,6 @@ def _style(axes: Axes) -> None:
         spine.set_color(_FOREGROUND)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """Return a case id that fits above a picture."""
     return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

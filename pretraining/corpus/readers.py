@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ _ENDINGS = {
     ".mha": "metaimage",
     ".mhd": "metaimage",
 }
+
+_DETACHED = {
+    "nrrd": re.compile(rb"^data ?file:[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE),
+    "metaimage": re.compile(rb"^ElementDataFile[ \t]*=[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE),
+}
+"""Kind -> the line of a header that names the file with its voxels."""
+
+_MAX_HEADER_BYTES = 1 << 16
 
 _READERS = {"nifti": read_nifti, "nrrd": read_nrrd, "metaimage": read_metaimage}
 
@@ -56,24 +65,55 @@ def find_candidates(folder: Path) -> list[Candidate]:
     candidate of its own, and so is a file that ends in ``.dcm`` and cannot be read. Hidden files and folders and
     ``__MACOSX`` do not count; links to folders are followed, each folder once. Label maps are not told from images.
     """
-    found: list[Candidate] = []
-    for parent, names in _walk(folder):
-        series: dict[str, list[Path]] = {}
-        for name in names:
-            path = parent / name
-            if not path.is_file():
-                continue
-            kind = next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
-            if kind:
-                found.append(Candidate(path, (path,), kind))
-            elif dicom.is_dicom(path):
-                uid, modality = dicom.series_of(path)
-                if uid is None or modality in dicom.PROJECTIONS:
-                    found.append(Candidate(path, (path,), "dicom", uid))
-                elif uid:
-                    series.setdefault(uid, []).append(path)
-        found += [Candidate(parent, tuple(files), "dicom", uid) for uid, files in sorted(series.items())]
+    found = [candidate for parent, names in _walk(folder) for candidate in _candidates_in(parent, names)]
     return sorted(found, key=lambda candidate: (candidate.path.as_posix(), candidate.series_uid or ""))
+
+
+def candidates_of(path: Path) -> list[Candidate]:
+    """Return what ``find_candidates`` finds below a folder; of a file itself, or the DICOM series it belongs to."""
+    if path.is_dir():
+        return find_candidates(path)
+    names = [path.name]
+    if path.is_file() and _kind(path.name) is None:
+        names = sorted(other.name for other in path.parent.iterdir())
+    return [candidate for candidate in _candidates_in(path.parent, names) if path in candidate.files]
+
+
+def _candidates_in(folder: Path, names: Sequence[str]) -> list[Candidate]:
+    """Return what may be a volume among the files of one folder."""
+    found: list[Candidate] = []
+    series: dict[str, list[Path]] = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            continue
+        kind = _kind(name)
+        if kind:
+            found.append(Candidate(path, (path,), kind))
+        elif dicom.is_dicom(path):
+            uid, modality = dicom.series_of(path)
+            if uid is None or modality in dicom.PROJECTIONS:
+                found.append(Candidate(path, (path,), "dicom", uid))
+            elif uid:
+                series.setdefault(uid, []).append(path)
+    return found + [Candidate(folder, tuple(files), "dicom", uid) for uid, files in sorted(series.items())]
+
+
+def _kind(name: str) -> str | None:
+    return next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
+
+
+def input_files(candidate: Candidate) -> tuple[Path, ...]:
+    """Return all files that decide what a candidate reads as: its own, and the voxels that a header keeps apart."""
+    if candidate.kind not in _DETACHED:
+        return candidate.files
+    try:
+        with candidate.path.open("rb") as file:
+            named = _DETACHED[candidate.kind].search(file.read(_MAX_HEADER_BYTES))
+    except OSError:
+        return candidate.files
+    voxels = None if named is None else candidate.path.parent / os.fsdecode(named[1])
+    return candidate.files if voxels is None or not voxels.is_file() else (*candidate.files, voxels)
 
 
 def read_volume(candidate: Candidate, rule: IntensityRule) -> Volume:

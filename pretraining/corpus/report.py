@@ -40,6 +40,7 @@ def source_text(source: Source, found: int | None) -> str:
         f"volumes      {expected}" + ("" if found is None else f"; found: {found}"),
         f"modality     {source.modality}, intensities {source.intensity.value}",
         *(f"looked for   {pattern}" for pattern in source.images),
+        *(f"also named   {alias} for {case}" for alias, case in source.aliases.items()),
         *([f"contains     cases of {', '.join(source.contains)}"] if source.contains else []),
     ]
     paragraphs = [textwrap.fill(text, 110) for text in (source.how, source.note) if text]

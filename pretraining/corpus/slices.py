@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.store import CURATE_AGAIN, checksum
 
 FORMAT, VERSION = "nnunetv2_meddino corpus", 1
 EMPTY_FLAG = "empty"
@@ -57,7 +59,7 @@ class Slices:
 class SliceDataset(Dataset[Slices]):
     """The slices of a corpus by their row in ``slices.parquet``.
 
-    Holds 6 bytes a slice and a few hundred a volume; volumes are opened where they are read, so that every worker
+    Holds 11 bytes a slice and a few hundred a volume; volumes are opened where they are read, so that every worker
     has its own.
     """
 
@@ -84,7 +86,9 @@ class SliceDataset(Dataset[Slices]):
         source = table["source"].combine_chunks().dictionary_encode()
         self.sources: list[str] = source.dictionary.to_pylist()
         self.source_of_volume = source.indices.to_numpy().astype(np.int16)
-        self.volume, self.index, self.usable = _read_slices(self.corpus / "slices.parquet", described["slices"], counts)
+        self.volume, self.index, self.crc32, self.usable = _read_slices(
+            self.corpus / "slices.parquet", described["slices"], counts
+        )
         largest = int(self.sizes.max(initial=1))
         if side is not None and side < largest:
             raise DataError(
@@ -130,11 +134,21 @@ class SliceDataset(Dataset[Slices]):
             pixels: ``(B, S, S)`` int16 on the host, contiguous; every element is written.
 
         Raises:
-            DataError: a file is missing, short or damaged, or holds a volume of another shape than the manifest says.
+            DataError: a file is missing, short or damaged (a slice's checksum is not the manifest's), or holds a volume
+                of another shape than the manifest says.
         """
         buffer = pixels.numpy()
         for target, row in zip(buffer, rows, strict=True):
-            self._decode_slice(int(self.volume[row]), int(self.index[row]), target)
+            self._decode_slice(int(row), target)
+
+    def check(self, row: int) -> None:
+        """Read a slice and compare its checksum, without decompressing it.
+
+        Raises:
+            DataError: see ``decode``.
+        """
+        with self._reading(row):
+            self._chunk(row)
 
     def described(self, rows: NDArray[np.int64], places: NDArray[np.int64], pixels: Tensor) -> Slices:
         """Return decoded pixels with what the manifest says of them; shapes as in ``Slices``."""
@@ -147,30 +161,46 @@ class SliceDataset(Dataset[Slices]):
             torch.from_numpy(places),
         )
 
-    def _decode_slice(self, volume: int, index: int, target: NDArray[np.int16]) -> None:
-        height, width = (int(n) for n in self.sizes[volume])
+    def _decode_slice(self, row: int, target: NDArray[np.int16]) -> None:
+        height, width = (int(n) for n in self.sizes[self.volume[row]])
         in_place = width == target.shape[1]
         slice_ = target[:height] if in_place else np.empty((height, width), np.int16)
-        path = self.corpus / self.paths[volume]
-        try:
-            chunk = self._opened(volume, path).schunk.get_chunk(index)
+        with self._reading(row):
+            chunk = self._chunk(row)
             # checked first: the decoder trusts the lengths that a chunk claims
             if blosc2.get_cbuffer_sizes(chunk)[:2] != (slice_.nbytes, len(chunk)):
                 raise ValueError("wrong chunk length")
             # the process' one decoder: a decoder for each open volume costs 0.2 ms to make and a megabyte to keep
             blosc2.decompress(chunk, dst=slice_)
-        except (RuntimeError, OSError, ValueError) as error:
-            self._open.pop(volume, None)
-            raise DataError(f"cannot read slice {index} of {path}: {_reason(path, error)}") from error
         if not in_place:
             target[:height, :width] = slice_
             target[:height, width:] = PADDING_HU
         target[height:] = PADDING_HU
 
-    def _opened(self, volume: int, path: Path) -> Any:
+    def _chunk(self, row: int) -> bytes:
+        """Return a slice as it is stored, its checksum compared: most flipped bits would decode to other voxels."""
+        chunk = self._opened(int(self.volume[row])).schunk.get_chunk(int(self.index[row]))
+        found, expected = checksum(chunk), int(self.crc32[row])
+        if found != expected:
+            raise ValueError(f"the slice's checksum is {found:08x}, the manifest says {expected:08x}")
+        return chunk
+
+    @contextmanager
+    def _reading(self, row: int) -> Iterator[None]:
+        """Turn what goes wrong while a slice is read into an error that names it."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError) as error:
+            volume = int(self.volume[row])
+            self._open.pop(volume, None)
+            path = self.corpus / self.paths[volume]
+            raise DataError(f"cannot read slice {self.index[row]} of {path}: {_reason(path, error)}") from error
+
+    def _opened(self, volume: int) -> Any:
         """Return an open volume whose layout has been checked; the least recently used one makes room."""
         array = self._open.get(volume)
         if array is None:
+            path = self.corpus / self.paths[volume]
             # plain reads, not a memory map: a file that shrinks under a map kills the process instead of failing
             array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
             height, width = (int(n) for n in self.sizes[volume])
@@ -179,7 +209,7 @@ class SliceDataset(Dataset[Slices]):
             if found != (expected, (1, height, width), (1, height, width), np.dtype(np.int16)):
                 raise DataError(
                     f"{path} does not hold what the manifest says: {expected} int16, one chunk a slice; it is "
-                    f"{array.shape} {array.dtype} in chunks of {array.chunks}. Curate this volume again."
+                    f"{array.shape} {array.dtype} in chunks of {array.chunks}. {CURATE_AGAIN}"
                 )
             self._open[volume] = array
             if len(self._open) > OPEN_VOLUMES:
@@ -197,7 +227,7 @@ VOLUME_COLUMNS = ("source", "path", "slices", "height", "width", "spacing_y_mm",
 def _reason(path: Path, error: Exception) -> str:
     if not path.exists():
         return "the file does not exist. Was the corpus moved, or its curation not finished?"
-    return f"the file is short or damaged ({error}). Curate this volume again."
+    return f"the file is short or damaged ({error}). {CURATE_AGAIN}"
 
 
 def _described(corpus: Path) -> dict[str, Any]:
@@ -222,33 +252,35 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=list(columns)).select(list(columns))
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}. Curate the corpus again.") from error
 
 
 def _read_slices(
     path: Path, slices: int, counts: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.bool_]]:
-    """Return volume, index in it, and whether it may be sampled, of every slice; reads the manifest piece by piece."""
+) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.uint32], NDArray[np.bool_]]:
+    """Return volume, index in it, checksum, and whether it may be sampled, of every slice; reads piece by piece."""
     volume, index, usable = np.empty(slices, np.int32), np.empty(slices, np.int16), np.empty(slices, np.bool_)
+    crc32 = np.empty(slices, np.uint32)
     done = 0
     try:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows != slices:
             raise DataError(f"{path} has {file.metadata.num_rows} rows, corpus.json counts {slices} slices")
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["volume", "index", "flags"]):
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["volume", "index", "crc32", "flags"]):
             here = slice(done, done + batch.num_rows)
             volume[here], index[here] = batch["volume"].to_numpy(), batch["index"].to_numpy()
+            crc32[here] = batch["crc32"].to_numpy()
             usable[here] = ~_flagged(batch["flags"], EMPTY_FLAG)
             done += batch.num_rows
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}. Curate the corpus again.") from error
     outside = (volume < 0) | (volume >= len(counts))
     if not outside.any():
         outside = (index < 0) | (index >= counts[volume])
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise DataError(f"{path}, row {row}: slice {index[row]} of volume {volume[row]} is not in volumes.parquet")
-    return volume, index, usable
+    return volume, index, crc32, usable
 
 
 def _flagged(flags: pa.Array, wanted: str) -> NDArray[np.bool_]:

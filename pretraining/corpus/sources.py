@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from pretraining.corpus.readers import Candidate, find_candidates
 from pretraining.corpus.volume import IntensityRule
 
 MODALITIES = ("CT", "MR", "XR")
+
+_NUMBER = re.compile(r"\{n(?::0[0-9]+d)?\}")
+
+_SERIES = re.compile(r"-[0-9a-f]{8}$")
+"""What ``find_cases`` adds to the case id of a series that is not its patient's only one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Source:
         modality: ``CT``, ``MR`` or ``XR``.
         intensity: How values are treated.
         note: Where the number comes from, and what was not checked.
+        aliases: Other ids of its cases, such as those of a data set made of it for nnU-Net: pattern of the other id ->
+            pattern of the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits).
     """
 
     name: str
@@ -56,6 +64,7 @@ class Source:
     modality: str = "CT"
     intensity: IntensityRule = IntensityRule.CT
     note: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the record.
@@ -78,6 +87,9 @@ class Source:
                 self._complain(f"'{pattern}' is no regular expression ({error})")
             if pattern in self.images and "case" not in groups:
                 self._complain(f"pattern '{pattern}' of images has no group (?P<case>...)")
+        for pattern in (text for pair in self.aliases.items() for text in pair):
+            if not _NUMBER.search(pattern) or re.search(r"[{}]", _NUMBER.sub("", pattern, count=1)):
+                self._complain(f"'{pattern}' of aliases must have one number, such as {{n}} or {{n:03d}}")
 
     def _complain(self, what: str) -> None:
         raise ConfigurationError(f"The record of source {self.name}: {what}. Correct it.")
@@ -99,6 +111,7 @@ def load_source_file(path: Path) -> Source:
         name: clinic
         modality: CT
         images: ['/(?P<case>[^/]+)\.nii\.gz$', '/(?P<case>patient\d+)/']
+        aliases: {'clinic_{n:03d}': 'patient{n}'}  # clinic_007 in a list of exclusions means patient7
 
     Raises:
         ConfigurationError: The file cannot be read, or the record is wrong.
@@ -121,6 +134,9 @@ def load_source_file(path: Path) -> Source:
         for key in ("images", "excluded", "contains"):
             if key in values:
                 values[key] = _texts(values[key])
+        aliases = values.get("aliases", {})
+        if not isinstance(aliases, dict) or not all(isinstance(text, str) for pair in aliases.items() for text in pair):
+            raise ValueError(f"aliases must be lines of 'other id: case id', not {aliases!r}")
         for key in ("name", "title", "homepage", "licence", "licence_url", "how", "modality", "note"):
             if key in values and not isinstance(values[key], str):
                 raise ValueError(f"{key} must be a text, not {values[key]!r}; put it in quotes")
@@ -143,6 +159,22 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"{value!r} must be a text or a list of texts")
     return tuple(values)
+
+
+def listed_ids(case: str, aliases: Mapping[str, str]) -> set[str]:
+    """Return the ids by which lists may name a case: its own, those of ``Source.aliases``, a series' patient's."""
+    own = {case, _SERIES.sub("", case)}
+    numbers = ((alias, _number(name, pattern)) for alias, pattern in aliases.items() for name in own)
+    return own | {alias.format(n=number) for alias, number in numbers if number is not None}
+
+
+def _number(text: str, pattern: str) -> int | None:
+    """Return the number for which a pattern gives a text; None if there is none."""
+    before, after = _NUMBER.split(pattern, maxsplit=1)
+    digits = text.removeprefix(before).removesuffix(after)
+    if not re.fullmatch(r"[0-9]+", digits) or pattern.format(n=int(digits)) != text:
+        return None
+    return int(digits)
 
 
 def find_cases(source: Source, folder: Path) -> list[tuple[str, Candidate]]:
@@ -207,6 +239,7 @@ _RECORDS = (
         images=(r"/(Training|Testing)/img/(?P<case>img\d{4})\.nii\.gz$",),
         expected_volumes=50,
         note="30 training and 20 test images.",
+        aliases={"btcv_{n:04d}": "img{n:04d}"},
     ),
     Source(
         name="Pancreas-CT",
@@ -239,6 +272,7 @@ _RECORDS = (
         images=(r"/(?P<case>(test-)?volume-\d+)\.nii(\.gz)?$",),
         expected_volumes=201,
         note="131 training and 70 test images (arXiv:1901.04056).",
+        aliases={"lits_{n:03d}": "volume-{n}"},
     ),
     Source(
         name="KiTS",

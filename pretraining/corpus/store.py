@@ -15,6 +15,7 @@ from typing import Any
 
 import blosc2
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
@@ -24,6 +25,9 @@ MAX_SIZE_PX = 512
 
 PARTIAL_SUFFIX = ".partial"
 """Ending of files that are being written; whatever bears it after a crash is rubbish."""
+
+CURATE_AGAIN = "Curate this volume again: delete the file and run the curation."
+"""What to do about a damaged volume. A file of the right size counts as finished until it is deleted."""
 
 STORE_FLAGS = {
     "downsampled": f"slices larger than {MAX_SIZE_PX} pixels were made smaller (antialiased, proportions kept)",
@@ -151,6 +155,25 @@ def encode(slices: Iterable[NDArray[np.int16]], count: int, size: tuple[int, int
     return array.to_cframe()
 
 
+def checksum(chunk: bytes) -> int:
+    """Return the CRC-32 of a slice as it is stored, compressed; the same number as ``zlib.crc32``.
+
+    Over the stored bytes and not the voxels: they are fewer, a damaged chunk never reaches the decoder, which trusts
+    what it is given, and a corpus can be checked without decompressing it.
+    """
+    return isal_zlib.crc32(chunk)
+
+
+def chunk_checksums(content: bytes) -> NDArray[np.uint32]:
+    """Return the checksum of every slice of a ``.b2nd`` file, ``(count,)``, given what ``encode`` made.
+
+    Chunks are read back from the file's content, so that they are what a reader will get; a slice of zeros is stored as
+    a mark alone, from which blosc2 makes its chunk.
+    """
+    array = blosc2.ndarray_from_cframe(content)
+    return np.array([checksum(array.schunk.get_chunk(index)) for index in range(array.shape[0])], np.uint32)
+
+
 def open_volume(path: Path) -> blosc2.NDArray:
     """Open a stored volume, int16 ``(slices, height, width)``; indexing decompresses.
 
@@ -160,7 +183,7 @@ def open_volume(path: Path) -> blosc2.NDArray:
     try:
         return blosc2.open(str(path), mode="r")
     except (OSError, RuntimeError, ValueError) as error:
-        msg = f"{path} cannot be opened as a stored volume: {error}. Run the curation again."
+        msg = f"{path} cannot be opened as a stored volume: {error}. {CURATE_AGAIN}"
         raise DataError(msg) from error
 
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.fingerprint import Fingerprint, exact_hash, fingerprint
-from pretraining.corpus.readers import Candidate, read_volume
+from pretraining.corpus.readers import Candidate, input_files, read_volume
 from pretraining.corpus.statistics import SliceStatistics, body_threshold, slice_statistics
-from pretraining.corpus.store import Resizer, StoreSettings, encode, plan_resizing, write_whole
+from pretraining.corpus.store import Resizer, StoreSettings, chunk_checksums, encode, plan_resizing, write_whole
 from pretraining.corpus.volume import IntensityRule, Refused, Volume
 
 FAILURES = {
@@ -82,6 +82,7 @@ class Record:
         metadata: What the reader found in the header.
         stored_bytes: Size of the stored file.
         statistics: ``(slices, 6)`` float32, columns as in ``SliceStatistics``; no rows where no slices are stored.
+        crc32: ``(slices,)`` uint32, checksums of the slices as they are stored; none where no slices are.
     """
 
     source: str
@@ -103,6 +104,7 @@ class Record:
     statistics: NDArray[np.float32] = field(
         default_factory=lambda: np.empty((0, len(SliceStatistics._fields)), np.float32)
     )
+    crc32: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
 
     @property
     def name(self) -> str:
@@ -115,6 +117,7 @@ class Record:
         content["fingerprint"] = base64.b64encode(self.fingerprint).decode()
         columns = self.statistics.T.tolist()
         content["statistics"] = dict(zip(SliceStatistics._fields, columns, strict=True))
+        content["crc32"] = self.crc32.tolist()
         return json.dumps(content, separators=(",", ":")).encode()
 
     @classmethod
@@ -128,6 +131,7 @@ class Record:
             content = json.loads(path.read_bytes())
             columns = [content["statistics"][name] for name in SliceStatistics._fields]
             content["statistics"] = np.asarray(columns, np.float32).T.reshape(-1, len(columns))
+            content["crc32"] = np.asarray(content["crc32"], np.uint32)
             content["fingerprint"] = base64.b64decode(content["fingerprint"])
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(**values)
@@ -180,6 +184,9 @@ def _curate(unit: Unit, inputs: str, settings: StoreSettings) -> Record:
         volume = read_volume(unit.candidate, unit.rule)
         content_hash = exact_hash(volume.voxels, volume.spacing_mm)
         content = fingerprint(volume)
+        return _store(unit, inputs, volume, content_hash, content, settings)
+    except DataError:  # of the corpus' disk: it would fail for every volume
+        raise
     except Refused as refused:
         return _refusal(unit, inputs, refused.reason, refused.message)
     except MemoryError:
@@ -188,7 +195,6 @@ def _curate(unit: Unit, inputs: str, settings: StoreSettings) -> Record:
         return _refusal(
             unit, inputs, "unforeseen", f"{unit.candidate.path}: {type(error).__name__}: {str(error)[:500]}"
         )
-    return _store(unit, inputs, volume, content_hash, content, settings)
 
 
 def _store(
@@ -200,7 +206,7 @@ def _store(
     plan = plan_resizing((height, width), (y, x), settings)
     resize = Resizer((height, width), plan)
     statistics: list[SliceStatistics] = []
-    stored_bytes = 0
+    crc32, stored_bytes = np.empty(0, np.uint32), 0
     if unit.stored is not None:
         threshold = body_threshold(volume.voxels, volume.modality)
 
@@ -212,7 +218,7 @@ def _store(
 
         file = encode(slices(), count, resize.size)
         write_whole(unit.stored, file)
-        stored_bytes = len(file)
+        crc32, stored_bytes = chunk_checksums(file), len(file)
     return Record(
         source=unit.source,
         case=unit.case,
@@ -229,6 +235,7 @@ def _store(
         metadata={k: v for k, v in volume.metadata.items() if k != "empty_slices"},
         stored_bytes=stored_bytes,
         statistics=np.asarray(statistics, np.float32).reshape(-1, len(SliceStatistics._fields)),
+        crc32=crc32,
     )
 
 
@@ -244,14 +251,18 @@ def _refusal(unit: Unit, inputs: str, reason: str, message: str) -> Record:
 
 
 def _names(unit: Unit) -> tuple[str, ...]:
-    folder = unit.folder
-    return tuple((f.relative_to(folder) if f.is_relative_to(folder) else f).as_posix() for f in unit.candidate.files)
+    return tuple(_name(file, unit.folder) for file in unit.candidate.files)
+
+
+def _name(file: Path, folder: Path) -> str:
+    return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
 
 
 def _inputs(unit: Unit) -> str:
     """Return a hash of what the file system says of the unit's files; a file that is gone counts as such."""
     digest = hashlib.sha256(unit.rule.value.encode())
-    for name, file in zip(_names(unit), unit.candidate.files, strict=True):
+    for file in input_files(unit.candidate):
+        name = _name(file, unit.folder)
         try:
             status = file.stat()
         except OSError:

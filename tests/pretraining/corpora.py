@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def write_volume(path: Path, volume: NDArray[np.int16]) -> None:
     blosc2.asarray(volume, urlpath=str(path), mode="w", chunks=slice_shape, blocks=slice_shape, cparams=parameters)
 
 
+def flip_silent_bit(path: Path, index: int) -> None:
+    """Flip one bit in the second half of a stored slice, one that plain blosc2 decodes to other voxels unnoticed."""
+    whole = path.read_bytes()
+    array = blosc2.open(str(path), mode="r")
+    voxels, chunk = array[index], array.schunk.get_chunk(index)
+    start = whole.index(chunk)
+    for bit in range(8 * (start + len(chunk) // 2), 8 * (start + len(chunk))):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            if (blosc2.open(str(path), mode="r")[index] != voxels).any():
+                return
+        except RuntimeError:
+            pass
+    msg = f"every bit of slice {index} of {path} is noticed by the decoder"
+    raise AssertionError(msg)
+
+
 def numbered_volume(number: int, slices: int, height: int, width: int) -> NDArray[np.int16]:
     """Return a volume in which every slice is different and every pixel names its row and column."""
     z, y, x = np.ogrid[:slices, :height, :width]
@@ -36,7 +56,10 @@ def write_manifest(
     volumes: Sequence[tuple[str, str, tuple[int, int, int]]],
     flags: Mapping[tuple[int, int], str] | None = None,
 ) -> None:
-    """Write ``corpus.json`` and both tables for volumes given as (source, case, shape); flags by (volume, slice)."""
+    """Write ``corpus.json`` and both tables for volumes given as (source, case, shape); flags by (volume, slice).
+
+    Checksums are those of the volumes already written, random for all others.
+    """
     corpus.mkdir(parents=True, exist_ok=True)
     counts = np.array([shape[0] for _, _, shape in volumes])
     columns = {
@@ -52,7 +75,8 @@ def write_manifest(
     pq.write_table(pa.table(columns), corpus / "volumes.parquet")
     volume = np.repeat(np.arange(len(volumes), dtype=np.int32), counts)
     index = np.concatenate([np.arange(count, dtype=np.int16) for count in counts])
-    rows = {"volume": volume, "index": index}
+    crc32 = [_checksums(corpus / path, count) for path, count in zip(columns["path"], counts, strict=True)]
+    rows = {"volume": volume, "index": index, "crc32": np.concatenate(crc32)}
     if flags is None:
         rows["flags"] = pa.DictionaryArray.from_arrays(np.zeros(len(volume), np.int32), [""])
     else:
@@ -62,11 +86,18 @@ def write_manifest(
     (corpus / "corpus.json").write_text(json.dumps(described))
 
 
+def _checksums(path: Path, slices: int) -> NDArray[np.uint32]:
+    if not path.exists():
+        return np.random.default_rng(slices).integers(0, 2**32, slices, np.uint32)
+    array = blosc2.open(str(path), mode="r")
+    return np.array([zlib.crc32(array.schunk.get_chunk(index)) for index in range(slices)], np.uint32)
+
+
 def write_corpus(corpus: Path) -> list[NDArray[np.int16]]:
     """Write three volumes of two sources, 11 slices of which one is air, and return the volumes."""
     layout = [("alpha", "a1", (4, 40, 48)), ("alpha", "a2", (2, 48, 32)), ("beta", "b1", (5, 48, 48))]
-    write_manifest(corpus, layout, {(0, 3): "downsampled|empty", (2, 0): "not_empty"})
     arrays = [numbered_volume(number, *shape) for number, (_, _, shape) in enumerate(layout)]
     for (source, case, _), array in zip(layout, arrays, strict=True):
         write_volume(corpus / "volumes" / source / f"{case}.b2nd", array)
+    write_manifest(corpus, layout, {(0, 3): "downsampled|empty", (2, 0): "not_empty"})
     return arrays

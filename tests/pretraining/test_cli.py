@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pretraining.cli import main
 from pretraining.corpus import sources
 from tests.conftest import PROJECT
+from tests.pretraining.corpora import flip_silent_bit
 from tests.pretraining.corpus.folders import corpus_bytes, phantom, source, write_volume
 
 
@@ -66,9 +68,48 @@ def test_inspect_prints_text_or_json_and_draws(data, tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "c"), "--json", "-o", str(tmp_path / "pictures")]) == 0
     assert json.loads(capsys.readouterr().out)["volumes"] == 3
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"montage.png", "histograms.png"}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+        *("montage.png", "histograms.png", "views.png")
+    }
     assert main(["inspect", str(tmp_path / "c")]) == 0
     assert "3 volumes, 36 slices" in capsys.readouterr().out
+
+
+def test_seen_says_of_each_image_whether_the_corpus_has_it(data, tmp_path, capsys):
+    main(_curate(data, tmp_path / "c"))
+    capsys.readouterr()
+    new = write_volume(phantom(40), tmp_path / "new.nii.gz")
+    part = write_volume(phantom(1)[2:], tmp_path / "part.nrrd")
+    assert main(["seen", str(tmp_path / "c"), str(new)]) == 0
+    assert capsys.readouterr().out == f"{new}: not seen\n"
+    copy, bad = data / "two" / "copy.nii.gz", data / "two" / "bad.nii.gz"
+    assert main(["seen", str(tmp_path / "c"), str(copy), str(new), str(part)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{copy}: exact 1.000 one/case_0, two/copy", f"{new}: not seen"]
+    assert re.fullmatch(rf"{part}: near (1\.000|0\.\d{{3}}) one/case_1", lines[2])
+    assert main(["seen", str(tmp_path / "c"), str(bad), str(copy)]) == 2, "an answer is missing"
+    captured = capsys.readouterr()
+    assert captured.out == f"{copy}: exact 1.000 one/case_0, two/copy\n", "the others are told all the same"
+    assert "bad.nii.gz cannot be compared" in captured.err
+    assert main(["seen", str(tmp_path / "absent"), str(copy)]) == 2
+
+
+def test_verify_names_damaged_volumes(data, tmp_path, capsys):
+    corpus = tmp_path / "c"
+    main(_curate(data, corpus))
+    capsys.readouterr()
+    assert main(["inspect", str(corpus), "--verify"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{corpus}: no damage found\n"
+    assert captured.err == "", "no progress bar where there is no terminal"
+    path = corpus / "volumes" / "one" / "case_1.b2nd"
+    flip_silent_bit(path, 5)
+    assert main(["inspect", str(corpus), "--verify"]) == 1
+    damaged, total = capsys.readouterr().out.splitlines()
+    assert f"slice 5 of {path}" in damaged
+    assert total == f"{corpus}: 1 volumes are damaged"
+    assert main(["inspect", str(corpus), "--verify", "--json"]) == 2
+    assert "leave out --json and -o" in capsys.readouterr().err
 
 
 def test_sources_lists_what_is_known_and_what_is_found(data, capsys):

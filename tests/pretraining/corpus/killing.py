@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
 from tests.pretraining.corpus.folders import curated
-
-_WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.link")
+from tests.pretraining.killing import die_before
 
 
 def curate(data: Path, corpus: Path, processes: int = 1) -> None:
@@ -18,18 +15,9 @@ def curate(data: Path, corpus: Path, processes: int = 1) -> None:
 
 def curate_until(data: Path, corpus: Path, last: int) -> None:
     """Curate, and die right before the ``last``-th operation on a file of the corpus; write the number at the end."""
-    operations = 0
-
-    def watch(event: str, arguments: tuple) -> None:
-        nonlocal operations
-        if event in _WATCHED and arguments and str(arguments[0]).startswith(str(corpus)):
-            operations += 1
-            if operations == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)
+    operations = die_before(last, corpus)
     curate(data, corpus)
-    corpus.with_name("operations").write_text(str(operations))
+    corpus.with_name("operations").write_text(str(operations()))
 
 
 if __name__ == "__main__":

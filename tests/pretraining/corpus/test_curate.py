@@ -17,7 +17,7 @@ import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import curate as curation
-from pretraining.corpus import manifest, pool, units
+from pretraining.corpus import job, manifest, pool, units
 from pretraining.corpus.curate import Division, SourceFolder, curate
 from pretraining.corpus.merge import merge
 from pretraining.corpus.store import StoreSettings
@@ -145,6 +145,58 @@ def test_a_file_that_was_mended_is_read_again(mixed, tmp_path):
     assert after["hash"] != before["hash"]
 
 
+@pytest.mark.parametrize(("header", "voxels"), [("a.mhd", "a.zraw"), ("a.nhdr", "a.raw.gz")])
+def test_a_file_of_voxels_that_was_mended_is_read_again(header, voxels, tmp_path):
+    """The header, which is what is found in the folder, stays the same."""
+    write_volume(phantom(0), tmp_path / "data" / header)
+    torn = tmp_path / "data" / voxels
+    whole = torn.read_bytes()
+    one = source("one", images=(r"/(?P<case>[^/]+)\.(mhd|nhdr)$",))
+    for content, curated_volumes in ((whole[:-2000], 0), (whole, 1), (None, 0)):
+        torn.unlink() if content is None else torn.write_bytes(content)
+        summary = curate([SourceFolder(one, torn.parent)], tmp_path / "corpus", settings=StoreSettings())
+        assert summary.curated == curated_volumes
+
+
+def test_a_part_that_is_being_done_again_is_not_merged(mixed, tmp_path, monkeypatch):
+    """The files have changed and the second run was stopped half way: part of the corpus would be that of old files."""
+    folder, corpus = tmp_path / "data", tmp_path / "corpus"
+    shutil.copytree(mixed / "one", folder)
+    sources = [SourceFolder(source("one"), folder)]
+    for part in (0, 1):
+        curate(sources, corpus, settings=StoreSettings(), division=Division(part, 2))
+    write_volume(phantom(20), folder / "case_1.nii.gz")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(units, "read_volume", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        curate(sources, corpus, settings=StoreSettings(), division=Division(1, 2))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="1 of 2 parts are not finished: --part-id 1"):
+        merge(corpus)
+    curate(sources, corpus, settings=StoreSettings(), division=Division(1, 2))
+    assert merge(corpus)["volumes"] == 4
+
+
+def test_parts_that_start_at_once_on_machines_with_the_same_process_ids(tmp_path, monkeypatch):
+    """As in containers: whoever comes second must not trip over the file that the first is writing."""
+    corpus = tmp_path / "corpus"
+    link, started = os.link, []
+
+    def link_later(*paths: Path) -> None:
+        if not started:
+            started.append(True)
+            job.prepare(corpus, StoreSettings())  # another machine, from beginning to end
+        link(*paths)
+
+    monkeypatch.setattr(job.os, "link", link_later)
+    monkeypatch.setattr(job.os, "getpid", lambda: 1)
+    job.prepare(corpus, StoreSettings())
+    assert [file.name for file in (corpus / "parts").iterdir()] == ["settings.json"]
+
+
 def test_a_corpus_grows_and_shrinks_with_the_sources_named(single, mixed, tmp_path):
     corpus = tmp_path / "corpus"
     one = curated(corpus, ("one", mixed / "one"))
@@ -243,6 +295,21 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(single, mixed, tmp_path, mon
     assert corpus_bytes(corpus) == corpus_bytes(single)
 
 
+def test_slices_that_find_no_room_are_no_fault_of_their_volume(mixed, tmp_path, monkeypatch):
+    """The small record would still find room: the volume must not be noted as refused."""
+    original = units.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".b2nd":
+            raise DataError("No space left on device")
+        original(path, content)
+
+    monkeypatch.setattr(units, "write_whole", full)
+    with pytest.raises(DataError, match="No space left"):
+        curated(tmp_path / "c", ("one", mixed / "one"))
+    assert not list((tmp_path / "c" / "parts" / "records").rglob("*.json"))
+
+
 def test_an_error_nobody_foresaw_is_counted_and_tried_again(single, mixed, tmp_path, monkeypatch):
     def broken(candidate, rule):
         if candidate.path.name == "case_1.nii.gz":
@@ -260,6 +327,26 @@ def test_an_error_nobody_foresaw_is_counted_and_tried_again(single, mixed, tmp_p
     monkeypatch.undo()
     curated(corpus, ("one", mixed / "one"), ("two", mixed / "two"))
     assert corpus_bytes(corpus) == corpus_bytes(single)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError(), "no_memory"), (RuntimeError("too large for a chunk"), "unforeseen")]
+)
+def test_a_volume_that_cannot_be_stored_does_not_end_the_run(mixed, tmp_path, monkeypatch, error, reason):
+    """A localiser of huge pixels that --spacing blows up, say."""
+    original, calls = units.encode, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(units, "encode", broken)
+    content = curated(tmp_path / "c", ("one", mixed / "one"))
+    assert content["counts"] == {"found": 4, "curated": 3, "refused": 1, "duplicates": 0, "excluded": 0}
+    (line,) = map(json.loads, (tmp_path / "c" / "rejected.jsonl").read_text().splitlines())
+    assert (line["case"], line["reason"]) == ("case_1", reason)
 
 
 def test_odd_case_ids_become_file_names(tmp_path):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from pretraining.corpus.exclusions import corpus_record, find_images, has_seen, read_exclusions
+from pretraining.corpus.curate import SourceFolder, curate
+from pretraining.corpus.exclusions import corpus_record, find_images, read_exclusions
+from pretraining.corpus.merge import merge
+from pretraining.corpus.sources import SOURCES
+from pretraining.corpus.store import StoreSettings
 from tests.pretraining.corpus.folders import corpus_bytes, curated, phantom, write_volume
 
 SHAPE = (20, 80, 72)
@@ -88,6 +91,29 @@ def test_a_plain_list_may_name_the_source(data, tmp_path):
     assert content["exclusions"]["not_found"] == ["one/renamed"]
 
 
+def test_ids_of_a_converted_data_set_are_those_of_its_source_alone(tmp_path):
+    """``lits_002`` is volume-2 of LiTS; neither that of CT-ORG, which has the same file names, nor test-volume-2."""
+    for name, seed in (("volume-2", 0), ("volume-12", 1), ("test-volume-2", 2)):
+        write_volume(phantom(seed, SHAPE), tmp_path / "LiTS" / f"{name}.nii")
+    write_volume(phantom(3, SHAPE), tmp_path / "CT-ORG" / "volume-2.nii")
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["lits_002", "LiTS/lits_012"]}]))
+    listed = read_exclusions(tmp_path / "splits_final.json", 0, None)
+    folders = [SourceFolder(SOURCES[name], tmp_path / name) for name in ("LiTS", "CT-ORG")]
+    curate(folders, tmp_path / "c", settings=StoreSettings(), exclusions=[listed])
+    report = merge(tmp_path / "c")["exclusions"]
+    assert _cases(tmp_path / "c") == ["CT-ORG/volume-2", "LiTS/test-volume-2"]
+    assert {name: (line["how"], line["of"]) for name, line in _lines(tmp_path / "c").items()} == {
+        "LiTS/volume-12": ("id", "LiTS/lits_012"),
+        "LiTS/volume-2": ("id", "lits_002"),
+    }
+    assert report["not_found"] == []
+
+
+def test_a_mark_at_the_beginning_of_a_list_does_not_hide_its_first_case(tmp_path):
+    (tmp_path / "list.txt").write_text("case_1\ncase_2\n", encoding="utf-8-sig")
+    assert read_exclusions(tmp_path / "list.txt", None, None).cases == ("case_1", "case_2")
+
+
 def test_other_exclusions_give_another_hash_and_need_no_volume_read_again(data, tmp_path):
     corpus = tmp_path / "c"
     listed = read_exclusions(data / "list.txt", None, None)
@@ -147,24 +173,6 @@ def test_missing_lists_and_folders_are_said(data, tmp_path):
         read_exclusions(tmp_path / "absent.txt", None, None)
     with pytest.raises(DataError, match="does not exist"):
         read_exclusions(data / "list.txt", None, tmp_path / "absent")
-
-
-def test_a_corpus_knows_whether_it_holds_a_case(data, tmp_path):
-    corpus = tmp_path / "c"
-    curated(corpus, *_folders(data), exclusions=[read_exclusions(data / "splits_final.json", 0, None)])
-    (match,) = has_seen(corpus, data / "one" / "case_2.nii.gz")
-    assert (match.name, match.kind, match.similarity) == ("one/case_2", "exact", 1.0)
-    part = write_volume(np.ascontiguousarray(phantom(2, SHAPE)[4:]), tmp_path / "part.nrrd")
-    (match,) = has_seen(corpus, part)
-    assert (match.name, match.kind) == ("one/case_2", "near")
-    assert has_seen(corpus, data / "one" / "case_0.nii.gz") == [], "it was excluded"
-    assert has_seen(corpus, data / "imagesTr" / "bench_050_0000.nii.gz") == []
-    with pytest.raises(DataError, match="cannot be compared"):
-        has_seen(corpus, data / "imagesTr" / "bench_060_0000.nii.gz")
-    with pytest.raises(DataError, match="no image"):
-        has_seen(corpus, data / "list.txt")
-    with pytest.raises(DataError, match="no finished corpus"):
-        has_seen(tmp_path, data / "one" / "case_2.nii.gz")
 
 
 def test_what_a_checkpoint_keeps_of_a_corpus(data, tmp_path):

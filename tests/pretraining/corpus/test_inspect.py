@@ -102,6 +102,12 @@ def test_every_source_and_all_heights_are_shown():
     assert max(np.diff(heights)) < 0.25
 
 
+def test_a_few_slices_of_many_sources_are_of_sources_from_all_over():
+    chosen = choose_slices([f"source {row}" for row in range(12)], [100] * 12, 4)
+    assert [row for row, _ in chosen] == [0, 3, 6, 9]
+    assert len({index for _, index in chosen}) == 4, "at heights of their own"
+
+
 def test_a_folder_without_a_corpus_is_said(tmp_path):
     with pytest.raises(DataError, match="no finished corpus"):
         inspect_corpus(tmp_path)

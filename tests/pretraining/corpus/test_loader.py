@@ -9,7 +9,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import loader as loader_module
 from pretraining.corpus.loader import slice_loader
 from pretraining.corpus.slices import SliceDataset
-from tests.pretraining.corpora import write_corpus, write_manifest
+from tests.pretraining.corpora import flip_silent_bit, write_corpus, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,16 @@ def test_an_unreadable_file_is_one_clear_error_from_any_process(tmp_path, worker
         taken(tmp_path, 20, workers=workers)
     assert str(path) in str(error.value)
     assert "does not exist" in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_flipped_bit_is_one_clear_error_from_any_process(tmp_path, workers):
+    write_corpus(tmp_path)
+    path = tmp_path / "volumes" / "beta" / "b1.b2nd"
+    flip_silent_bit(path, 2)
+    with pytest.raises(DataError, match=f"slice 2 of {path}.*checksum") as error:
+        taken(tmp_path, 20, workers=workers)
     assert "Traceback" not in str(error.value)
 
 

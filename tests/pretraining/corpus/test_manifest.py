@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import blosc2
@@ -84,6 +85,7 @@ def test_slices_parquet(corpus):
         **dict.fromkeys(("source", "case", "volume_hash"), category),
         **dict.fromkeys(("spacing_y_mm", "spacing_x_mm", *statistics), "float"),
         **dict.fromkeys(("licence", "flags"), category),
+        "crc32": "uint32",
     }
     assert list(types) == table.column_names
     volumes = pq.read_table(corpus / "volumes.parquet").to_pylist()
@@ -94,7 +96,9 @@ def test_slices_parquet(corpus):
     for row in rows:
         volume = volumes[row["volume"]]
         assert (row["source"], row["case"], row["volume_hash"]) == (volume["source"], volume["case"], volume["hash"])
-        image = blosc2.open(str(corpus / volume["path"]), mode="r")[row["index"]].astype(np.float64)
+        array = blosc2.open(str(corpus / volume["path"]), mode="r")
+        assert row["crc32"] == zlib.crc32(array.schunk.get_chunk(row["index"]))
+        image = array[row["index"]].astype(np.float64)
         assert row["hu_mean"] == pytest.approx(image.mean(), rel=1e-5)
         assert row["hu_std"] == pytest.approx(image.std(), rel=1e-5)
         for name, percent in (("hu_p005", 0.5), ("hu_p50", 50), ("hu_p995", 99.5)):
@@ -144,9 +148,10 @@ def test_refusals_and_duplicates_are_lines_of_json(corpus):
 
 def test_a_record_survives_its_file(tmp_path):
     statistics = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    crc32 = np.array([0, 1, 2**32 - 1], np.uint32)
     record = Record(
         "a", "1", ("x",), "i", fingerprint=b"\x00\xff", shape=(3, 4, 5), spacing_mm=(1.5, 0.1, 0.2), empty=(1,),
-        statistics=statistics, metadata={"kvp": 120},
+        statistics=statistics, crc32=crc32, metadata={"kvp": 120},
     )  # fmt: skip
     (tmp_path / "r.json").write_bytes(record.to_bytes())
     again = Record.read(tmp_path / "r.json")
@@ -154,16 +159,37 @@ def test_a_record_survives_its_file(tmp_path):
     assert again.to_bytes() == record.to_bytes()
     assert again.statistics.dtype == np.float32
     assert np.array_equal(again.statistics, statistics)
+    assert again.crc32.dtype == np.uint32
+    assert np.array_equal(again.crc32, crc32)
     assert Record.read(tmp_path / "absent.json") is None
     (tmp_path / "r.json").write_text('{"source": "a"}')
     with pytest.raises(DataError, match="no record of a volume"):
         Record.read(tmp_path / "r.json")
 
 
+def test_a_record_without_checksums_is_said(tmp_path):
+    content = json.loads(Record("a", "1", (), "i").to_bytes())
+    del content["crc32"]
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"no record of a volume \('crc32'\). Delete it and run the curation again"):
+        Record.read(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(("statistics", "checksums"), [(2, 3), (3, 2), (0, 3), (3, 0)])
+def test_a_record_that_does_not_fit_its_slices_is_said(statistics, checksums):
+    record = Record(
+        "a", "1", (), "i", shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0),
+        statistics=np.zeros((statistics, 6), np.float32), crc32=np.zeros(checksums, np.uint32),
+    )  # fmt: skip
+    with pytest.raises(DataError, match="record of a/1 does not fit its 3 slices"):
+        slices_table([record], {"a": "free"}, [])
+
+
 def test_tables_of_no_volume_have_all_columns():
     volumes, slices = volumes_table([], {}, {}, []), slices_table([], {}, [])
     assert (len(volumes), len(slices)) == (0, 0)
     assert pa.types.is_int16(slices.schema.field("index").type)
+    assert pa.types.is_uint32(slices.schema.field("crc32").type)
 
 
 def test_something_else_is_no_corpus(tmp_path):

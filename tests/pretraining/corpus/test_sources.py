@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nnunetv2_meddino.datasets.layouts import LAYOUTS as LAYOUTS_OF_CONVERTERS
+from nnunetv2_meddino.datasets.layouts import find_release
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.weights.catalog import CT_3M
-from pretraining.corpus.sources import SOURCES, Source, find_cases, load_source_file
+from pretraining.corpus.sources import SOURCES, Source, find_cases, listed_ids, load_source_file
 from pretraining.corpus.volume import IntensityRule
 from tests.pretraining.corpus.awkward import PLAIN, write_dicom
 
@@ -79,13 +82,64 @@ def test_series_of_one_patient_have_names_of_their_own(tmp_path: Path) -> None:
     assert names[2] == "patient2"
 
 
+RELEASES = {
+    "amos22": ("AMOS22", "imagesTr/amos_{:04d}.nii.gz", "labelsTr/amos_{:04d}.nii.gz"),
+    "btcv": ("BTCV", "RawData/Training/img/img{:04d}.nii.gz", "RawData/Training/label/label{:04d}.nii.gz"),
+    "kits23": ("KiTS", "dataset/case_{:05d}/imaging.nii.gz", "dataset/case_{:05d}/segmentation.nii.gz"),
+    "lits": ("LiTS", "Training Batch 1/volume-{}.nii", "Training Batch 1/segmentation-{}.nii"),
+}
+
+
+@pytest.mark.parametrize("converter", LAYOUTS_OF_CONVERTERS)
+def test_cases_of_converted_data_sets_have_the_ids_that_lists_of_them_use(converter: str, tmp_path: Path) -> None:
+    """The converter and the corpus look at the same release; a list made by the one must be understood by the other."""
+    name, *patterns = RELEASES[converter]
+    for path in (pattern.format(number) for pattern in patterns for number in (1, 40, 123)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    converted = {case.image: case.name for case in find_release(LAYOUTS_OF_CONVERTERS[converter], tmp_path).cases}
+    found = find_cases(SOURCES[name], tmp_path)
+    assert len(converted) == len(found) == 3
+    for case, candidate in found:
+        assert converted[candidate.path] in listed_ids(case, SOURCES[name].aliases)
+        others = set(converted.values()) - {converted[candidate.path]}
+        assert not others & listed_ids(case, SOURCES[name].aliases)
+
+
+@pytest.mark.parametrize(
+    ("case", "ids"),
+    [
+        ("volume-7", {"volume-7", "lits_007"}),
+        ("volume-1234", {"volume-1234", "lits_1234"}),
+        ("test-volume-7", {"test-volume-7"}),
+        ("volume-07", {"volume-07"}),
+        ("volume-", {"volume-"}),
+        ("volume-7-0a1b2c3d", {"volume-7-0a1b2c3d", "volume-7", "lits_007"}),
+    ],
+)
+def test_ids_by_which_a_case_may_be_listed(case: str, ids: set[str]) -> None:
+    assert listed_ids(case, SOURCES["LiTS"].aliases) == ids
+
+
+def test_a_patient_is_listed_for_all_its_series(tmp_path: Path) -> None:
+    """As ``find_cases`` names them: were the two ever to differ, a listed patient would be in the corpus."""
+    for folder in ("patient1/plain", "patient1/contrast"):
+        write_dicom(tmp_path / folder, PLAIN[:2])
+    own = replace(SOURCES["LiTS"], images=(r"/(?P<case>patient\d+)(/|$)",))
+    cases = [case for case, _ in find_cases(own, tmp_path)]
+    assert len(set(cases)) == 2
+    assert all(listed_ids(case, {}) == {case, "patient1"} for case in cases)
+
+
 def test_a_record_in_yaml_is_read(tmp_path: Path) -> None:
     path = tmp_path / "clinic.yaml"
-    path.write_text("name: clinic\nmodality: mr\nimages: '/(?P<case>[^/]+)\\.nii\\.gz$'\nexpected_volumes: 12\n")
+    path.write_text("name: clinic\nmodality: mr\nimages: '/(?P<case>[^/]+)\\.nii\\.gz$'\nexpected_volumes: 12\n"
+                    "aliases: {'c_{n:03d}': 'x{n}'}\n")  # fmt: skip
     source = load_source_file(path)
     assert (source.name, source.modality, source.intensity) == ("clinic", "MR", IntensityRule.MR)
     assert source.case_of("sub/x1.nii.gz") == "x1"
     assert source.expected_volumes == 12
+    assert listed_ids("x1", source.aliases) == {"x1", "c_001"}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +157,9 @@ def test_a_record_in_yaml_is_read(tmp_path: Path) -> None:
         ("name: 12\nmodality: CT\nimages: '/(?P<case>x)'", "must be a text"),
         ("name: a\nmodality: CT\nimages: 3", "list of texts"),
         ("name: a\nmodality: CT\nimages: '/(?P<case>x)'\nexpected_volumes: many", "must be a number"),
+        ("name: a\nmodality: CT\nimages: '/(?P<case>x)'\naliases: [a]", "lines of 'other id: case id'"),
+        ("name: a\nmodality: CT\nimages: '/(?P<case>x)'\naliases: {'b_{n}': 'x'}", "must have one number"),
+        ("name: a\nmodality: CT\nimages: '/(?P<case>x)'\naliases: {'b_{n}_{n}': 'x{n}'}", "must have one number"),
     ],
 )
 def test_wrong_records_are_explained(record: str, message: str, tmp_path: Path) -> None:

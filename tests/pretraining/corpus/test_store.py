@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import zlib
 from pathlib import Path
 
 import blosc2
@@ -15,7 +16,16 @@ from scipy import ndimage
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import store
 from pretraining.corpus.statistics import body_fraction, body_threshold, slice_statistics
-from pretraining.corpus.store import Resizer, StoreSettings, encode, open_volume, plan_resizing, write_whole
+from pretraining.corpus.store import (
+    Resizer,
+    StoreSettings,
+    checksum,
+    chunk_checksums,
+    encode,
+    open_volume,
+    plan_resizing,
+    write_whole,
+)
 
 
 def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -105,6 +115,25 @@ def test_a_stored_volume_comes_back_bit_for_bit(tmp_path):
     assert np.array_equal(open_volume(path)[3], voxels[3])
     assert encode(voxels, 5, (40, 33)) == path.read_bytes()
     assert [entry.name for entry in path.parent.iterdir()] == ["v.b2nd"]
+
+
+@pytest.mark.parametrize("content", [b"", b"123456789", bytes(70000), np.random.default_rng(0).bytes(200_001)])
+def test_the_checksum_is_that_of_zlib(content):
+    assert checksum(content) == zlib.crc32(content)
+    assert checksum(b"123456789") == 0xCBF43926  # the check value of CRC-32
+
+
+def test_checksums_are_those_of_the_chunks_in_the_file(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (5, 40, 33)).astype(np.int16)
+    voxels[1], voxels[2], voxels[3, :20] = 0, -1000, 0
+    content = encode(voxels, 5, (40, 33))
+    (tmp_path / "v.b2nd").write_bytes(content)
+    array = blosc2.open(str(tmp_path / "v.b2nd"), mode="r")
+    chunks = [array.schunk.get_chunk(index) for index in range(5)]
+    assert all(chunks[index] in content for index in (0, 2, 3, 4)), "stored bytes; zeros are but a mark in the index"
+    found = chunk_checksums(content)
+    assert found.dtype == np.uint32
+    assert found.tolist() == [zlib.crc32(chunk) for chunk in chunks]
 
 
 def test_a_missing_or_damaged_volume_is_a_data_error(tmp_path):
