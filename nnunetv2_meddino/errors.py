@@ -26,6 +26,14 @@ class DataError(MedDINOError):
     """A data set or label map does not follow the layout or the label range it declares."""
 
 
+class CheckpointError(MedDINOError):
+    """A training checkpoint cannot be written, is damaged, or does not fit what it is loaded into."""
+
+
+class TrainingError(MedDINOError):
+    """A training cannot go on; the message says what was seen and what is saved."""
+
+
 class CommandError(MedDINOError):
     """A command that was started did not succeed; the message holds its last telling lines and its log."""
 

@@ -1,4 +1,4 @@
-"""The ``meddino-pretrain`` command: from downloaded volumes to a corpus, and what is in it.
+"""The ``meddino-pretrain`` command: from downloaded volumes to a corpus, and from a corpus to weights.
 
 Each sub-command imports what it needs, so that help is quick.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError
+from pretraining.cli_train import add_export, add_train
 
 if TYPE_CHECKING:
     from pretraining.corpus.curate import Progress, SourceFolder
@@ -36,7 +37,11 @@ exit code: 0 none was seen, 1 some were, 2 an image could not be compared or ano
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
-    options = _parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    parser = _parser()
+    options, settings = parser.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
+    if settings and not getattr(options, "takes_settings", False):
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+    options.settings = settings
     try:
         return options.run(options)
     except MedDINOError as error:
@@ -57,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_merge(commands)
     _add_inspect(commands)
     _add_seen(commands)
+    add_train(commands)
+    add_export(commands)
     return parser
 
 

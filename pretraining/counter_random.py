@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError
@@ -23,6 +24,8 @@ class Stream(IntEnum):
     SOURCE_ORDER = 2
     VIEWS = 3
     MASKS = 4
+    MODEL = 5
+    RESOLUTION = 6
 
 
 def check_seed(seed: int) -> None:
@@ -61,3 +64,9 @@ def philox(seed: int, stream: int, *counters: ArrayLike) -> NDArray[np.uint64]:
 def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Return 32-bit words as numbers evenly spread over the open interval (0, 1)."""
     return (words.astype(np.float64) + 0.5) * 2.0**-32
+
+
+def torch_generator(seed: int, stream: int, *counters: int) -> torch.Generator:
+    """Return a generator on the CPU that is in the same state whenever seed, stream and counters are the same."""
+    high, low = (int(word) for word in philox(seed, stream, *counters)[:2])
+    return torch.Generator().manual_seed(high << 32 | low)

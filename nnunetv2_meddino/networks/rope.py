@@ -44,7 +44,7 @@ def rope_table(
     coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
     coordinates = 2.0 * coordinates - 1.0
     if scales is not None:
-        coordinates = coordinates * scales.to(**factory)[:, None, None]
+        coordinates = coordinates * scales.to(device, dtype)[:, None, None]
     angles = (2 * math.pi * coordinates[..., None] / periods).flatten(-2)
     angles = torch.cat([angles, angles], dim=-1)
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)

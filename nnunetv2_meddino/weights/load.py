@@ -182,8 +182,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], config: ViTConfig, p
     Raises:
         WeightsError: The tensors are not of this architecture or not finite, or the name ends otherwise.
     """
-    require_architecture(tensors, config)
-    _write(Path(path), tensors, config, provenance, "meddino")
+    write_weights(path, tensors, config, provenance, "meddino")
 
 
 def convert_file(src_spec: str, dst_path: Path, format: str) -> PretrainedWeights:  # noqa: A002
@@ -201,7 +200,7 @@ def convert_file(src_spec: str, dst_path: Path, format: str) -> PretrainedWeight
         WeightsError: They cannot be read, or the format cannot hold them.
     """
     weights = read_weights(src_spec)
-    _write(Path(dst_path), weights.tensors, weights.config, weights.provenance, format)
+    write_weights(dst_path, weights.tensors, weights.config, weights.provenance, format)
     return weights
 
 
@@ -280,9 +279,29 @@ def _header_json(file: WeightsFile, key: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _write(
-    path: Path, tensors: Mapping[str, Tensor], config: ViTConfig, provenance: Mapping[str, Any], to: str
+def write_weights(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    config: ViTConfig,
+    provenance: Mapping[str, Any],
+    format: str,  # noqa: A002
 ) -> None:
+    """Write weights in any format, with architecture and provenance in the header where the format has one.
+
+    Args:
+        path: Ends in ``.pth`` for ``meta`` and ``meddinov3``, in ``.safetensors`` for the others; the file appears under
+            this name only when it is complete.
+        tensors: The state dict of ``VisionTransformer(config)``.
+        config: The architecture.
+        provenance: JSON values; ``licence`` and ``input_statistics`` are handed on when the file is read.
+        format: One of ``convert.FORMATS``.
+
+    Raises:
+        WeightsError: The tensors are not of this architecture or not finite, the name ends otherwise, or the format
+            cannot hold them.
+    """
+    path, to = Path(path), format
+    require_architecture(tensors, config)
     require_finite(tensors)
     suffix = ".pth" if to in TORCH_FORMATS else ".safetensors"
     if to in FORMATS and path.suffix != suffix:

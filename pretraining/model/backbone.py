@@ -34,7 +34,7 @@ class SubsetBlock(EvaBlock):
     checkpointed = False
     """Keep nothing but the input for the backward pass and compute the block again there."""
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rope: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Map ``(B, N, D)`` to the same shape.
 
         Args:

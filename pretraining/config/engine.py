@@ -1,0 +1,139 @@
+"""How a training runs: its length, batches, precision, processes and files. Every default names its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nnunetv2_meddino.errors import ConfigurationError
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ConfigurationError(what)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which slices a step sees.
+
+    Attributes:
+        batch_size: slices of a step over all processes and micro-batches (MedDINOv3).
+        micro_batch_size: slices that a process holds at once; the step is made of as many micro-batches as it takes.
+            64 is what DINOv3's ViT-L configuration gives a GPU. A step of W processes with A micro-batches each is
+            that of W * A processes.
+        workers: processes that decompress slices, for each training process; one feeds about 1900 slices a second.
+        source_weights: (source, weight) pairs: relative sampling weights; empty counts every slice alike.
+        seed: of the order of slices, of all views and masks, of initial weights and stochastic depth.
+        resolution_seed: of the sequence of crop sizes (DINOv3's).
+    """
+
+    batch_size: int = 512
+    micro_batch_size: int = 64
+    workers: int = 2
+    source_weights: tuple[tuple[str, float], ...] = ()
+    seed: int = 0
+    resolution_seed: int = 65537
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size"):
+            _check(getattr(self, name) >= 1, f"data: {name} {getattr(self, name)} must be at least 1")
+        _check(self.workers >= 0, f"data: workers {self.workers} must be at least 0")
+
+    def micro_batches(self, world_size: int) -> int:
+        """Return how many micro-batches each process has in a step.
+
+        Raises:
+            ConfigurationError: the batch cannot be divided evenly.
+        """
+        pieces, rest = divmod(self.batch_size, self.micro_batch_size * world_size)
+        _check(
+            not rest and pieces > 0,
+            f"data: batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size} times "
+            f"{world_size} processes: change --data.micro-batch-size or --data.batch-size",
+        )
+        return pieces
+
+
+@dataclass(frozen=True)
+class GramTeacherConfig:
+    """Where the Gram teacher comes from and when it is renewed.
+
+    Attributes:
+        enabled: whether there is one.
+        teacher: a file of a teacher (``teachers/*.safetensors`` of a run, or an export), or ``initial``: the teacher
+            that this stage starts from.
+        refresh_every: steps after which it becomes the current EMA teacher again; None keeps it. Counted from the
+            beginning of the stage.
+        first_refresh: earliest step of a refresh.
+        max_refreshes: largest number of refreshes; None is no limit.
+    """
+
+    enabled: bool = False
+    teacher: str = "initial"
+    refresh_every: int | None = None
+    first_refresh: int = 0
+    max_refreshes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.refresh_every is not None:
+            _check(self.refresh_every >= 1, f"gram_teacher: refresh_every {self.refresh_every} must be at least 1")
+
+    def refreshes_after(self, step: int) -> bool:
+        """Tell whether the Gram teacher is renewed once a step, counted from 0, is done."""
+        if not self.enabled or self.refresh_every is None:
+            return False
+        done = step + 1
+        if done < self.first_refresh or done % self.refresh_every:
+            return False
+        before = -(-max(self.first_refresh, 1) // self.refresh_every)
+        return self.max_refreshes is None or done // self.refresh_every - before < self.max_refreshes
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Length of a stage, and how it is computed and saved.
+
+    Attributes:
+        steps: optimiser steps of the stage (MedDINOv3).
+        precision: ``bfloat16``, ``float16`` (with loss scaling) or ``float32`` for networks; weights, their averages,
+            losses and the optimiser are float32 (DINOv3).
+        strategy: ``ddp`` or ``fsdp`` for more than one process; DDP suits S and B, whose weights fit many times.
+        compile: compile the transformer blocks; the first step of each crop size takes a minute longer.
+        checkpoint_activations: compute blocks again in the backward pass, for a third more work and far less memory.
+        checkpoint_every: steps between checkpoints (DINOv3's 7B: 1000).
+        keep_checkpoints: newest checkpoints that are kept (DINOv3).
+        teacher_every: steps between teachers that are exported to ``teachers`` and kept; DINOv3 evaluates every
+            12,500, and the Gram teacher is one of 20,000 (MedDINOv3).
+        max_bad_steps: steps with a loss or gradient that is not finite, in a row, after which the run stops (DINOv3).
+        timeout_s: how long processes wait for each other.
+    """
+
+    steps: int = 100_000
+    precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = True
+    checkpoint_activations: bool = False
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    teacher_every: int = 10_000
+    max_bad_steps: int = 3
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "teacher_every", "max_bad_steps"):
+            _check(getattr(self, name) >= 1, f"engine: {name} {getattr(self, name)} must be at least 1")
+        _check(self.timeout_s > 0, f"engine: timeout_s {self.timeout_s} must be above 0")
+
+
+@dataclass(frozen=True)
+class InitialConfig:
+    """What a stage starts from.
+
+    Attributes:
+        teacher: teacher of an earlier stage (``teachers/*.safetensors``), for backbone and both heads of student and
+            teacher; None starts from ``model.weights`` with random heads.
+    """
+
+    teacher: Path | None = None

@@ -1,0 +1,73 @@
+"""Everything that a stage of a training is made of; each part of the package owns its section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.config.engine import DataConfig, EngineConfig, GramTeacherConfig
+from pretraining.engine.monitor_config import MonitorConfig
+from pretraining.losses.config import LossConfig
+from pretraining.model.config import ModelConfig
+from pretraining.optim.config import OptimConfig
+from pretraining.views.config import ViewConfig
+from pretraining.views.resolutions import Resolution
+
+STAGES = ("stage1", "stage2", "stage3")
+"""Self-distillation, Gram anchoring, high-resolution adaptation."""
+
+PREVIOUS = "previous"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One stage of a training.
+
+    Attributes:
+        stage: name of its folder in the run.
+        initial: where backbone and heads come from: ``none``: ``model.weights``, and random heads; ``previous``: the
+            last teacher of the stage before in the same run; else the file of a teacher.
+        model: networks.
+        views: crops and what is done to them.
+        resolutions: crop sizes drawn for every step, in place of those of ``views``; empty for those of ``views``.
+        losses: objective.
+        optim: optimiser, schedules, moving average.
+        gram_teacher: where the Gram teacher comes from.
+        data: slices of a step.
+        engine: length, precision, processes, files.
+        monitor: what is watched.
+    """
+
+    stage: str = "stage1"
+    initial: str = "none"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    resolutions: tuple[Resolution, ...] = ()
+    losses: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    gram_teacher: GramTeacherConfig = field(default_factory=GramTeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ConfigurationError(f"stage {self.stage!r} is none of {', '.join(STAGES)}")
+        if self.stage == STAGES[0] and PREVIOUS in (self.initial, self.gram_teacher.teacher.partition(":")[0]):
+            raise ConfigurationError(f"{self.stage} has no stage before it: give the file of a teacher, or none")
+        for views in self.all_views():
+            if (views.gram_size is None) == self.gram_teacher.enabled:
+                raise ConfigurationError(
+                    f"views.gram_size is {views.gram_size} and gram_teacher.enabled is {self.gram_teacher.enabled}: a "
+                    "Gram teacher needs crops of its own, and they need a Gram teacher"
+                )
+        unfinished = self.optim.schedules(self.engine.steps, self.data.batch_size).unfinished()
+        if unfinished:
+            raise ConfigurationError(
+                f"the schedules of {', '.join(unfinished)} do not end within the {self.engine.steps} steps of this "
+                "stage: they would never reach their values. Shorten them, or train longer."
+            )
+
+    def all_views(self) -> tuple[ViewConfig, ...]:
+        """Return the views of every resolution."""
+        return tuple(r.applied_to(self.views) for r in self.resolutions) or (self.views,)

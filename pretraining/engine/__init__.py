@@ -1,0 +1,1 @@
+"""Running a pretraining: processes, steps, checkpoints, stages, and watching it."""

@@ -1,0 +1,71 @@
+"""What the processes of a run decide together, without disturbing the collectives of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from nnunetv2_meddino.errors import CheckpointError, MedDINOError
+
+T = TypeVar("T")
+
+
+class Agreement:
+    """A group of all processes of its own, over gloo: a background thread may use it while the step uses another.
+
+    Collectives of one group must come in the same order everywhere, which two threads cannot promise. All processes
+    create it, and call its methods, in the same order. Without ``torch.distributed`` this process agrees with itself.
+
+    Attributes:
+        group: the process group; None for a process alone.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self) -> None:
+        self.group: dist.ProcessGroup | None = None
+        if dist.is_available() and dist.is_initialized():
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self.rank = 0 if self.group is None else dist.get_rank()
+        self.world_size = 1 if self.group is None else dist.get_world_size()
+
+    def first(self, decide: Callable[[], T]) -> T:
+        """Return everywhere what rank 0 decides.
+
+        Raises:
+            CheckpointError: rank 0 failed; there its own error is raised.
+        """
+        value, failure = _attempt(decide) if self.rank == 0 else (None, None)
+        if self.group is not None:
+            told = [(value, _words(failure))]
+            dist.broadcast_object_list(told, src=0, group=self.group)
+            if self.rank:
+                value, words = told[0]
+                if words:
+                    raise CheckpointError(words)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        """Return everywhere the values of all processes, in the order of their ranks."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+
+def _attempt(decide: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return decide(), None
+    except Exception as error:  # the others wait for an answer, whatever happened
+        return None, error
+
+
+def _words(failure: Exception | None) -> str:
+    if failure is None:
+        return ""
+    return str(failure) if isinstance(failure, MedDINOError) else f"process 0 failed: {failure!r}"

@@ -1,0 +1,266 @@
+"""One stage of a training: from its configuration to its last teacher, however often it is interrupted."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from nnunetv2_meddino.errors import TrainingError
+from pretraining.config import RunConfig
+from pretraining.corpus.loader import slice_loader
+from pretraining.corpus.slices import SliceDataset, Slices
+from pretraining.counter_random import Stream, torch_generator
+from pretraining.engine.checkpoint import Checkpoints
+from pretraining.engine.distributed import Ranks, parallelise, true_everywhere
+from pretraining.engine.flops import step_flops
+from pretraining.engine.monitor import Monitor
+from pretraining.engine.step import PRECISIONS, StepResult, TrainingStep
+from pretraining.engine.teachers import save_teacher, teacher_path
+from pretraining.model.backbone import SubsetBlock
+from pretraining.model.student_teacher import StudentTeacher
+from pretraining.optim import build_optimizer, copy_parameters
+from pretraining.views import ViewConfig, make_views
+from pretraining.views.resolutions import resolution_sequence
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Told (finished steps, steps in all, what was logged) after every step."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is about to run.
+
+    Attributes:
+        config: all of its settings.
+        folder: for its checkpoints, teachers, metrics and pictures.
+        corpus: slices.
+        provenance: what its teachers say of themselves besides step and architecture.
+    """
+
+    config: RunConfig
+    folder: Path
+    corpus: Path
+    provenance: dict[str, Any]
+
+
+class StopRequest:
+    """Whether the process was asked to stop; SIGTERM and SIGUSR1 are such requests, as Slurm sends before it kills."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take signals as requests meanwhile."""
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            self.received = signal.Signals(number).name
+
+        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield self
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+
+class StageTraining:
+    """The networks, optimiser and files of a stage while it runs.
+
+    Args:
+        stage: what to run.
+        model: built and filled with what the stage starts from, on the CPU, the same in all processes.
+        ranks: this process.
+    """
+
+    def __init__(self, stage: Stage, model: StudentTeacher, ranks: Ranks) -> None:
+        config = stage.config
+        self.stage, self.config, self.ranks = stage, config, ranks
+        self.micro_batches = config.data.micro_batches(ranks.world_size)
+        self.schedules = config.optim.schedules(config.engine.steps, config.data.batch_size)
+        self.model = model.to(ranks.device)
+        self.vit = model.student.backbone.config
+        for block in model.student.backbone.blocks:
+            cast(SubsetBlock, block).checkpointed = config.engine.checkpoint_activations
+        if config.engine.compile:
+            _compile_blocks(model)
+        dtype = PRECISIONS[config.engine.precision]
+        sharded = config.engine.strategy == "fsdp" and torch.distributed.is_initialized()
+        student = parallelise(model, ranks, config.engine.strategy, dtype)
+        self.optimizer = build_optimizer(model.student, config.optim, ranks.device)
+        self.step = TrainingStep(
+            model,
+            student,
+            self.optimizer,
+            losses=config.losses,
+            clip_norm=config.optim.clip_norm,
+            autocast=None if sharded else dtype,
+            scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
+        )
+        self.views = config.all_views()
+        shares = config.resolutions or None
+        seed = config.data.resolution_seed
+        self.resolutions = None if shares is None else resolution_sequence(shares, config.engine.steps, seed)
+        self.flops = [self._flops(views) for views in self.views]
+        self.checkpoints = Checkpoints(stage.folder / "checkpoints", keep_last=config.engine.keep_checkpoints)
+
+    def run(self, stop: StopRequest, progress: Progress) -> bool:
+        """Train to the end, or until asked to stop; goes on from the newest checkpoint.
+
+        Returns:
+            Whether the stage is finished; if not, its state is saved.
+
+        Raises:
+            TrainingError: losses or gradients were not finite for too many steps in a row.
+            MedDINOError: a file could not be read or written.
+        """
+        start, state = self._resume()
+        dataset = SliceDataset(self.stage.corpus)
+        monitor = Monitor(
+            self.config, self.stage.folder, dataset, self.ranks, start_step=start, state=state and state["monitor"]
+        )
+        bad = 0 if state is None else state["bad_steps"]
+        try:
+            for step, slices in self._batches(dataset, start):
+                values = self.schedules.at(step)
+                index = 0 if self.resolutions is None else int(self.resolutions[step])
+                result = self._train(step, slices, self.views[index], monitor.measures(step))
+                monitor.throughput.step(self.config.data.batch_size, self.flops[index])
+                bad = 0 if result.applied else bad + 1
+                done = step + 1
+                if self.config.gram_teacher.refreshes_after(step) and self.model.gram_teacher is not None:
+                    copy_parameters(self.model.teacher.backbone, self.model.gram_teacher)
+                    monitor.log.event(step, "gram_teacher", "The Gram teacher is now the EMA teacher of this step.")
+                progress(done, self.config.engine.steps, monitor.step_done(step, result, values, self.model))
+                if bad >= self.config.engine.max_bad_steps:
+                    raise TrainingError(self._diagnosis(step, slices, result, dataset))
+                stopping = not true_everywhere(torch.tensor(stop.received is None))
+                with monitor.throughput.paused():
+                    self._save(done, stopping, {"monitor": monitor.state_dict(), "bad_steps": bad})
+                if stopping and done < self.config.engine.steps:
+                    monitor.log.event(step, "stopped", f"Stopped after step {done} on request; the state is saved.")
+                    return False
+        finally:
+            monitor.close()
+        return True
+
+    def _batches(self, dataset: SliceDataset, start: int) -> Iterator[tuple[int, Slices]]:
+        data, total = self.config.data, self.config.engine.steps
+        loader = slice_loader(
+            dataset,
+            batch_size=data.micro_batch_size * self.micro_batches,
+            seed=data.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            workers=data.workers,
+            start_step=start,
+            weights=dict(data.source_weights) or None,
+        )
+        if start < total:
+            for step, slices in loader:
+                yield step, slices
+                if step + 1 == total:
+                    return
+
+    def _train(self, step: int, slices: Slices, config: ViewConfig, measure: bool) -> StepResult:
+        size, seed = self.config.data.micro_batch_size, self.config.data.seed
+        parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.micro_batches)]
+        views = [make_views(part.to(self.ranks.device), config, seed=seed, step=step) for part in parts]
+        generators = [torch_generator(seed, Stream.MODEL, step, int(part.places[0])) for part in parts]
+        return self.step(views, self.schedules.at(step), generators, measure=measure)
+
+    def _save(self, done: int, stopping: bool, state: dict[str, Any]) -> None:
+        engine, last = self.config.engine, done == self.config.engine.steps
+        if done % engine.teacher_every == 0 or last:
+            path = teacher_path(self.stage.folder, done)
+            provenance = self.stage.provenance | {"step": done}
+            save_teacher(path, self.model.teacher, self.vit, provenance, self.ranks)
+        if done % engine.checkpoint_every == 0 or last or stopping:
+            metadata = state | {"scaler": self.step.scaler.state_dict()}
+            self.checkpoints.save(done, self._state(), metadata)
+        if last or stopping:
+            self.checkpoints.wait()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model.student, self.optimizer),
+        }
+
+    def _resume(self) -> tuple[int, dict[str, Any] | None]:
+        """Load the newest checkpoint; returns the first step to take and what was saved beside the tensors."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return 0, None
+        state = self._state()
+        metadata = self.checkpoints.load(latest, state)
+        set_model_state_dict(self.model, state["model"])
+        set_optimizer_state_dict(self.model.student, self.optimizer, state["optimizer"])
+        self.step.scaler.load_state_dict(metadata["scaler"])
+        logger.info("going on after step %d of %s", latest, self.stage.folder)
+        return latest, metadata
+
+    def _flops(self, views: ViewConfig) -> float:
+        patches = (views.global_size // views.masks.patch_size) ** 2
+        masked = 2 * patches * views.masks.probability * sum(views.masks.ratio) / 2
+        model = self.config.model
+        return step_flops(
+            self.vit,
+            global_size=views.global_size,
+            local_size=views.local_size,
+            num_local=views.num_local,
+            masked_patches=masked,
+            dino_head=model.dino_head,
+            ibot_head=model.ibot_head,
+            gram_size=views.gram_size,
+            drop_path=model.drop_path,
+        ).total
+
+    def _diagnosis(self, step: int, slices: Slices, result: StepResult, dataset: SliceDataset) -> str:
+        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in result.terms.items())
+        norms = ", ".join(f"{name} {value.item():.4g}" for name, value in result.gradient_norms.items())
+        volumes = sorted({dataset.paths[dataset.volume[row]] for row in slices.indices.tolist()})
+        named = ", ".join(volumes[:8]) + (f" and {len(volumes) - 8} more" if len(volumes) > 8 else "")
+        broken = [name for name, p in self.model.student.named_parameters() if not torch.isfinite(_own(p)).all()]
+        weights = f"weights that are not finite: {', '.join(broken[:4])}" if broken else "all weights are finite"
+        return (
+            f"The loss or a gradient was not finite for {self.config.engine.max_bad_steps} steps in a row, the last of "
+            f"them step {step}. Losses: {terms}. Gradient norms: {norms}; {weights}. The slices of this process came "
+            f"from {named}. No such step changed the weights: the checkpoints in {self.stage.folder} are sound. Look "
+            "at metrics.jsonl for the first sign; a lower learning rate (--optim.lr) or --engine.precision float32 tells "
+            "an unstable training from a fault in the data."
+        )
+
+
+def _part(slices: Slices, start: int, stop: int) -> Slices:
+    fields = {name: getattr(slices, name)[start:stop] for name in ("pixels", "sizes", "spacing", "indices", "places")}
+    return replace(slices, **fields)
+
+
+def _own(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, torch.distributed.tensor.DTensor) else parameter
+
+
+def _compile_blocks(model: StudentTeacher) -> None:
+    """Compile each block of all networks: one graph serves all blocks of one kind of crop."""
+    torch._dynamo.config.cache_size_limit = 64  # crop sizes times networks; without it stage 3 falls back to eager
+    backbones = [model.student.backbone, model.teacher.backbone, model.gram_teacher]
+    for backbone in backbones:
+        for block in () if backbone is None else backbone.blocks:
+            block.compile(dynamic=False)

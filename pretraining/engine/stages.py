@@ -1,0 +1,196 @@
+"""From a recipe to a finished run: what each stage starts from, where it is kept, and what comes next.
+
+A run is a folder with a folder for each stage:
+
+    RUN/stage1/config.yaml        the resolved configuration
+    RUN/stage1/metrics.jsonl      what happened
+    RUN/stage1/checkpoints/       states to go on from
+    RUN/stage1/teachers/          EMA teachers as safetensors: for the next stage, and for the plugin
+    RUN/stage1/pictures/          feature pictures
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.weights.catalog import InputStatistics
+from pretraining.config import PREVIOUS, STAGES, RunConfig
+from pretraining.corpus.exclusions import corpus_record
+from pretraining.engine.agreement import Agreement
+from pretraining.engine.distributed import Ranks
+from pretraining.engine.loop import Progress, Stage, StageTraining, StopRequest
+from pretraining.engine.teachers import load_backbone, load_gram_teacher, load_teacher, teacher_path, teacher_steps
+from pretraining.model.config import RANDOM_WEIGHTS
+from pretraining.model.student_teacher import StudentTeacher
+from pretraining.settings import load_yaml, save_yaml, to_dict
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+INITIAL = "initial"
+NONE = "none"
+FREE = (
+    *("engine.strategy", "engine.compile", "engine.checkpoint_activations", "engine.checkpoint_every"),
+    *("engine.keep_checkpoints", "engine.teacher_every", "engine.max_bad_steps", "engine.timeout_s"),
+    *("data.workers", "data.micro_batch_size", "monitor."),
+)
+"""Settings that may change when a run goes on. The size of a micro-batch must, if the number of processes does."""
+
+
+def is_finished(config: RunConfig, run: Path) -> bool:
+    """Tell whether a stage of a run has its last teacher."""
+    return teacher_path(run / config.stage, config.engine.steps).is_file()
+
+
+def train_stages(
+    configs: Sequence[RunConfig],
+    corpus: Path,
+    run: Path,
+    ranks: Ranks,
+    *,
+    stop: StopRequest,
+    progress: Callable[[str], Progress],
+) -> bool:
+    """Train stages one after the other, each from where it stopped; finished ones are passed over.
+
+    Args:
+        configs: of the stages, in their order.
+        corpus: slices.
+        run: folder of the run.
+        ranks: this process.
+        stop: request to stop.
+        progress: given the name of a stage, returns what is told about its steps.
+
+    Returns:
+        Whether all are finished; if not, everything is saved.
+
+    Raises:
+        MedDINOError: a setting, file or number forbids going on; the message says which.
+    """
+    agreement = Agreement()
+    record = agreement.first(lambda: corpus_record(corpus))
+    for config in configs:
+        if agreement.first(partial(is_finished, config, run)):
+            logger.info("%s is finished", config.stage)
+            continue
+        folder = run / config.stage
+        agreement.first(partial(_claim, config, folder, record))
+        torch.manual_seed(config.data.seed)
+        model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
+        origins = fill(model, config, run)
+        stage = Stage(config, folder, corpus, _provenance(config, run, record, origins))
+        if not StageTraining(stage, model, ranks).run(stop, progress(config.stage)):
+            return False
+    return True
+
+
+def fill(model: StudentTeacher, config: RunConfig, run: Path) -> dict[str, Any]:
+    """Fill the networks with what the stage starts from.
+
+    Args:
+        model: as built, on the CPU.
+        config: of the stage.
+        run: folder of the run.
+
+    Returns:
+        Provenance of the weights by the network they went to; empty for random ones.
+
+    Raises:
+        ConfigurationError: the stage before has not got there.
+        WeightsError: a file cannot be read, or is of another architecture.
+    """
+    origins: dict[str, Any] = {}
+    if config.initial != NONE:
+        origins["initial"] = load_teacher(_teacher(config, run, config.initial), model)
+    elif config.model.weights != RANDOM_WEIGHTS:
+        origins["initial"] = load_backbone(config.model.weights, model)
+    if model.gram_teacher is not None and config.gram_teacher.teacher != INITIAL:
+        path = _teacher(config, run, config.gram_teacher.teacher)
+        origins["gram_teacher"] = load_gram_teacher(path, model.gram_teacher)
+    return origins
+
+
+def _teacher(config: RunConfig, run: Path, spec: str) -> Path:
+    """Return the file that ``previous``, ``previous:20000`` or a path names."""
+    name, _, wanted = spec.partition(":")
+    if name != PREVIOUS:
+        return Path(spec)
+    before = run / STAGES[STAGES.index(config.stage) - 1]
+    found = teacher_steps(before)
+    if not wanted:
+        settings = load_yaml(before / CONFIG, RunConfig) if (before / CONFIG).is_file() else None
+        if settings is None or not is_finished(settings, run):
+            raise ConfigurationError(
+                f"{config.stage} starts from the last teacher of {before.name}, which is not finished in {run}. Train "
+                "it first (or all three: train all), or give the file of a teacher: --initial TEACHER.safetensors"
+            )
+        return teacher_path(before, settings.engine.steps)
+    if not wanted.isdigit() or int(wanted) not in found:
+        raise ConfigurationError(
+            f"{config.stage} wants the teacher of step {wanted} of {before.name}; in {before} there are those of steps "
+            f"{', '.join(map(str, found)) or 'none'}. Choose one of them (--gram-teacher.teacher {PREVIOUS}:STEP), or "
+            "a file."
+        )
+    return teacher_path(before, int(wanted))
+
+
+def _claim(config: RunConfig, folder: Path, record: dict[str, Any]) -> None:
+    """Write the configuration of a new stage; that of a stage which goes on must be the same."""
+    path, hash_path = folder / CONFIG, folder / "corpus.sha256"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        hash_path.write_text(f"{record['hash']}\n")
+        save_yaml(config, path)
+        return
+    before, now = _flat(to_dict(load_yaml(path, RunConfig))), _flat(to_dict(config))
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    fixed = [name for name in changed if not name.startswith(FREE)]
+    if fixed:
+        listed = "; ".join(f"{name} was {before.get(name)}, is now {now.get(name)}" for name in fixed[:6])
+        raise ConfigurationError(
+            f"{folder} holds a stage with other settings: {listed}. Go on with the same settings, or start anew in "
+            "another folder (--out)."
+        )
+    if hash_path.is_file() and hash_path.read_text().strip() != record["hash"]:
+        raise ConfigurationError(
+            f"{folder} was trained on another corpus (its hash is in {hash_path}). Give that corpus, or start anew in "
+            "another folder (--out)."
+        )
+    save_yaml(config, path)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _provenance(config: RunConfig, run: Path, record: dict[str, Any], origins: dict[str, Any]) -> dict[str, Any]:
+    initial = origins.get("initial", {})
+    return {
+        "name": f"{run.resolve().name}-{config.stage}",
+        "licence": initial.get("licence"),
+        "licence_url": initial.get("licence_url"),
+        "input_statistics": _input_statistics(config),
+        "derived_from": origins,
+        "configuration": to_dict(config),
+        "corpus": record,
+    }
+
+
+def _input_statistics(config: RunConfig) -> dict[str, Any] | None:
+    """Return how slices were normalised, where that does not depend on the slice."""
+    rule = config.views.intensity
+    if rule.rule != "ct":
+        return None
+    note = "Hounsfield units; the rule of this pretraining. The same grey image goes to all channels"
+    return asdict(InputStatistics((rule.mean_hu,), (rule.std_hu,), rule.clip_hu, note))

@@ -1,0 +1,180 @@
+"""One training step: teacher, student, losses, gradients, optimiser, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pretraining.engine.collapse import class_rank, target_measures
+from pretraining.engine.distributed import true_everywhere, without_reduction
+from pretraining.losses import (
+    LossConfig,
+    Losses,
+    ScheduledWeights,
+    Targets,
+    objective,
+    sinkhorn_scaling,
+    sinkhorn_targets,
+)
+from pretraining.model.heads import ProjectionHead
+from pretraining.model.student_teacher import StudentOutputs, StudentTeacher
+from pretraining.optim.ema import update_ema
+from pretraining.optim.optimizer import clip_gradients, set_step
+from pretraining.optim.schedules import StepValues
+from pretraining.views.pipeline import Views
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step.
+
+    Attributes:
+        applied: whether the weights were changed; they are not if a loss or a gradient was not finite anywhere.
+        total: mean objective of this process' micro-batches, a scalar on the device.
+        terms: its terms, likewise.
+        gradient_norms: before clipping, of the backbone and of each head.
+        measures: what ``collapse`` says of the first micro-batch, where it was asked for and the step applied.
+    """
+
+    applied: bool
+    total: Tensor
+    terms: dict[str, Tensor]
+    gradient_norms: dict[str, Tensor]
+    measures: dict[str, Tensor]
+
+
+class TrainingStep:
+    """Takes micro-batches of views and changes the weights.
+
+    Args:
+        model: all networks, sharded if they are to be.
+        student: what to call for the student: ``model.student``, or what data parallelism made of it.
+        optimizer: of the student's parameters.
+        losses: constant weights and options of the losses.
+        clip_norm: largest gradient norm of each part of the student.
+        autocast: type in which the networks compute, or None. With FSDP sharding decides, and there is none.
+        scaler: of the loss, for float16.
+    """
+
+    def __init__(
+        self,
+        model: StudentTeacher,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        losses: LossConfig,
+        clip_norm: float,
+        autocast: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.model, self.student, self.optimizer, self.losses = model, student, optimizer, losses
+        self.clip_norm, self.autocast = clip_norm, autocast
+        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
+
+    def __call__(
+        self,
+        batches: Sequence[Views],
+        values: StepValues,
+        generators: Sequence[Generator | None],
+        *,
+        measure: bool = False,
+    ) -> StepResult:
+        """Run one step.
+
+        Args:
+            batches: micro-batches of this process.
+            values: what the schedules say.
+            generators: for each micro-batch the source of what is random in the student.
+            measure: look for a collapse.
+        """
+        targets = self._targets(batches, values.teacher_temperature)
+        results: list[Losses] = []
+        for number, (views, generator) in enumerate(zip(batches, generators, strict=True)):
+            target = targets(number)
+            with without_reduction(self.student, number + 1 < len(batches)):
+                outputs, losses = self._losses(views, target, values, generator)
+                self.scaler.scale(losses.total / len(batches)).backward()
+            if number == 0:
+                seen = target.dino, outputs.global_cls.detach()
+            results.append(Losses(losses.total.detach(), losses.terms))
+        total = torch.stack([losses.total for losses in results]).mean()
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norms = clip_gradients(self.model.student, self.clip_norm)
+        applied = true_everywhere(torch.isfinite(torch.stack([total, *norms.values()])).all())
+        if applied:
+            set_step(self.optimizer, values)
+            self.scaler.step(self.optimizer)
+            update_ema(self.model.teacher, self.model.student, values.momentum)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        means = {name: torch.stack([losses.terms[name] for losses in results]).mean() for name in results[0].terms}
+        measures = _measures(*seen) if measure and applied else {}
+        return StepResult(applied, total, means, norms, measures)
+
+    def _losses(
+        self, views: Views, targets: Targets, values: StepValues, generator: Generator | None
+    ) -> tuple[StudentOutputs, Losses]:
+        masks = views.masks
+        with self._autocast(views.global_crops.device.type):
+            outputs = self.student(views.global_crops, views.local_crops, masks.masks, masks.indices, generator)
+            gram = None
+            if self.model.gram_teacher is not None and views.gram_crops is not None:
+                with torch.no_grad():
+                    gram = self.model.gram_teacher(views.gram_crops).patches
+        losses = objective(
+            outputs,
+            targets,
+            masks.weights,
+            config=self.losses,
+            weights=ScheduledWeights(values.local_loss_weight, values.gram_loss_weight),
+            gram_patches=gram,
+            masks=masks.masks,
+        )
+        return outputs, losses
+
+    def _targets(self, batches: Sequence[Views], temperature: float) -> Callable[[int], Targets]:
+        """Return what gives the teacher's probabilities of a micro-batch, centred over all of all processes.
+
+        Logits to all prototypes are the largest tensors of a step. With one micro-batch they are kept; with more,
+        the narrow vectors before the last layer are, and the logits computed again where they are needed.
+        """
+        teacher = self.model.teacher
+        with self._autocast(batches[0].global_crops.device.type):
+            taught = [teacher.teach(views.global_crops, views.masks.indices) for views in batches]
+        dino = [self._scores(teacher.dino_head, outputs.dino, keep=len(batches) == 1) for outputs in taught]
+        ibot = [self._scores(teacher.ibot_head, outputs.ibot, keep=len(batches) == 1) for outputs in taught]
+        iterations = self.losses.sinkhorn_iterations
+        dino_scaling = sinkhorn_scaling(dino, temperature, iterations)
+        ibot_scaling = sinkhorn_scaling(ibot, temperature, iterations)
+
+        def of(number: int) -> Targets:
+            return Targets(
+                sinkhorn_targets(dino[number](), dino_scaling, temperature),
+                sinkhorn_targets(ibot[number](), ibot_scaling, temperature),
+            )
+
+        return of
+
+    def _scores(self, head: ProjectionHead, bottleneck: Tensor, *, keep: bool) -> Callable[[], Tensor]:
+        def scores() -> Tensor:
+            with torch.no_grad(), self._autocast(bottleneck.device.type):
+                return head.scores(bottleneck)
+
+        if not keep:
+            return scores
+        kept = scores()
+        return lambda: kept
+
+    def _autocast(self, device_type: str) -> AbstractContextManager:
+        return nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
+
+
+def _measures(targets: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    return target_measures(targets) | {"collapse/class_rank": class_rank(tokens)}

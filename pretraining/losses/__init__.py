@@ -1,0 +1,18 @@
+"""Losses of self-supervised training on plain tensors: DINO, iBOT, KoLeo, Gram and the teacher's Sinkhorn targets."""
+
+from pretraining.losses.config import GramConfig, KoLeoConfig, LossConfig
+from pretraining.losses.objective import Losses, ScheduledWeights, StudentOutputs, Targets, objective
+from pretraining.losses.sinkhorn import sinkhorn_scaling, sinkhorn_targets
+
+__all__ = [
+    "GramConfig",
+    "KoLeoConfig",
+    "LossConfig",
+    "Losses",
+    "ScheduledWeights",
+    "StudentOutputs",
+    "Targets",
+    "objective",
+    "sinkhorn_scaling",
+    "sinkhorn_targets",
+]

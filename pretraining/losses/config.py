@@ -1,0 +1,102 @@
+"""What the loss is made of: weights, temperatures, options. Every default names its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from nnunetv2_meddino.errors import ConfigurationError
+
+GRAM_LEVELS = ("image", "batch")
+GRAM_NEGATIVES = ("keep", "remove", "remove_teacher")
+GRAM_TOKENS = ("all", "masked", "unmasked")
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ConfigurationError(f"losses: {what}")
+
+
+@dataclass(frozen=True)
+class KoLeoConfig:
+    """Where nearest neighbours are looked for.
+
+    Attributes:
+        distributed: on all processes instead of each its own (DINOv3: only in its third stage).
+        group_size: images that are neighbours of each other, a multiple of the images of a process; None for all
+            (DINOv3, third stage: 16). Needs ``distributed``.
+        top_k: neighbours to average over (DINOv3: 1). More than one needs ``distributed``, as in DINOv3.
+    """
+
+    distributed: bool = False
+    group_size: int | None = None
+    top_k: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.top_k >= 1, f"koleo top_k {self.top_k} must be at least 1")
+        if self.group_size is not None:
+            _check(self.group_size > self.top_k, f"koleo group_size {self.group_size} must be above top_k {self.top_k}")
+        alone = self.group_size is None and self.top_k == 1
+        _check(self.distributed or alone, "koleo group_size and top_k need distributed: true")
+
+
+@dataclass(frozen=True)
+class GramConfig:
+    """Which similarities the Gram loss compares. Defaults are those of all DINOv3 configurations.
+
+    Attributes:
+        normalize: patches to length 1, so that similarities are cosines.
+        level: ``image``: patches of the same crop; ``batch``: all patches of the micro-batch with one another.
+        negatives: what is done about negative similarities:
+
+            - ``keep``: nothing.
+            - ``remove``: they count as 0, in student and teacher.
+            - ``remove_teacher``: they count as 0 in the teacher alone. DINOv3's code says it removes the student's,
+              too, where both are negative, but by then the teacher has none left; this is what it does.
+        tokens: ``all`` patches, or those ``masked`` or ``unmasked`` in the student. Other than ``all`` needs the level
+            ``batch``, since images differ in how many they have.
+    """
+
+    normalize: bool = True
+    level: str = "image"
+    negatives: str = "keep"
+    tokens: str = "all"
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"level": GRAM_LEVELS, "negatives": GRAM_NEGATIVES, "tokens": GRAM_TOKENS}.items():
+            value = getattr(self, name)
+            _check(value in allowed, f"gram {name} {value!r} is none of {', '.join(allowed)}")
+        _check(
+            self.tokens == "all" or self.level == "batch", f"gram tokens {self.tokens!r} needs the gram level 'batch'"
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and options of the objective. What changes during training is no part of it: see ``objective``.
+
+    Attributes:
+        dino_weight: of the DINO loss (all DINOv3 configurations).
+        ibot_weight: of the iBOT loss (all DINOv3 configurations).
+        koleo_weight: of the KoLeo loss of each global crop (all DINOv3 configurations).
+        student_temperature: of the student's softmax in DINO and iBOT (DINOv3's code).
+        sinkhorn_iterations: of the teacher's centring (DINOv3's code).
+        global_ignore_diagonal: leave out pairs of a global crop with itself (all DINOv3 configurations).
+        koleo: nearest neighbours.
+        gram: similarities.
+    """
+
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    student_temperature: float = 0.1
+    sinkhorn_iterations: int = 3
+    global_ignore_diagonal: bool = True
+    koleo: KoLeoConfig = field(default_factory=KoLeoConfig)
+    gram: GramConfig = field(default_factory=GramConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("dino_weight", "ibot_weight", "koleo_weight"):
+            _check(0 <= getattr(self, name) < math.inf, f"{name} {getattr(self, name)} must be finite, at least 0")
+        _check(self.student_temperature > 0, f"student_temperature {self.student_temperature} must be above 0")
+        _check(self.sinkhorn_iterations >= 1, f"sinkhorn_iterations {self.sinkhorn_iterations} must be at least 1")

@@ -1,0 +1,176 @@
+"""Complete configurations of the three stages, by name.
+
+``meddinov3`` holds what the MedDINOv3 paper states (steps, batch size, learning rates, crop sizes of the later stages)
+and, for what it leaves open, the values of DINOv3's own three stages scaled to its length. The others change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.config import PREVIOUS, STAGES, DataConfig, EngineConfig, GramTeacherConfig, RunConfig
+from pretraining.engine.monitor_config import MonitorConfig
+from pretraining.model.config import RANDOM_WEIGHTS, HeadConfig, ModelConfig
+from pretraining.optim.config import OptimConfig
+from pretraining.optim.schedules import Schedule
+from pretraining.views.config import ViewConfig
+from pretraining.views.resolutions import Resolution
+
+GRAM_RAMP_STEPS = 1000
+"""Steps in which the Gram loss comes in and the local crops' weight is halved (DINOv3's 7B, second stage)."""
+
+GRAM_TEACHER_STEP = 20_000
+"""Step of the first stage whose teacher anchors the second (MedDINOv3)."""
+
+FIVE_RESOLUTIONS = (
+    Resolution(512, 112, 768, 0.30),
+    Resolution(768, 112, 1152, 0.30),
+    Resolution(768, 168, 1152, 0.30),
+    Resolution(768, 224, 1152, 0.05),
+    Resolution(768, 336, 1152, 0.05),
+)
+"""DINOv3's third stage; the ranges that MedDINOv3 states are these."""
+
+
+def meddinov3(stage: str) -> RunConfig:
+    """Return MedDINOv3's stage: 100,000, 10,000 and 10,000 steps of 512 slices."""
+    if stage == "stage1":
+        return RunConfig()
+    settled = {
+        "momentum": Schedule(0.999),
+        "teacher_temperature": Schedule(0.07),
+        "freeze_last_layer_steps": 0,
+    }
+    if stage == "stage2":
+        ramp = {"warmup_steps": GRAM_RAMP_STEPS, "warmup_shape": "cosine"}
+        return RunConfig(
+            stage=stage,
+            initial=PREVIOUS,
+            views=ViewConfig(gram_size=512),
+            optim=OptimConfig(
+                lr=Schedule(5e-5, warmup_steps=500),
+                local_loss_weight=Schedule(0.5, start=1.0, **ramp),  # type: ignore[arg-type]
+                gram_loss_weight=Schedule(2.0, start=0.0, **ramp),  # type: ignore[arg-type]
+                **settled,  # type: ignore[arg-type]
+            ),
+            gram_teacher=GramTeacherConfig(True, f"{PREVIOUS}:{GRAM_TEACHER_STEP}"),
+            engine=EngineConfig(steps=10_000),
+        )
+    return RunConfig(
+        stage=stage,
+        initial=PREVIOUS,
+        resolutions=FIVE_RESOLUTIONS,
+        optim=OptimConfig(
+            lr=Schedule(2.5e-5, warmup_steps=3_333, warmup_shape="cosine"),
+            local_loss_weight=Schedule(0.5),
+            gram_loss_weight=Schedule(1.5),
+            **settled,  # type: ignore[arg-type]
+        ),
+        gram_teacher=GramTeacherConfig(True),
+        # KoLeo looks for neighbours among the slices of a micro-batch: 16, as DINOv3's third stage
+        data=DataConfig(micro_batch_size=16),
+        engine=EngineConfig(steps=10_000, checkpoint_every=250),
+    )
+
+
+def im1k(stage: str) -> RunConfig:
+    """Return the schedules of DINOv3's ViT-L, which MedDINOv3's author names, in the first stage."""
+    config = meddinov3(stage)
+    if stage != "stage1":
+        return config
+    steps = config.engine.steps
+
+    def cosine(peak: float, end: float, warmup_share: float = 0.0) -> Schedule:
+        return Schedule(peak, end=end, warmup_steps=int(steps * warmup_share), family="dinov2")
+
+    optim = replace(
+        config.optim,
+        lr=cosine(1e-3, 1e-6, 0.1),
+        lr_scaling="sqrt_1024",
+        weight_decay=cosine(0.04, 0.4),
+        momentum=cosine(0.992, 1.0),
+        teacher_temperature=Schedule(0.07, start=0.04, warmup_steps=int(steps * 0.3), family="dinov2"),
+        freeze_last_layer_steps=steps // 100,
+    )
+    views = replace(config.views, global_size=224, local_size=96)
+    return replace(config, optim=optim, views=views, model=replace(config.model, rope_rescale=None))
+
+
+def linear_warmup_cosine(stage: str) -> RunConfig:
+    """Return a sister study's optimisation: warm-up over a tenth, cosine to 1e-6, batch 256, float16."""
+    config = meddinov3(stage)
+    peak, steps = config.optim.lr.peak, config.engine.steps
+    return replace(
+        config,
+        optim=replace(config.optim, lr=Schedule(peak, end=1e-6, warmup_steps=steps // 10)),
+        data=replace(config.data, batch_size=256, micro_batch_size=min(config.data.micro_batch_size, 32)),
+        engine=replace(config.engine, precision="float16"),
+    )
+
+
+def single_gpu(stage: str) -> RunConfig:
+    """Return a quarter of the batch in micro-batches for a GPU of 24 GB, at half the learning rate (root rule)."""
+    config = meddinov3(stage)
+    high = stage == "stage3"
+    return replace(
+        config,
+        optim=replace(config.optim, lr=config.optim.lr.scaled(0.5)),
+        data=replace(config.data, batch_size=128, micro_batch_size=4 if high else 16),
+        engine=replace(config.engine, checkpoint_activations=high),
+    )
+
+
+def smoke(stage: str) -> RunConfig:
+    """Return minutes on a CPU: a tiny ViT from random weights on small crops. It shows that everything works."""
+    config = meddinov3(stage)
+    heads = HeadConfig(prototypes=512, bottleneck=64, hidden=128)
+    steps = {"stage1": 60, "stage2": 20, "stage3": 20}[stage]
+    gram = 96 if stage != "stage1" else None
+    high = (Resolution(96, 32, 144, 0.5), Resolution(128, 48, 192, 0.5)) if stage == "stage3" else ()
+    optim = replace(
+        config.optim,
+        lr=Schedule(1e-3 if stage == "stage1" else 2e-4, warmup_steps=steps // 10),
+        freeze_last_layer_steps=0,
+    )
+    if stage == "stage1":
+        optim = replace(optim, teacher_temperature=Schedule(0.07, start=0.04, warmup_steps=steps // 3))
+    if stage == "stage2":
+        optim = replace(
+            optim,
+            local_loss_weight=replace(optim.local_loss_weight, warmup_steps=steps // 4),
+            gram_loss_weight=replace(optim.gram_loss_weight, warmup_steps=steps // 4),
+        )
+    teacher = f"{PREVIOUS}:40" if stage == "stage2" else config.gram_teacher.teacher
+    return replace(
+        config,
+        model=ModelConfig(backbone="tiny", weights=RANDOM_WEIGHTS, drop_path=0.1, dino_head=heads, ibot_head=heads),
+        views=replace(config.views, global_size=64, local_size=32, num_local=4, gram_size=gram),
+        resolutions=high,
+        optim=optim,
+        gram_teacher=replace(config.gram_teacher, teacher=teacher),
+        data=DataConfig(batch_size=16, micro_batch_size=8, workers=0),
+        engine=EngineConfig(
+            steps=steps, precision="float32", compile=False, checkpoint_every=10, keep_checkpoints=2, teacher_every=20
+        ),
+        monitor=MonitorConfig(log_every=1, picture_every=20),
+    )
+
+
+RECIPES: dict[str, Callable[[str], RunConfig]] = {
+    recipe.__name__: recipe for recipe in (meddinov3, im1k, linear_warmup_cosine, single_gpu, smoke)
+}
+
+
+def recipe(name: str, stage: str) -> RunConfig:
+    """Return a recipe's configuration of a stage.
+
+    Raises:
+        ConfigurationError: there is no such recipe or stage.
+    """
+    if name not in RECIPES:
+        raise ConfigurationError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    if stage not in STAGES:
+        raise ConfigurationError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
+    return RECIPES[name](stage)

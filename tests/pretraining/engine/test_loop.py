@@ -1,0 +1,185 @@
+"""A stage as it runs: exact resume, requests to stop, numbers that are not finite, Gram teachers."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from nnunetv2_meddino.errors import ConfigurationError, TrainingError
+from pretraining.config import GramTeacherConfig
+from pretraining.engine import loop
+from pretraining.engine.loop import StageTraining
+from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, with_engine
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def straight(corpus, tmp_path_factory):
+    """A run of the first stage that nothing disturbed."""
+    run = tmp_path_factory.mktemp("straight")
+    assert train(small_config(), corpus, run)
+    return run
+
+
+def same_tensors(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_losses_are_finite_and_the_student_learns(straight):
+    assert len(losses(straight / "stage1")) == STEPS
+    assert all(map(torch.isfinite, map(torch.tensor, losses(straight / "stage1"))))
+    assert not same_tensors(teacher(straight, step=3), teacher(straight, step=STEPS))
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3, 5])
+def test_stopped_and_resumed_run_equals_an_undisturbed_one(corpus, straight, tmp_path, stopped):
+    assert not train(small_config(), corpus, tmp_path, stop_after=stopped)
+    assert (tmp_path / "stage1" / "checkpoints" / f"step_{stopped:08d}").is_dir()
+    assert train(small_config(), corpus, tmp_path)
+    resumed = [line for line in metrics(tmp_path / "stage1") if line.get("event") != "stopped"]
+    assert resumed == metrics(straight / "stage1")
+    assert same_tensors(teacher(tmp_path), teacher(straight))
+
+
+def test_run_killed_between_checkpoints_repeats_the_same_steps(corpus, straight, tmp_path, monkeypatch):
+    train_step = StageTraining._train
+
+    def dying(self, step, *arguments):
+        if step == 3:
+            raise KeyboardInterrupt
+        return train_step(self, step, *arguments)
+
+    monkeypatch.setattr(StageTraining, "_train", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(), corpus, tmp_path)
+    monkeypatch.undo()
+    assert train(small_config(), corpus, tmp_path)
+    assert metrics(tmp_path / "stage1") == metrics(straight / "stage1")
+    assert same_tensors(teacher(tmp_path), teacher(straight))
+
+
+def test_other_seed_other_losses(corpus, straight, tmp_path):
+    train(small_config("stage1", "--data.seed", "1"), corpus, tmp_path)
+    assert losses(tmp_path / "stage1") != losses(straight / "stage1")
+
+
+def test_checkpointed_activations_change_nothing(corpus, straight, tmp_path):
+    assert train(with_engine(small_config(), checkpoint_activations=True), corpus, tmp_path)
+    assert losses(tmp_path / "stage1") == losses(straight / "stage1")
+
+
+def spoiled(monkeypatch, steps):
+    """Put a NaN into one pixel of the views of some steps."""
+    make = loop.make_views
+
+    def make_views(slices, config, *, seed, step):
+        views = make(slices, config, seed=seed, step=step)
+        if step in steps:
+            views.global_crops[0, 0, 0, 0] = float("nan")
+        return views
+
+    monkeypatch.setattr(loop, "make_views", make_views)
+
+
+def test_step_with_nan_is_skipped_and_logged(corpus, tmp_path, monkeypatch):
+    seen = []
+    train_step = StageTraining._train
+
+    def watching(self, step, *arguments):
+        before = [p.detach().clone() for p in self.model.parameters()]
+        result = train_step(self, step, *arguments)
+        seen.append(all(torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True)))
+        return result
+
+    monkeypatch.setattr(StageTraining, "_train", watching)
+    spoiled(monkeypatch, {1, 2, 4})
+    assert train(small_config("stage1", "--optim.lr.start", "1e-3"), corpus, tmp_path)
+    assert seen == [False, True, True, False, True, False]
+    lines = metrics(tmp_path / "stage1")
+    assert [line["step"] for line in lines if line.get("event") == "skipped"] == [1, 2, 4]
+    assert all(torch.isfinite(tensor).all() for tensor in teacher(tmp_path).values())
+
+
+def test_run_stops_with_a_diagnosis_after_too_many_bad_steps(corpus, tmp_path, monkeypatch):
+    spoiled(monkeypatch, range(2, STEPS))
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*step 4.*backbone nan.*volumes/one/.*--optim.lr"):
+        train(small_config(), corpus, tmp_path)
+    monkeypatch.undo()
+    assert train(small_config(), corpus, tmp_path), "the checkpoint before is sound"
+
+
+def test_bad_steps_are_counted_across_a_restart(corpus, tmp_path, monkeypatch):
+    spoiled(monkeypatch, range(2, STEPS))
+    assert not train(small_config(), corpus, tmp_path, stop_after=4)
+    with pytest.raises(TrainingError, match="step 4"):
+        train(small_config(), corpus, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("--optim.lr", "1e-4"), r"optim\.lr\.peak was 0\.001, is now 0\.0001"),
+        (("--data.seed", "5"), r"data\.seed was 0, is now 5"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(corpus, straight, override, message):
+    config = with_engine(small_config("stage1", *override), steps=STEPS + 2)
+    with pytest.raises(ConfigurationError, match=message):
+        train(config, corpus, straight)
+
+
+def test_other_corpus_in_the_same_folder_is_refused(straight, corpus, tmp_path):
+    other = small_corpus(tmp_path)
+    (other / "corpus.json").write_text((corpus / "corpus.json").read_text().replace('"hash": "', '"hash": "f'))
+    (straight / "stage1" / "teachers" / f"step_{STEPS:08d}.safetensors").rename(tmp_path / "kept")
+    try:
+        with pytest.raises(ConfigurationError, match="another corpus"):
+            train(small_config(), other, straight)
+    finally:
+        (tmp_path / "kept").rename(straight / "stage1" / "teachers" / f"step_{STEPS:08d}.safetensors")
+
+
+def test_vanished_volume_is_named_and_nothing_is_lost(corpus, straight, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    own = small_corpus(tmp_path)
+    assert not train(small_config(), own, tmp_path / "run", stop_after=2)
+    volume = next((own / "volumes").rglob("*.b2nd"))
+    volume.rename(tmp_path / "gone")
+    with pytest.raises(Exception, match=volume.name):
+        train(small_config(), own, tmp_path / "run")
+    (tmp_path / "gone").rename(volume)
+    assert train(small_config(), own, tmp_path / "run")
+    assert losses(tmp_path / "run" / "stage1") == losses(straight / "stage1")
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        (GramTeacherConfig(True, refresh_every=3), [3, 6, 9, 12]),
+        (GramTeacherConfig(True, refresh_every=3, first_refresh=6), [6, 9, 12]),
+        (GramTeacherConfig(True, refresh_every=3, first_refresh=5, max_refreshes=2), [6, 9]),
+        (GramTeacherConfig(True), []),
+    ],
+)
+def test_gram_teacher_is_renewed_after_these_steps(config, steps):
+    assert [step + 1 for step in range(13) if config.refreshes_after(step)] == steps
+
+
+def test_gram_teacher_becomes_the_teacher_of_that_step(corpus, straight, tmp_path, monkeypatch):
+    (tmp_path / "stage1").symlink_to(straight / "stage1")
+    trainings = []
+    run = StageTraining.run
+    monkeypatch.setattr(StageTraining, "run", lambda self, *a: trainings.append(self) or run(self, *a))
+    config = small_config("stage2", "--gram-teacher.refresh-every", "3", "--gram-teacher.max-refreshes", "1")
+    assert train(config, corpus, tmp_path)
+    gram = trainings[0].model.gram_teacher.state_dict()
+    after = teacher(tmp_path, "stage2", 3)
+    assert all(torch.equal(tensor, after[f"backbone.{name}"]) for name, tensor in gram.items())
+    assert [line["step"] for line in metrics(tmp_path / "stage2") if line.get("event") == "gram_teacher"] == [2]

@@ -1,0 +1,32 @@
+import pytest
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.losses import GramConfig, KoLeoConfig, LossConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (LossConfig, {"dino_weight": -1}, "dino_weight"),
+        (LossConfig, {"ibot_weight": float("inf")}, "ibot_weight"),
+        (LossConfig, {"koleo_weight": float("nan")}, "koleo_weight"),
+        (LossConfig, {"student_temperature": 0}, "student_temperature"),
+        (LossConfig, {"sinkhorn_iterations": 0}, "sinkhorn_iterations"),
+        (KoLeoConfig, {"top_k": 0}, "top_k 0"),
+        (KoLeoConfig, {"top_k": 2}, "need distributed"),
+        (KoLeoConfig, {"group_size": 16}, "need distributed"),
+        (KoLeoConfig, {"group_size": 2, "top_k": 2, "distributed": True}, "above top_k 2"),
+        (GramConfig, {"level": "patch"}, "none of image, batch"),
+        (GramConfig, {"negatives": "drop"}, "none of keep, remove, remove_teacher"),
+        (GramConfig, {"tokens": "some"}, "none of all, masked, unmasked"),
+        (GramConfig, {"tokens": "masked"}, "level 'batch'"),
+    ],
+)
+def test_refuses_settings_that_contradict_themselves(config, values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        config(**values)
+
+
+def test_defaults_and_the_third_stage_are_possible():
+    assert LossConfig().koleo == KoLeoConfig(distributed=False)
+    assert LossConfig(koleo=KoLeoConfig(distributed=True, group_size=16)).koleo.top_k == 1

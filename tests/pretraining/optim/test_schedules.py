@@ -1,0 +1,203 @@
+"""Schedules against values of the DINOv3 reference (golden) and against closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.optim import OptimConfig, Schedule
+from pretraining.optim.schedules import lr_factor
+from tests.conftest import shared_path
+
+V1_RUNS = ("vitl_im1k_ws32", "tiny_v1_full")
+V2_RUNS = ("stage1_7b_ws256", "stage2_7b_ws256", "stage3_7b_ws256", "tiny_v2_full")
+VITL_LR = 1e-3
+"""Before the scaling rule; the golden inputs of this family hold it after."""
+
+NAMES = {
+    "lr": "lr",
+    "last_layer_lr": "last_layer_lr",
+    "weight_decay": "weight_decay",
+    "momentum": "momentum",
+    "teacher_temp": "teacher_temperature",
+    "dino_local_loss_weight": "local_loss_weight",
+    "gram_loss_weight": "gram_loss_weight",
+}
+
+
+def golden(name):
+    return json.loads(shared_path("golden/schedules/schedules.json").read_text())[name]
+
+
+def v1_config(run) -> OptimConfig:
+    epoch, optim, teacher = run["epoch_length"], run["inputs"]["optim"], run["inputs"]["teacher"]
+
+    def dinov2(peak, **options):
+        return Schedule(peak, family="dinov2", **options)
+
+    return OptimConfig(
+        lr=dinov2(VITL_LR, end=optim["min_lr"], warmup_steps=optim["warmup_epochs"] * epoch),
+        lr_scaling="sqrt_1024",
+        weight_decay=dinov2(optim["weight_decay"], end=optim["weight_decay_end"]),
+        momentum=dinov2(teacher["momentum_teacher"], end=teacher["final_momentum_teacher"]),
+        teacher_temperature=dinov2(
+            teacher["teacher_temp"],
+            start=teacher["warmup_teacher_temp"],
+            warmup_steps=teacher["warmup_teacher_temp_epochs"] * epoch,
+        ),
+        freeze_last_layer_steps=optim["freeze_last_layer_epochs"] * epoch,
+    )
+
+
+def v2_config(run) -> OptimConfig:
+    epoch, inputs = run["epoch_length"], run["inputs"]
+
+    def dinov3(record):
+        cosine = record.get("cosine_epochs")
+        return Schedule(
+            record["peak"],
+            start=record["start"],
+            end=record["end"],
+            warmup_steps=record["warmup_epochs"] * epoch,
+            decay_steps=None if cosine is None else cosine * epoch,
+        )
+
+    weights = {
+        ours: dinov3(inputs[key])
+        for key, ours in (("gram_loss_weight", "gram_loss_weight"), ("dino_local_loss_weight", "local_loss_weight"))
+        if key in inputs
+    }
+    schedules = inputs["schedules"]
+    return OptimConfig(
+        lr=dinov3(schedules["lr"]),
+        lr_scaling="sqrt_1024",
+        weight_decay=dinov3(schedules["weight_decay"]),
+        momentum=dinov3(schedules["momentum"]),
+        teacher_temperature=dinov3(schedules["teacher_temp"]),
+        freeze_last_layer_steps=schedules["lr"]["freeze_last_layer_epochs"] * epoch,
+        **weights,
+    )
+
+
+@pytest.mark.parametrize("name", [*V1_RUNS, *V2_RUNS])
+def test_equals_the_reference_at_every_recorded_step(name):
+    run = golden(name)
+    config = v1_config(run) if name in V1_RUNS else v2_config(run)
+    schedules = config.schedules(run["total_iterations"], run["global_batch"])
+    values = [schedules.at(step) for step in run["iterations"]]
+    for key, expected in run["values"].items():
+        np.testing.assert_allclose([getattr(v, NAMES[key]) for v in values], expected, rtol=1e-9, err_msg=key)
+    assert set(run["values"]) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["tiny_v1_full", "tiny_v2_full"])
+def test_table_equals_single_steps_and_the_reference(name):
+    run = golden(name)
+    config = v1_config(run) if name in V1_RUNS else v2_config(run)
+    lr = config.schedules(run["total_iterations"], run["global_batch"]).lr
+    table = lr.values(run["total_iterations"])
+    assert table.dtype == np.float64
+    np.testing.assert_allclose(table, run["values"]["lr"], rtol=1e-9)
+    np.testing.assert_array_equal(table, [lr.at(step, run["total_iterations"]) for step in run["iterations"]])
+
+
+def test_cosine_warmup_is_the_ramp_of_stage_3():
+    run = golden("stage3_7b_ws256")
+    ramp = Schedule(run["values"]["lr"][-1], warmup_steps=10_000, warmup_shape="cosine")
+    values = [ramp.at(step, run["total_iterations"]) for step in run["iterations"]]
+    np.testing.assert_allclose(values, run["values"]["lr"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(0.04), [0.04] * 8),
+        (Schedule(1.0, warmup_steps=4), [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+        (Schedule(1.0, warmup_steps=4, family="dinov2"), [0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
+        (Schedule(1.0, end=0.0, warmup_steps=2, decay_steps=3), [0, 0.5, 1, 0.5, 0, 0, 0, 0]),
+        (Schedule(1.0, end=3.0, decay_steps=0), [3.0] * 8),
+        (Schedule(1.0, end=0.0, warmup_steps=5), [0, 0.2, 0.4, 0.6, 0.8, 1, 0.5, 0]),
+        (
+            Schedule(1.0, end=0.0, warmup_steps=4, family="dinov2"),
+            [0, 1 / 3, 2 / 3, 1, 1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2],
+        ),
+        (Schedule(1.0, start=0.5, warmup_steps=3, warmup_shape="cosine"), [0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+        (Schedule(1.0, warmup_steps=16), [i / 16 for i in range(8)]),
+    ],
+)
+def test_closed_forms(schedule, expected):
+    np.testing.assert_allclose(schedule.values(8), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+def test_rests_at_its_end_after_the_run(family):
+    schedule = Schedule(1.0, end=0.25, warmup_steps=2, family=family)
+    assert schedule.at(8, 8) == schedule.at(100, 8) == 0.25
+
+
+def test_trunc_extra_reaches_the_end_with_a_steeper_finish():
+    plain = Schedule(1.0, end=0.1, family="dinov2")
+    cut = Schedule(1.0, end=0.1, family="dinov2", trunc_extra=0.5)
+    raw = [(1 + math.cos(math.pi * i / 15)) / 2 for i in range(10)]
+    expected = [0.1 + 0.9 * (value - raw[-1]) / (1 - raw[-1]) for value in raw]
+    np.testing.assert_allclose(cut.values(10), expected, atol=1e-15)
+    assert cut.values(10)[-1] == 0.1 < plain.values(10)[-1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "expected"),
+    [("none", 512, 1.0), ("sqrt_1024", 512, math.sqrt(8)), ("sqrt_1024", 4096, 8.0), ("linear_256", 512, 2.0)],
+)
+def test_lr_factor(rule, batch, expected):
+    assert lr_factor(rule, batch) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("family", "end"), [("dinov2", 0.1), ("dinov3", 0.4)])
+def test_scaling_changes_the_peak_and_only_in_dinov3_the_end(family, end):
+    scaled = Schedule(1.0, start=0.01, end=0.1, warmup_steps=2, family=family).scaled(4.0)
+    assert (scaled.start, scaled.peak, scaled.end) == (0.01, 4.0, end)
+    assert Schedule(1.0, family=family).scaled(4.0).at(7, 8) == 4.0
+
+
+def test_defaults_are_the_first_stage_of_100_000_steps_unscaled():
+    schedules = OptimConfig().schedules(100_000, 512)
+    first, warming, frozen, free, last = (schedules.at(step) for step in (0, 2_500, 4_999, 5_000, 99_999))
+    assert first.lr == 0.0
+    assert warming.lr == pytest.approx(1e-4)
+    assert frozen.last_layer_lr == 0.0 < frozen.lr
+    assert (free.lr, free.last_layer_lr) == (2e-4, 2e-4)
+    assert (last.lr, last.weight_decay, last.momentum) == (2e-4, 0.04, 0.994)
+    assert (first.teacher_temperature, last.teacher_temperature) == (0.04, 0.07)
+    assert schedules.at(5_000).teacher_temperature == pytest.approx(0.055)
+    assert (last.local_loss_weight, last.gram_loss_weight) == (1.0, 0.0)
+
+
+def test_names_what_a_short_run_never_finishes():
+    """The reference's second stage, started at step 0 of a short run, keeps a Gram weight of 0."""
+    config = v2_config(golden("stage2_7b_ws256"))
+    short, full = config.schedules(10_000, 512), config.schedules(1_200_000, 512)
+    assert max(short.gram_loss_weight.values(10_000)) == 0.0
+    assert short.unfinished() == ["lr", "teacher_temperature", "local_loss_weight", "gram_loss_weight"]
+    assert full.unfinished() == []
+    assert OptimConfig().schedules(4_000, 512).unfinished() == ["lr", "teacher_temperature", "freeze_last_layer_steps"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"decay_steps": -1}, "decay_steps -1"),
+        ({"warmup_shape": "sine"}, "warmup_shape 'sine'"),
+        ({"family": "dinov4"}, "family 'dinov4'"),
+        ({"trunc_extra": 0.1}, "trunc_extra"),
+        ({"trunc_extra": -0.1, "family": "dinov2"}, "trunc_extra -0.1"),
+        ({"decay_steps": 5, "family": "dinov2"}, "decay_steps"),
+    ],
+)
+def test_refuses_impossible_schedules(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Schedule(1.0, **options)
