@@ -25,8 +25,8 @@ EXPORT_FORMATS = {"meddino": "meddino", "timm": "timm", "meta": "meddinov3"}
 """Formats by their names here and in the plugin; ``meta`` is what the MedDINOv3 release's own loader accepts."""
 
 _TRAIN_EPILOG = """Settings of the recipe are changed with --section.field VALUE, for one stage with
---stage2.section.field VALUE; --show prints them all. A training that was stopped, by whatever, goes on where it was when the same command is
-run again. On several GPUs: torchrun --nproc-per-node 8 --no-python meddino-pretrain train ...
+--stage2.section.field VALUE; --show prints them all. A training that was stopped, by whatever, goes on where it was
+when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python meddino-pretrain train ...
 exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1) and saved, 2 an error."""
 
 
@@ -110,12 +110,13 @@ def _train(options: argparse.Namespace) -> int:
 def _progress(*, shown: bool) -> Iterator[Callable[[str], Progress]]:
     """Show a bar for each stage on a terminal, and a line now and then elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     live = shown and console.is_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
-    with Progress(*columns, console=console, disable=not live) as bars:
+    with Bars(*columns, console=console, disable=not live) as bars:
 
         def of_stage(name: str) -> Progress:
             task = bars.add_task(name, total=None, said="")
@@ -124,7 +125,9 @@ def _progress(*, shown: bool) -> Iterator[Callable[[str], Progress]]:
             def update(done: int, total: int, metrics: dict[str, float]) -> None:
                 nonlocal said_at
                 said = _in_words(metrics)
-                bars.update(task, completed=done, total=total, **({"said": said} if said else {}))
+                bars.update(task, completed=done, total=total)
+                if said:
+                    bars.update(task, said=said)
                 now = time.monotonic()
                 if shown and not live and said and (now - said_at >= LINE_EVERY_S or done == total):
                     said_at = now

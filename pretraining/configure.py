@@ -16,8 +16,8 @@ def stage_configurations(
 ) -> list[RunConfig]:
     """Return the configurations of stages; what comes later counts: recipe, file, command line.
 
-    A file holds settings by section; those below ``stage1``, ``stage2`` or ``stage3`` are for that stage, the rest for all.
-    ``--stage2.engine.steps 100`` on the command line is for that stage likewise.
+    A file holds settings by section; those below ``stage1``, ``stage2`` or ``stage3`` are for that stage, the rest for
+    all. ``--stage2.engine.steps 100`` on the command line is for that stage likewise.
 
     Args:
         stages: some of ``STAGES``.

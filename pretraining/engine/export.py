@@ -34,8 +34,8 @@ def find_teacher(place: Path, step: int | None = None) -> Path:
     ]
     wanted = "no teacher" if step is None else f"no teacher of step {step}"
     msg = (
-        f"{place} holds {wanted}; it has {'; '.join(found) or 'none at all'}. Give the folder of a run or of one of its "
-        "stages; a stage writes teachers every engine.teacher_every steps and at its end."
+        f"{place} holds {wanted}; it has {'; '.join(found) or 'none at all'}. Give the folder of a run or of one of "
+        "its stages; a stage writes teachers every engine.teacher_every steps and at its end."
     )
     raise WeightsError(msg)
 

@@ -243,8 +243,8 @@ class StageTraining:
             f"The loss or a gradient was not finite for {self.config.engine.max_bad_steps} steps in a row, the last of "
             f"them step {step}. Losses: {terms}. Gradient norms: {norms}; {weights}. The slices of this process came "
             f"from {named}. No such step changed the weights: the checkpoints in {self.stage.folder} are sound. Look "
-            "at metrics.jsonl for the first sign; a lower learning rate (--optim.lr) or --engine.precision float32 tells "
-            "an unstable training from a fault in the data."
+            "at metrics.jsonl for the first sign; a lower learning rate (--optim.lr) or --engine.precision float32 "
+            "tells an unstable training from a fault in the data."
         )
 
 

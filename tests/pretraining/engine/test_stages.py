@@ -1,0 +1,175 @@
+"""From stage to stage: what is handed over, what is passed over, what is refused; and what comes out as weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nnunetv2_meddino.errors import ConfigurationError, WeightsError
+from nnunetv2_meddino.networks.vit import VisionTransformer
+from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
+from pretraining.corpus.manifest import read_corpus
+from pretraining.engine.export import export_teacher, find_teacher
+from pretraining.engine.loop import StageTraining
+from pretraining.engine.stages import fill, train_stages
+from pretraining.engine.teachers import teacher_path
+from pretraining.model.student_teacher import StudentTeacher
+from tests.pretraining.golden import under
+from tests.pretraining.training import ALONE, STEPS, StopAfter, losses, small_config, small_corpus, teacher, train
+
+STAGES = ("stage1", "stage2", "stage3")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    """All three stages."""
+    folder = tmp_path_factory.mktemp("run")
+    stop = StopAfter(None)
+    configs = [small_config(stage) for stage in STAGES]
+    assert train_stages(configs, corpus, folder, ALONE, stop=stop, progress=stop.progress)
+    return folder
+
+
+def filled(config, run):
+    model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
+    return model, fill(model, config, run)
+
+
+def equal(module, state):
+    """Compare all tensors but mask tokens: weights of the plugin have none, and teachers mask nothing."""
+    ours = module.state_dict()
+    same = all(torch.equal(ours[name], tensor) for name, tensor in state.items() if "mask_token" not in name)
+    return same and ours.keys() == state.keys()
+
+
+def test_every_stage_has_its_losses_and_files(run):
+    for stage in STAGES:
+        assert len(losses(run / stage)) == STEPS
+        assert (run / stage / "config.yaml").is_file()
+        assert (run / stage / "pictures" / f"step_{STEPS:08d}.png").is_file()
+    assert "loss/gram" in (run / "stage2" / "metrics.jsonl").read_text()
+    assert "loss/gram" not in (run / "stage1" / "metrics.jsonl").read_text()
+
+
+def test_second_stage_starts_from_the_first_ones_teachers(run):
+    model, origins = filled(small_config("stage2"), run)
+    last, anchor = teacher(run, "stage1"), teacher(run, "stage1", 3)
+    assert equal(model.student, last)
+    assert equal(model.teacher, last)
+    assert equal(model.gram_teacher, under(anchor, "backbone."))
+    assert not equal(model.gram_teacher, under(last, "backbone."))
+    files = [Path(origins[name]["path"]).name for name in ("initial", "gram_teacher")]
+    assert files == [f"step_{STEPS:08d}.safetensors", "step_00000003.safetensors"]
+
+
+def test_third_stage_starts_from_the_second_ones_last_teacher(run):
+    model, _ = filled(small_config("stage3"), run)
+    last = teacher(run, "stage2")
+    assert equal(model.student, last)
+    assert equal(model.gram_teacher, under(last, "backbone."))
+
+
+def test_finished_stages_are_passed_over_and_the_rest_goes_on(corpus, run, tmp_path, monkeypatch):
+    (tmp_path / "stage1").symlink_to(run / "stage1")
+    ran = []
+    train_step = StageTraining._train
+    monkeypatch.setattr(
+        StageTraining, "_train", lambda self, *a: ran.append((self.config.stage, a[0])) or train_step(self, *a)
+    )
+    configs = [small_config(stage) for stage in STAGES]
+    stop = StopAfter(4)
+    assert not train_stages(configs, corpus, tmp_path, ALONE, stop=stop, progress=stop.progress)
+    stop = StopAfter(None)
+    assert train_stages(configs, corpus, tmp_path, ALONE, stop=stop, progress=stop.progress)
+    assert ran == [("stage2", step) for step in range(STEPS)] + [("stage3", step) for step in range(STEPS)]
+    assert losses(tmp_path / "stage3") == losses(run / "stage3")
+
+
+def test_stage_before_must_be_finished(corpus, run, tmp_path):
+    with pytest.raises(
+        ConfigurationError, match="stage2 starts from the last teacher of stage1, which is not finished"
+    ):
+        train(small_config("stage2"), corpus, tmp_path)
+    with pytest.raises(ConfigurationError, match="there are those of steps 3, 6"):
+        filled(small_config("stage2", "--gram-teacher.teacher", "previous:4"), run)
+
+
+def test_teacher_of_another_architecture_is_refused(run):
+    config = small_config("stage2", "--model.dino-head.prototypes", "32")
+    with pytest.raises(WeightsError, match="dino_head.last_layer.weight"):
+        filled(config, run)
+
+
+def test_first_stage_starts_from_weights(tmp_path, run):
+    exported = tmp_path / "w.safetensors"
+    export_teacher(teacher_path(run / "stage1", 3), exported, "meddino")
+    model, origins = filled(small_config("stage1", "--model.weights", str(exported)), tmp_path)
+    for network in (model.student, model.teacher):
+        assert equal(network.backbone, under(teacher(run, "stage1", 3), "backbone."))
+    assert origins["initial"]["derived_from"]["step"] == 3
+
+
+def test_gram_teacher_from_a_file(tmp_path, run):
+    exported = tmp_path / "w.safetensors"
+    export_teacher(teacher_path(run / "stage2", STEPS), exported, "meddino")
+    model, _ = filled(small_config("stage2", "--gram-teacher.teacher", str(exported)), run)
+    assert equal(model.gram_teacher, under(teacher(run, "stage2"), "backbone."))
+
+
+def test_teacher_says_what_it_is(run, corpus):
+    with safe_open(teacher_path(run / "stage3", STEPS), "pt") as file:
+        header = json.loads(file.metadata()["provenance"])
+    assert header["corpus"]["hash"] == read_corpus(corpus)["hash"]
+    assert "exclusions" in header["corpus"]
+    assert header["step"] == STEPS
+    assert header["configuration"]["stage"] == "stage3"
+    assert header["input_statistics"]["mean"] == [65.1084213256836]
+    assert header["derived_from"]["initial"]["derived_from"]["initial"]["configuration"]["stage"] == "stage1"
+
+
+@pytest.mark.parametrize("layout", ["meddino", "timm", "meddinov3"])
+def test_export_has_the_teachers_features_in_every_layout(run, tmp_path, layout):
+    out = tmp_path / f"weights{'.pth' if layout == 'meddinov3' else '.safetensors'}"
+    export_teacher(find_teacher(run), out, layout)
+    weights = read_weights(str(out))
+    torch.manual_seed(0)
+    image = torch.randn(1, 1, 48, 64)
+    model, _ = filled(small_config("stage3"), run)
+    model.teacher.load_state_dict(teacher(run, "stage3"))
+    if layout == "meddinov3":  # the file cannot say how wide a head is, the release's have 64
+        stored = torch.load(out, weights_only=True)["teacher"]
+        state = {name.removeprefix("backbone."): tensor for name, tensor in stored.items() if "head" not in name}
+        assert {"cls_token", "storage_tokens", "mask_token", "rope_embed.periods", "norm.bias"} <= state.keys()
+        assert not any("qkv.bias" in name or "local" in name for name in state)
+        return
+    vit = VisionTransformer(weights.config, 1).eval()
+    load_into(vit, weights)
+    with torch.no_grad():
+        features = vit.forward_tokens(image, [vit.config.depth - 1])[0].patches
+        torch.testing.assert_close(features, model.teacher.backbone(image).patches)
+
+
+def test_export_without_header_keeps_what_is_known(run, tmp_path):
+    weights = read_weights(str(find_teacher(run)))
+    save_weights(tmp_path / "a.safetensors", weights.tensors, weights.config, {"licence": "of its own"})
+    export_teacher(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "meddino")
+    assert read_weights(str(tmp_path / "b.safetensors")).provenance["licence"] == "of its own"
+
+
+def test_teachers_are_found_by_run_stage_and_step(run, tmp_path):
+    assert find_teacher(run) == teacher_path(run / "stage3", STEPS)
+    assert find_teacher(run / "stage1") == teacher_path(run / "stage1", STEPS)
+    assert find_teacher(run / "stage1", 3) == teacher_path(run / "stage1", 3)
+    with pytest.raises(WeightsError, match="no teacher of step 4; it has .*stage1 3, 6"):
+        find_teacher(run, 4)
+    with pytest.raises(WeightsError, match="none at all"):
+        find_teacher(tmp_path)
