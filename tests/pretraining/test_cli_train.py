@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -99,11 +98,9 @@ def test_settings_belong_to_train_alone(capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_asks_to_be_run_again(corpus, run, tmp_path, number):
     command = [sys.executable, "-m", "pretraining.cli", *arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     metrics = tmp_path / "stage1" / "metrics.jsonl"
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
         deadline = time.monotonic() + 120
         while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
             assert process.poll() is None and time.monotonic() < deadline
