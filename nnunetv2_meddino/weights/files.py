@@ -18,7 +18,6 @@ from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
 
-
 @dataclass(frozen=True)
 class WeightsFile:
     """What a file holds, as it is written there."""
@@ -52,13 +51,14 @@ def read_file(path: Path) -> WeightsFile:
         raise _damaged(path, "it is a git-lfs pointer, not the weights; `git lfs pull` in its folder gets them")
     if head.startswith(b"PK\x03\x04"):
         return WeightsFile(_read_zip(path), {})
-    if head.startswith(b"\x80"):
-        return WeightsFile(_read_torch(path), {})
+    # before the pickles: their first byte, 0x80, is also that of one in 32 header lengths
     if head[8:9] == b"{":
         header_end = 8 + int.from_bytes(head[:8], "little")
         if header_end > size:
             raise _damaged(path, f"its header ends at byte {header_end}, the file at byte {size}: it is cut off")
         return _read_safetensors(path)
+    if head.startswith(b"\x80"):
+        return WeightsFile(_read_torch(path), {})
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise _damaged(path, "it is a web page, not the weights: the download was answered by a login or error page")

@@ -37,6 +37,16 @@ def test_what_is_written_is_read(tmp_path, name):
     assert [p.name for p in path.parent.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("length", range(248, 512, 8))
+def test_a_header_of_any_length_is_read(tmp_path, length):
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, {"a": torch.ones(2)}, {"note": ""})
+    short = int.from_bytes(path.read_bytes()[:8], "little")
+    write_safetensors(path, {"a": torch.ones(2)}, {"note": "x" * (length - short)})
+    assert int.from_bytes(path.read_bytes()[:8], "little") == length
+    assert len(read_file(path).metadata["note"]) == length - short
+
+
 def test_legacy_pytorch_files_are_read(tmp_path):
     torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(read_file(tmp_path / "old.pth").content["a"], TENSORS["a"])
