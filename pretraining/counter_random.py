@@ -25,7 +25,6 @@ class Stream(IntEnum):
     VIEWS = 3
     MASKS = 4
     MODEL = 5
-    RESOLUTION = 6
 
 
 def check_seed(seed: int) -> None:

@@ -91,6 +91,7 @@ th, td { padding: .5rem .75rem; text-align: right; border-bottom: 1px solid var(
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; font-size: .82rem; background: #fafbfc; vertical-align: bottom; }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
+td.text:first-child { min-width: 11rem; }
 td.text:first-child { font-weight: 600; }
 tr:last-child td { border-bottom: 0; }
 small { display: block; color: var(--soft); font-size: .78rem; font-weight: 400; }

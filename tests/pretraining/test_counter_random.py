@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from nnunetv2_meddino.errors import ConfigurationError
-from pretraining.counter_random import check_seed, philox, uniform
+from pretraining.counter_random import Stream, check_seed, philox, torch_generator, uniform
 
 # the known answers that Random123, the authors' library, is tested with: key, counter -> four words
 KNOWN = [
@@ -40,3 +41,14 @@ def test_numbers_are_uniform_and_uncorrelated_between_neighbouring_counters():
 def test_refuses_seeds_it_would_have_to_cut(seed):
     with pytest.raises(ConfigurationError, match="out of range"):
         check_seed(seed)
+
+
+def test_generator_depends_on_seed_stream_and_counters_alone():
+    def draw(*key: int) -> list[float]:
+        return torch.rand(4, generator=torch_generator(*key)).tolist()
+
+    first = draw(0, Stream.MODEL, 7, 64)
+    torch.rand(3)
+    assert draw(0, Stream.MODEL, 7, 64) == first
+    others = [draw(1, Stream.MODEL, 7, 64), draw(0, Stream.MASKS, 7, 64), draw(0, Stream.MODEL, 8, 64)]
+    assert len({tuple(values) for values in [first, *others, draw(0, Stream.MODEL, 7, 65)]}) == 5
