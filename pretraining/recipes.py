@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import PREVIOUS, STAGES, DataConfig, EngineConfig, GramTeacherConfig, RunConfig
-from pretraining.engine.monitor_config import MonitorConfig
+from pretraining.config.monitor import MonitorConfig
 from pretraining.model.config import RANDOM_WEIGHTS, HeadConfig, ModelConfig
 from pretraining.optim.config import OptimConfig
 from pretraining.optim.schedules import Schedule

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config.engine import DataConfig, EngineConfig, GramTeacherConfig
-from pretraining.engine.monitor_config import MonitorConfig
+from pretraining.config.monitor import MonitorConfig
 from pretraining.losses.config import LossConfig
 from pretraining.model.config import ModelConfig
 from pretraining.optim.config import OptimConfig

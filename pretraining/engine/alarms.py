@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pretraining.engine.monitor_config import AlarmConfig
+from pretraining.config.monitor import AlarmConfig
 
 PATCH_SIMILARITY = "collapse/patch_similarity"
 

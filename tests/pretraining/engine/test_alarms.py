@@ -4,8 +4,8 @@ import math
 import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.config.monitor import AlarmConfig
 from pretraining.engine.alarms import Alarms
-from pretraining.engine.monitor_config import AlarmConfig
 
 CONFIG = AlarmConfig(target_information=(0.1, 0.2), class_rank=(0.1, 0.2), patch_spread=(0.5, 0.6), grace_steps=1000)
 KINDS = ["target_information", "class_rank"]
