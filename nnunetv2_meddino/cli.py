@@ -18,6 +18,7 @@ from nnunetv2_meddino.cli_compare import add_compare
 from nnunetv2_meddino.cli_dataset import add_dataset
 from nnunetv2_meddino.cli_evaluate import add_evaluate
 from nnunetv2_meddino.cli_features import add_features
+from nnunetv2_meddino.cli_seen import add_seen
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, run_environment
 from nnunetv2_meddino.errors import MedDINOError
 
@@ -160,6 +161,7 @@ def _add_weights(commands: argparse._SubParsersAction) -> None:
     )
     inspect = _command(actions, "inspect", _weights_inspect, "say what is in a weights file, without executing it")
     inspect.add_argument("file", type=Path)
+    add_seen(actions)
 
 
 def _weights_list(options: argparse.Namespace) -> int:

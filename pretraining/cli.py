@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError
+from pretraining.cli_submit import add_submit
 from pretraining.cli_train import add_export, add_train
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_seen(commands)
     add_train(commands)
+    add_submit(commands)
     add_export(commands)
     return parser
 

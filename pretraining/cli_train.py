@@ -27,7 +27,7 @@ EXPORT_FORMATS = {"meddino": "meddino", "timm": "timm", "meta": "meddinov3"}
 _TRAIN_EPILOG = """Settings of the recipe are changed with --section.field VALUE, for one stage with
 --stage2.section.field VALUE; --show prints them all. A training that was stopped, by whatever, goes on where it was
 when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python meddino-pretrain train ...
-exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1) and saved, 2 an error."""
+exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop) and saved, 2 an error."""
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
@@ -91,11 +91,11 @@ def _train(options: argparse.Namespace) -> int:
             sys.stdout.write(f"# {config.stage}\n{to_yaml(config)}\n")
         return 0
     from pretraining.engine.distributed import joined_processes
-    from pretraining.engine.loop import StopRequest
     from pretraining.engine.stages import train_stages
+    from pretraining.engine.stop import STOP, StopRequest
 
     timeout_s = max(config.engine.timeout_s for config in configs)
-    with StopRequest().listening() as stop, joined_processes(options.device, timeout_s) as ranks:
+    with StopRequest(options.out / STOP).listening() as stop, joined_processes(options.device, timeout_s) as ranks:
         logging.basicConfig(level=logging.INFO if ranks.first else logging.ERROR, format="%(message)s")
         with _progress(shown=ranks.first) as progress:
             finished = train_stages(configs, options.corpus, options.out, ranks, stop=stop, progress=progress)

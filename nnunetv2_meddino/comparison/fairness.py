@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.folders import FOLD_ALL
 from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
+from nnunetv2_meddino.weights.seen import history, seen_cases, unlisted
 
 # Patterns of data set names, in lower case and without "DatasetXXX_", and the collections whose images they hold.
 # nnU-Net's own names of the Decathlon tasks are bare ("Dataset003_Liver"); the Decathlon's liver images are LiTS'.
@@ -170,26 +172,47 @@ def _corpus(dataset: str, row: MethodResults) -> Iterator[Notice]:
     for weights_name, provenance in origins.items():
         if weights_name == "none":
             continue
+        listed, unknown = seen_cases(provenance, row.scores.cases), unlisted(provenance)
         entry = catalog_entry(provenance)
-        if entry is None or not entry.collections:
+        if listed is not None:
+            yield _listed_cases(dataset, name, weights_name, listed)
+        if entry is not None and entry.collections:
+            yield from _collections(dataset, name, entry)
+        elif listed is None or unknown:
             text = f"{name}: nothing is known of the images that its weights ({weights_name}) were pretrained on."
-            if entry is not None:
+            if listed is not None:
+                text = f"{name}: nothing is known of the images of {', '.join(unknown)}, which its weights"
+                text += f" ({weights_name}) were made from."
+            elif entry is not None:
                 text = f"{name}: no medical collection is named for the pretraining of its weights ({weights_name})."
             yield Notice(dataset, (name,), text, is_warning=False)
-        elif shared := [c for c in collections_of(dataset) if c in entry.collections]:
-            text = f"{name}: its weights ({entry.name}) were pretrained on images of {' and '.join(shared)}, possibly"
-            yield Notice(dataset, (name,), f"{text} those of the cases evaluated here.")
-        elif not collections_of(dataset):
-            text = f"{name}: its weights ({entry.name}) were pretrained on {', '.join(entry.collections)}. The name of"
-            text += " this data set does not say whether it is drawn from one of them."
-            yield Notice(dataset, (name,), text, is_warning=False)
 
 
-def catalog_entry(provenance: dict[str, object]) -> CatalogEntry | None:
-    """Return the catalog's entry of weights, or of those that they were derived from."""
-    origin: object = provenance
-    while isinstance(origin, dict):
-        if (entry := CATALOG.get(str(origin.get("name")))) is not None:
-            return entry
-        origin = origin.get("derived_from")
-    return CATALOG.get(str(origin))
+def _collections(dataset: str, name: str, entry: CatalogEntry) -> Iterator[Notice]:
+    """Compare the data set's name with the collections that the publisher of weights names."""
+    if shared := [c for c in collections_of(dataset) if c in entry.collections]:
+        text = f"{name}: its weights ({entry.name}) were pretrained on images of {' and '.join(shared)}, possibly"
+        yield Notice(dataset, (name,), f"{text} those of the cases evaluated here.")
+    elif not collections_of(dataset):
+        text = f"{name}: its weights ({entry.name}) were pretrained on {', '.join(entry.collections)}. The name of"
+        text += " this data set does not say whether it is drawn from one of them."
+        yield Notice(dataset, (name,), text, is_warning=False)
+
+
+def _listed_cases(dataset: str, name: str, weights: str, sources: Mapping[str, Sequence[str]]) -> Notice:
+    """Say which of the evaluated cases are among those that the weights list."""
+    seen = {case: found for case, found in sources.items() if found}
+    its = f"the corpus that its weights ({weights}) were pretrained on"
+    if not seen:
+        text = f"{name}: none of the {len(sources)} evaluated cases has the id of a case in {its}; contents were not"
+        return Notice(dataset, (name,), f"{text} compared.", is_warning=False)
+    shown = [f"{case} in {' and '.join(found)}" for case, found in sorted(seen.items())[:5]]
+    more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
+    text = f"{name}: {len(seen)} of the {len(sources)} evaluated cases have the ids of cases in {its}:"
+    return Notice(dataset, (name,), f"{text} {', '.join(shown)}{more}.")
+
+
+def catalog_entry(provenance: Mapping[str, Any]) -> CatalogEntry | None:
+    """Return the catalog's entry of weights, or of what they were made from; one with collections goes first."""
+    found = [CATALOG[name] for w in history(provenance) if (name := str(w.get("name"))) in CATALOG]
+    return next((entry for entry in found if entry.collections), found[0] if found else None)

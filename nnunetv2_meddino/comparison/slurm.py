@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +17,7 @@ from nnunetv2_meddino.environment import (
     run_environment,
 )
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.slurm import job_path, run_sbatch, sbatch_command, write_script
 
 _TRAIN = """
 line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {tasks})
@@ -81,19 +77,14 @@ def write_jobs(steps: Sequence[Step], report_command: Sequence[str], out: Path, 
 
 
 def _script(path: Path, options: Sequence[str], commands: str, *, log: str = "%x_%j.log") -> None:
-    header = "\n".join(f"#SBATCH {option}" for option in (*options, f"--output={path.parent / log}"))
-    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in _environment().items())
-    write_text(f"#!/bin/bash\n{header}\nset -euo pipefail\n{exports}\n{commands}\n", path)
-    path.chmod(0o755)
+    write_script(path, [*options, f"--output={path.parent / log}"], _environment(), commands)
 
 
 def _environment() -> Mapping[str, str]:
     """Return what a job needs that starts from a bare shell."""
     own = {v.name: v.get() for v in (*NNUNET_PATHS, MEDDINO_WEIGHTS, MEDDINO_BACKBONE, NNUNET_N_PROC_DA)}
     values = {name: value for name, value in own.items() if value is not None} | run_environment()
-    own_folder, folders = str(Path(sys.executable).parent), os.get_exec_path()
-    folders = folders if own_folder in folders else [own_folder, *folders]
-    return values | {"PATH": os.pathsep.join(folders), "PYTHONUNBUFFERED": "1"}
+    return values | {"PATH": job_path(), "PYTHONUNBUFFERED": "1"}
 
 
 def submit(jobs: Jobs, sbatch_arguments: str) -> list[str]:
@@ -110,28 +101,22 @@ def submit(jobs: Jobs, sbatch_arguments: str) -> list[str]:
     """
     extra = shlex.split(sbatch_arguments)
     scripts = [script for script in (jobs.prepare, jobs.train, jobs.report) if script is not None]
-    if shutil.which("sbatch") is None:
-        msg = "sbatch is not on PATH. The scripts are written; where Slurm is, submit them with:"
-        raise ConfigurationError("\n  ".join([msg, *_by_hand(scripts, [], extra)]))
     ids: list[str] = []
     lines = []
     for script in scripts:
-        command = _sbatch(script, ids, extra)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        job = re.match(r"\d+", done.stdout.strip())
-        if done.returncode or job is None:
-            reason = (done.stderr or done.stdout).strip()
-            msg = f"sbatch refused {script} (status {done.returncode}): {reason}"
-            msg += f"\nSubmitted before it: {', '.join(ids) or 'nothing'}. Submit the rest with:"
-            raise ConfigurationError("\n  ".join([msg, *_by_hand(scripts, ids, extra)]))
-        ids.append(job[0])
-        lines.append(f"job {job[0]}: {script}")
+        try:
+            job = run_sbatch(_sbatch(script, ids, extra))
+        except ConfigurationError as error:
+            msg = f"{error}\nSubmitted before it: {', '.join(ids) or 'nothing'}. Submit the rest with:"
+            raise ConfigurationError("\n  ".join([msg, *_by_hand(scripts, ids, extra)])) from error
+        ids.append(job)
+        lines.append(f"job {job}: {script}")
     return lines
 
 
 def _sbatch(script: Path, after: Sequence[str], extra: Sequence[str]) -> list[str]:
     dependency = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    return ["sbatch", "--parsable", *dependency, *extra, str(script)]
+    return sbatch_command(script, [*dependency, *extra])
 
 
 def _by_hand(scripts: Sequence[Path], ids: Sequence[str], extra: Sequence[str]) -> list[str]:

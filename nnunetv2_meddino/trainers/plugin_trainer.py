@@ -25,6 +25,7 @@ from nnunetv2_meddino.trainers.model_folder import (
 )
 from nnunetv2_meddino.trainers.schedules import Rate, Schedule, polynomial
 from nnunetv2_meddino.weights.load import LoadReport
+from nnunetv2_meddino.weights.seen import with_counts
 
 PROVENANCE = "meddino"
 """Key of ``init_args`` in a checkpoint under which weights and random state are kept; nnU-Net ignores it."""
@@ -126,7 +127,7 @@ class PluginTrainer(nnUNetTrainer):
             self._load_pretrained_weights()
         kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
         kept.setdefault("weights", {"name": "an nnU-Net checkpoint given by -pretrained_weights"})
-        self.print_to_log_file(f"Encoder weights: {kept['weights']}")
+        self.print_to_log_file(f"Encoder weights: {with_counts(kept['weights'])}")
         super().on_train_start()
         if self._resumed_rng is not None:
             restore_rng(self._resumed_rng, self.device)

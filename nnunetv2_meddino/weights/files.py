@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
 
+
 @dataclass(frozen=True)
 class WeightsFile:
     """What a file holds, as it is written there."""

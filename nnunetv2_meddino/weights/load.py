@@ -30,6 +30,7 @@ from nnunetv2_meddino.weights.files import WeightsFile, file_sha256, read_file, 
 from nnunetv2_meddino.weights.hub import fetch
 from nnunetv2_meddino.weights.layouts import listing
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
+from nnunetv2_meddino.weights.seen import with_counts
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class FileSummary:
     dropped: dict[str, str]
     """Name -> why it would be left behind."""
     metadata: dict[str, str]
-    """Header of a safetensors file."""
+    """Header of a safetensors file; lists of seen cases as their numbers."""
 
 
 def architecture_of(spec: str) -> ViTConfig:
@@ -213,6 +214,9 @@ def inspect_file(path: Path) -> FileSummary:
     path = Path(path)
     file = read_file(path)
     converted = _convert(file, path, None)
+    metadata = file.metadata
+    if _has_header(file):
+        metadata = metadata | {"provenance": json.dumps(with_counts(_header_json(file, "provenance", path)))}
     return FileSummary(
         path=path,
         size_bytes=path.stat().st_size,
@@ -223,7 +227,7 @@ def inspect_file(path: Path) -> FileSummary:
         tensor_count=len(converted.tensors),
         parameters=sum(tensor.numel() for tensor in converted.tensors.values()),
         dropped=converted.dropped,
-        metadata=file.metadata,
+        metadata=metadata,
     )
 
 
@@ -289,8 +293,8 @@ def write_weights(
     """Write weights in any format, with architecture and provenance in the header where the format has one.
 
     Args:
-        path: Ends in ``.pth`` for ``meta`` and ``meddinov3``, in ``.safetensors`` for the others; the file appears under
-            this name only when it is complete.
+        path: Ends in ``.pth`` for ``meta`` and ``meddinov3``, in ``.safetensors`` for the others; the file appears
+            under this name only when it is complete.
         tensors: The state dict of ``VisionTransformer(config)``.
         config: The architecture.
         provenance: JSON values; ``licence`` and ``input_statistics`` are handed on when the file is read.

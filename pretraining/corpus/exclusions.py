@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.deduplicate import ContentIndex, Match
-from pretraining.corpus.manifest import read_corpus
+from pretraining.corpus.manifest import VOLUMES_FILE, read_corpus, read_table
 from pretraining.corpus.readers import Candidate, find_candidates
 from pretraining.corpus.sources import listed_ids
 from pretraining.corpus.units import Record
@@ -246,10 +246,19 @@ def _describe(listed: ExclusionList, images: Sequence[ExcludedImage]) -> dict[st
 
 
 def corpus_record(corpus: Path) -> dict[str, Any]:
-    """Return what a checkpoint keeps about the corpus it was trained on: hash, settings, sources and exclusions.
+    """Return what a checkpoint keeps about the corpus it was trained on.
+
+    Returns:
+        Hash, settings, volumes, slices, sources and exclusions as in ``corpus.json``; ``cases`` has for each source all
+        ids by which a list may name one of its cases, sorted. Copies that were merged into a volume are among them.
 
     Raises:
-        DataError: There is no finished corpus in the folder.
+        DataError: There is no finished corpus in the folder, or its tables cannot be read.
     """
     content = read_corpus(corpus)
-    return {key: content[key] for key in ("hash", "settings", "volumes", "slices", "sources", "exclusions")}
+    record = {key: content[key] for key in ("hash", "settings", "volumes", "slices", "sources", "exclusions")}
+    ids: dict[str, set[str]] = {}
+    for names in read_table(corpus / VOLUMES_FILE, ["names"]).column("names").to_pylist():
+        for source, _, case in (name.partition("/") for name in names):
+            ids.setdefault(source, set()).update(listed_ids(case, content["sources"][source]["aliases"]))
+    return record | {"cases": {source: sorted(ids[source]) for source in sorted(ids)}}

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -29,6 +26,7 @@ from pretraining.engine.distributed import Ranks, parallelise, true_everywhere
 from pretraining.engine.flops import step_flops
 from pretraining.engine.monitor import Monitor
 from pretraining.engine.step import PRECISIONS, StepResult, TrainingStep
+from pretraining.engine.stop import StopRequest
 from pretraining.engine.teachers import save_teacher, teacher_path
 from pretraining.model.backbone import SubsetBlock
 from pretraining.model.student_teacher import StudentTeacher
@@ -57,27 +55,6 @@ class Stage:
     folder: Path
     corpus: Path
     provenance: dict[str, Any]
-
-
-class StopRequest:
-    """Whether the process was asked to stop; SIGTERM and SIGUSR1 are such requests, as Slurm sends before it kills."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Take signals as requests meanwhile."""
-
-        def handler(number: int, frame: FrameType | None) -> None:
-            self.received = signal.Signals(number).name
-
-        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            yield self
-        finally:
-            for number, old in before.items():
-                signal.signal(number, old)
 
 
 class StageTraining:
@@ -150,6 +127,8 @@ class StageTraining:
                 progress(done, self.config.engine.steps, monitor.step_done(step, result, values, self.model))
                 if bad >= self.config.engine.max_bad_steps:
                     raise TrainingError(self._diagnosis(step, slices, result, dataset))
+                if self.ranks.first:
+                    stop.look()
                 stopping = not true_everywhere(torch.tensor(stop.received is None))
                 with monitor.throughput.paused():
                     self._save(done, stopping, {"monitor": monitor.state_dict(), "bad_steps": bad})

@@ -7,6 +7,7 @@ A run is a folder with a folder for each stage:
     RUN/stage1/checkpoints/       states to go on from
     RUN/stage1/teachers/          EMA teachers as safetensors: for the next stage, and for the plugin
     RUN/stage1/pictures/          feature pictures
+    RUN/stop, RUN/stopped         see pretraining.engine.stop
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import torch
 
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.weights.catalog import InputStatistics
+from nnunetv2_meddino.weights.seen import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
 from pretraining.corpus.exclusions import corpus_record
 from pretraining.engine.agreement import Agreement
 from pretraining.engine.distributed import Ranks
-from pretraining.engine.loop import Progress, Stage, StageTraining, StopRequest
+from pretraining.engine.loop import Progress, Stage, StageTraining
+from pretraining.engine.stop import StopRequest, tell_running, tell_stopped
 from pretraining.engine.teachers import load_backbone, load_gram_teacher, load_teacher, teacher_path, teacher_steps
 from pretraining.model.config import RANDOM_WEIGHTS
 from pretraining.model.student_teacher import StudentTeacher
@@ -76,6 +79,7 @@ def train_stages(
         MedDINOError: a setting, file or number forbids going on; the message says which.
     """
     agreement = Agreement()
+    agreement.first(partial(tell_running, run))
     record = agreement.first(lambda: corpus_record(corpus))
     for config in configs:
         if agreement.first(partial(is_finished, config, run)):
@@ -88,6 +92,7 @@ def train_stages(
         origins = fill(model, config, run)
         stage = Stage(config, folder, corpus, _provenance(config, run, record, origins))
         if not StageTraining(stage, model, ranks).run(stop, progress(config.stage)):
+            agreement.first(partial(tell_stopped, run))  # before any process ends: a launcher may then kill the rest
             return False
     return True
 
@@ -175,15 +180,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _provenance(config: RunConfig, run: Path, record: dict[str, Any], origins: dict[str, Any]) -> dict[str, Any]:
+    """Return what teachers of a stage say of themselves; its list of cases speaks for the stages before, too."""
     initial = origins.get("initial", {})
+    corpus = {key: value for key, value in record.items() if key != "cases"}
     return {
         "name": f"{run.resolve().name}-{config.stage}",
         "licence": initial.get("licence"),
         "licence_url": initial.get("licence_url"),
         "input_statistics": _input_statistics(config),
-        "derived_from": origins,
+        "derived_from": {network: without_cases(origin) for network, origin in origins.items()},
         "configuration": to_dict(config),
-        "corpus": record,
+        "corpus": corpus,
+        SEEN_CASES: merged(record["cases"], *map(listed_cases, origins.values())),
     }
 
 

@@ -115,6 +115,44 @@ def test_weights_derived_from_a_catalog_entry_have_seen_its_corpus():
     assert len(texts(pretrained, name="Dataset017_BTCV")) == 1
 
 
+def test_what_both_networks_of_a_pretraining_started_from_counts():
+    dinov3 = {"name": "a", "derived_from": {"name": "dinov3_vitb16_lvd1689m"}}
+    origins = {"initial": dinov3, "gram_teacher": {"name": "run-stage1", "derived_from": {"initial": CT_3M}}}
+    teacher = {"name": "run-stage2", "derived_from": {"name": "run-stage2", "derived_from": origins}}
+    assert catalog_entry(teacher) is CATALOG["meddinov3_vitb16_ct3m"]
+    assert catalog_entry({"name": "x", "derived_from": {"initial": dinov3}}) is CATALOG["dinov3_vitb16_lvd1689m"]
+    assert catalog_entry({"name": "x", "derived_from": {}}) is None
+
+
+def listing(cases, **origins):
+    """Weights of a pretraining that lists its cases."""
+    return replace(TRAINING, weights={"name": "w", "seen_cases": cases, "derived_from": origins})
+
+
+def test_evaluated_cases_in_a_listed_corpus_are_a_warning():
+    pretrained = row("B", training=listing({"LiTS": [f"c{i}" for i in range(6)], "KiTS": ["c1"]}))
+    (text,) = texts(row("A"), pretrained)
+    assert text.startswith(
+        "B__nnUNetPlans__2d: 6 of the 8 evaluated cases have the ids of cases in the corpus that its"
+    )
+    assert text.endswith(": c0 in LiTS, c1 in KiTS and LiTS, c2 in LiTS, c3 in LiTS, c4 in LiTS and 1 more.")
+    assert texts(row("A"), pretrained, warnings=False) == []
+
+
+def test_a_listed_corpus_without_the_evaluated_cases_is_a_remark():
+    pretrained = row("B", training=listing({"LiTS": ["c8"]}))
+    assert texts(pretrained, name="Dataset027_LiTS") == []
+    (text,) = texts(pretrained, name="Dataset027_LiTS", warnings=False)
+    assert "none of the 8 evaluated cases has the id of a case in the corpus" in text
+
+
+def test_a_list_does_not_speak_for_what_the_weights_were_made_from():
+    (warning,) = texts(row("B", training=listing({"a": []}, initial=CT_3M)), name="Dataset027_LiTS")
+    assert "pretrained on images of LiTS" in warning
+    notes = texts(row("B", training=listing({"a": []}, initial={"name": "mine"})), warnings=False)
+    assert any("nothing is known of the images of mine, which its weights (w) were made from" in note for note in notes)
+
+
 def test_weights_of_unknown_corpus_are_noted_and_random_ones_are_not():
     for name, expected in (("mine", "nothing is known"), ("dinov3_vitb16_lvd1689m", "no medical collection is named")):
         (note,) = texts(row("A", training=replace(TRAINING, weights={"name": name})), warnings=False)

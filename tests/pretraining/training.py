@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pretraining.config import RunConfig
 from pretraining.engine.distributed import Ranks
-from pretraining.engine.loop import StopRequest
 from pretraining.engine.stages import train_stages
+from pretraining.engine.stop import StopRequest
 from pretraining.engine.teachers import teacher_path
 from pretraining.recipes import recipe
 from pretraining.settings import parse_overrides

@@ -185,3 +185,19 @@ def test_what_a_checkpoint_keeps_of_a_corpus(data, tmp_path):
     assert str(tmp_path) not in json.dumps(record)
     with pytest.raises(DataError, match="no finished corpus"):
         corpus_record(tmp_path)
+
+
+def test_a_checkpoint_keeps_every_id_that_names_a_case_of_the_corpus(tmp_path):
+    """Merged copies count under their own source, ids of converted data sets too; what was left out does not."""
+    for name, seed in (("volume-2", 0), ("volume-12", 1), ("volume-3", 2), ("test-volume-4", 3)):
+        write_volume(phantom(seed, SHAPE), tmp_path / "LiTS" / f"{name}.nii")
+    write_volume(phantom(0, SHAPE), tmp_path / "BTCV" / "Training" / "img" / "img0007.nii.gz")
+    (tmp_path / "list.txt").write_text("lits_003\n")
+    folders = [SourceFolder(SOURCES[name], tmp_path / name) for name in ("LiTS", "BTCV")]
+    listed = read_exclusions(tmp_path / "list.txt", None, None)
+    curate(folders, tmp_path / "c", settings=StoreSettings(), exclusions=[listed])
+    assert merge(tmp_path / "c")["counts"]["duplicates"] == 1
+    assert corpus_record(tmp_path / "c")["cases"] == {
+        "BTCV": ["btcv_0007", "img0007"],
+        "LiTS": ["lits_002", "lits_012", "test-volume-4", "volume-12", "volume-2"],
+    }

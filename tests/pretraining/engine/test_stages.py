@@ -12,12 +12,14 @@ from safetensors import safe_open
 from nnunetv2_meddino.errors import ConfigurationError, WeightsError
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
+from nnunetv2_meddino.weights.seen import seen_cases, unlisted
 from pretraining.corpus.manifest import read_corpus
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
 from pretraining.engine.stages import fill, train_stages
 from pretraining.engine.teachers import teacher_path
 from pretraining.model.student_teacher import StudentTeacher
+from tests.pretraining.corpus.folders import curated, phantom, write_volume
 from tests.pretraining.golden import under
 from tests.pretraining.training import ALONE, STEPS, StopAfter, losses, small_config, small_corpus, teacher, train
 
@@ -95,9 +97,7 @@ def test_finished_stages_are_passed_over_and_the_rest_goes_on(corpus, run, tmp_p
 
 
 def test_stage_before_must_be_finished(corpus, run, tmp_path):
-    with pytest.raises(
-        ConfigurationError, match="the last teacher of stage1, which is not finished"
-    ):
+    with pytest.raises(ConfigurationError, match="the last teacher of stage1, which is not finished"):
         train(small_config("stage2"), corpus, tmp_path)
     with pytest.raises(ConfigurationError, match="there are those of steps 3, 6"):
         filled(small_config("stage2", "--gram-teacher.teacher", "previous:4"), run)
@@ -134,6 +134,29 @@ def test_teacher_says_what_it_is(run, corpus):
     assert header["configuration"]["stage"] == "stage3"
     assert header["input_statistics"]["mean"] == [65.1084213256836]
     assert header["derived_from"]["initial"]["derived_from"]["initial"]["configuration"]["stage"] == "stage1"
+
+
+def test_teacher_lists_the_cases_of_all_stages_once(tmp_path, run, corpus):
+    """Stage 2 goes on with another corpus from a teacher of stage 1 of ``run``; its Gram teacher is of that, too."""
+    write_volume(phantom(7), tmp_path / "raw" / "case_7.nii.gz")
+    curated(tmp_path / "other", ("two", tmp_path / "raw"))
+    first = str(teacher_path(run / "stage1", STEPS))
+    config = small_config("stage2", "--initial", first, "--gram-teacher.teacher", first, "--engine.steps", "3")
+    assert train(config, tmp_path / "other", tmp_path / "run")
+    found = find_teacher(tmp_path / "run")
+    with safe_open(found, "pt") as file:
+        text = file.metadata()["provenance"]
+    assert json.loads(text)["seen_cases"] == {"one": ["case_0", "case_1"], "two": ["case_7"]}
+    assert text.count("case_0") == 1
+    exported = tmp_path / "exported.safetensors"
+    export_teacher(found, exported, "timm")
+    provenance = read_weights(str(exported)).provenance
+    assert seen_cases(provenance, ["case_1", "case_7", "case_8"]) == {
+        "case_1": ("one",),
+        "case_7": ("two",),
+        "case_8": (),
+    }
+    assert unlisted(provenance) == ()
 
 
 @pytest.mark.parametrize("layout", ["meddino", "timm", "meddinov3"])

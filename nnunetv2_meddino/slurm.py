@@ -1,0 +1,62 @@
+"""Job scripts for Slurm, and their submission."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunetv2_meddino.errors import ConfigurationError
+
+
+def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str], commands: str) -> None:
+    """Write a job script under a temporary name and rename it.
+
+    Args:
+        path: of the script; its folder exists.
+        options: of ``sbatch``, one a line.
+        variables: of the environment, exported first.
+        commands: in bash, which stops at the first that fails.
+    """
+    header = "".join(f"#SBATCH {option}\n" for option in options)
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(f"#!/bin/bash\n{header}set -euo pipefail\n{exports}{commands}\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def job_path() -> str:
+    """Return ``PATH`` for a job that starts from a bare shell: the commands of this installation are on it."""
+    own, folders = str(Path(sys.executable).parent), os.get_exec_path()
+    return os.pathsep.join(folders if own in folders else [own, *folders])
+
+
+def sbatch_command(script: Path, arguments: Sequence[str] = ()) -> list[str]:
+    """Return the command that submits a script and prints the job's id."""
+    return ["sbatch", "--parsable", *arguments, str(script)]
+
+
+def run_sbatch(command: Sequence[str]) -> str:
+    """Run what ``sbatch_command`` returned; return the job's id.
+
+    Raises:
+        ConfigurationError: there is no ``sbatch``, or it refuses.
+    """
+    script = command[-1]
+    if shutil.which("sbatch") is None:
+        raise ConfigurationError(f"sbatch is not on PATH: {script} is written, but not submitted.")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    job = re.match(r"\d+", done.stdout.strip())
+    if done.returncode or job is None:
+        reason = (done.stderr or done.stdout).strip()
+        raise ConfigurationError(f"sbatch refused {script} (status {done.returncode}): {reason}")
+    return job[0]

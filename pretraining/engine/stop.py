@@ -1,0 +1,60 @@
+"""Being asked to stop, and telling the launcher that the state is saved.
+
+A run is stopped by SIGTERM or SIGUSR1 to any of its processes, or by the file ``RUN/stop``. The file is the way through
+``torchrun``, which dies of SIGUSR1 and kills its processes 30 s after SIGTERM. A run that stopped leaves
+``RUN/stopped`` until it goes on: ``torchrun`` ends with 1 whatever its processes end with, so that the exit code does
+not tell a stop from an error.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+STOP = "stop"
+STOPPED = "stopped"
+
+
+class StopRequest:
+    """Whether the process was asked to stop; SIGTERM and SIGUSR1 are such requests, as Slurm sends before it kills.
+
+    Args:
+        file: asks by being there; None leaves the signals.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.received: str | None = None
+        self.file = file
+
+    def look(self) -> None:
+        """Look for the file."""
+        if self.received is None and self.file is not None and self.file.exists():
+            self.received = str(self.file)
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take signals as requests meanwhile."""
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            self.received = signal.Signals(number).name
+
+        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield self
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+
+def tell_running(run: Path) -> None:
+    """Take back that a run stopped; a request that came before the training did is kept."""
+    (run / STOPPED).unlink(missing_ok=True)
+
+
+def tell_stopped(run: Path) -> None:
+    """Say that a run stopped and saved its state; the request is met."""
+    (run / STOPPED).write_text("Stopped on request; the state is saved, and the same command goes on.\n")
+    (run / STOP).unlink(missing_ok=True)
