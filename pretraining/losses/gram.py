@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.losses.config import GramConfig
@@ -17,8 +18,8 @@ from pretraining.losses.rows import rows_at_once
 def gram_loss(student: Tensor, teacher: Tensor, config: GramConfig, masks: Tensor | None = None) -> Tensor:
     """Return the mean squared difference between the similarity matrices of the student's and the teacher's patches.
 
-    In float32. Similarities of a few images at a time are computed, and again in the backward pass: at 768 pixels one
-    image has 2304 x 2304 of them.
+    In float32, a few images at a time: at 768 pixels one image has 2304 x 2304 similarities. The gradient is worked out
+    in the forward pass, so that none of them is kept and none computed twice; backward can run only once.
 
     Args:
         student: ``(N, P, D)`` patches of the global crops, masked ones among them.
@@ -42,14 +43,8 @@ def gram_loss(student: Tensor, teacher: Tensor, config: GramConfig, masks: Tenso
         if config.level == "batch":
             chosen = _chosen(config, masks)
             student, teacher = (x.flatten(0, 1)[chosen][None] for x in (student, teacher))
-        patches = student.shape[1]
-        images = rows_at_once(patches**2, student.device)
-        error = student.new_zeros(())
-        for some, theirs in zip(student.split(images), teacher.split(images), strict=True):
-            error = error + checkpoint(
-                _squared_error, some, theirs, config.negatives, use_reentrant=False, preserve_rng_state=False
-            )
-        return error / max(1, len(student) * patches**2)
+        error: Tensor = _SquaredError.apply(student, teacher, config.negatives)
+        return error / max(1, len(student) * student.shape[1] ** 2)
 
 
 def resize_patches(patches: Tensor, count: int) -> Tensor:
@@ -78,11 +73,31 @@ def _chosen(config: GramConfig, masks: Tensor | None) -> Tensor | slice:
     return (masks if config.tokens == "masked" else ~masks).flatten()
 
 
-def _squared_error(student: Tensor, teacher: Tensor, negatives: str) -> Tensor:
-    """Return the summed squared difference of similarities, from patches ``(n, P, D)``."""
-    ours, theirs = student @ student.mT, teacher @ teacher.mT
-    if negatives == "remove":
-        ours = ours.clamp_min(0)
-    if negatives != "keep":
-        theirs = theirs.clamp_min(0)
-    return F.mse_loss(ours, theirs, reduction="sum")
+class _SquaredError(torch.autograd.Function):
+    """Summed squared difference of similarities, from patches ``(N, P, D)``.
+
+    Of ``|S S' - T T'|^2`` the gradient of S is ``4 (S S' - T T') S``, since similarities are symmetric.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, negatives: str) -> Tensor:
+        images = rows_at_once(student.shape[1] ** 2, student.device)
+        error, gradient = student.new_zeros(()), torch.empty_like(student)
+        for some, other, out in zip(*(x.split(images) for x in (student, teacher, gradient)), strict=True):
+            ours, theirs = some @ some.mT, other @ other.mT
+            if negatives != "keep":
+                theirs.clamp_min_(0)
+            seen = ours >= 0 if negatives == "remove" else None
+            if seen is not None:
+                ours.clamp_min_(0)
+            difference = ours.sub_(theirs)
+            error += difference.square().sum()
+            torch.bmm(difference if seen is None else difference.mul_(seen), some, out=out)
+        ctx.save_for_backward(gradient)
+        return error
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (4 * incoming), None, None

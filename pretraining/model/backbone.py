@@ -55,7 +55,8 @@ class SubsetBlock(EvaBlock):
 
 
 def _add_residual(x: Tensor, rows: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-    return x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=len(x) / len(rows))
+    part = x.index_select(0, rows)  # its gradient is added up row by row; that of x[rows] sorts the rows on a GPU
+    return x.index_add(0, rows, branch(part).to(x.dtype), alpha=len(x) / len(rows))
 
 
 class PretrainingViT(VisionTransformer):

@@ -67,7 +67,7 @@ class Network(nn.Module):
         seen = self.backbone(global_crops, masks, generator=generator)
         local = self.backbone(local_crops, generator=generator, local=True)
         dino = self.dino_head(torch.cat([seen.cls, local.cls]))
-        ibot = self.ibot_head(seen.patches.flatten(0, 1)[indices])
+        ibot = self.ibot_head(seen.patches.flatten(0, 1).index_select(0, indices))
         count = len(seen.cls)
         return StudentOutputs(seen.cls, seen.patches, dino[:count], dino[count:], ibot)
 
