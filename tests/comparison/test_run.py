@@ -78,11 +78,11 @@ code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60
 run_steps([Step("long", "long", ({PYTHON!r}, "-c", code))], Path("."), Console())
 """
     running = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (pid_file := tmp_path / "pid").exists() or not pid_file.read_text():
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in running.communicate(timeout=60)[1]
+    assert "KeyboardInterrupt" in running.communicate(timeout=180)[1]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
