@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from pretraining.corpus.loader import slice_loader
 from pretraining.corpus.slices import SliceDataset, Slices
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine.checkpoint import Checkpoints
-from pretraining.engine.distributed import Ranks, parallelise, true_everywhere
+from pretraining.engine.distributed import Ranks, parallelise
 from pretraining.engine.flops import step_flops
 from pretraining.engine.monitor import Monitor
 from pretraining.engine.step import PRECISIONS, StepResult, TrainingStep
@@ -31,10 +32,12 @@ from pretraining.engine.teachers import save_teacher, teacher_path
 from pretraining.model.backbone import SubsetBlock
 from pretraining.model.student_teacher import StudentTeacher
 from pretraining.optim import build_optimizer, copy_parameters
-from pretraining.views import ViewConfig, make_views
+from pretraining.views import ViewConfig, Views, make_views
 from pretraining.views.resolutions import resolution_sequence
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Told (finished steps, steps in all, what was logged) after every step."""
@@ -95,7 +98,7 @@ class StageTraining:
         seed = config.data.resolution_seed
         self.resolutions = None if shares is None else resolution_sequence(shares, config.engine.steps, seed)
         self.flops = [self._flops(views) for views in self.views]
-        self.checkpoints = Checkpoints(stage.folder / "checkpoints", keep_last=config.engine.keep_checkpoints)
+        self.checkpoints = Checkpoints(stage.folder / CHECKPOINTS, keep_last=config.engine.keep_checkpoints)
 
     def run(self, stop: StopRequest, progress: Progress) -> bool:
         """Train to the end, or until asked to stop; goes on from the newest checkpoint.
@@ -127,9 +130,7 @@ class StageTraining:
                 progress(done, self.config.engine.steps, monitor.step_done(step, result, values, self.model))
                 if bad >= self.config.engine.max_bad_steps:
                     raise TrainingError(self._diagnosis(step, slices, result, dataset))
-                if self.ranks.first:
-                    stop.look()
-                stopping = not true_everywhere(torch.tensor(stop.received is None))
+                stopping = stop.agreed(self.ranks.first)
                 with monitor.throughput.paused():
                     self._save(done, stopping, {"monitor": monitor.state_dict(), "bad_steps": bad})
                 if stopping and done < self.config.engine.steps:
@@ -160,9 +161,12 @@ class StageTraining:
     def _train(self, step: int, slices: Slices, config: ViewConfig, measure: bool) -> StepResult:
         size, seed = self.config.data.micro_batch_size, self.config.data.seed
         parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.micro_batches)]
-        views = [make_views(part.to(self.ranks.device), config, seed=seed, step=step) for part in parts]
+        views = _MicroBatches([partial(self._views, part, config, step) for part in parts])
         generators = [torch_generator(seed, Stream.MODEL, step, int(part.places[0])) for part in parts]
         return self.step(views, self.schedules.at(step), generators, measure=measure)
+
+    def _views(self, part: Slices, config: ViewConfig, step: int) -> Views:
+        return make_views(part.to(self.ranks.device), config, seed=self.config.data.seed, step=step)
 
     def _save(self, done: int, stopping: bool, state: dict[str, Any]) -> None:
         engine, last = self.config.engine, done == self.config.engine.steps
@@ -225,6 +229,24 @@ class StageTraining:
             "at metrics.jsonl for the first sign; a lower learning rate (--optim.lr) or --engine.precision float32 "
             "tells an unstable training from a fault in the data."
         )
+
+
+class _MicroBatches(Sequence[Views]):
+    """Views that are made when they are asked for, and kept if there is one micro-batch.
+
+    Those of a large batch at a high resolution would take as much memory as the networks; making them twice costs a
+    few percent.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Views]]) -> None:
+        kept = makers[0]() if len(makers) == 1 else None
+        self._makers = makers if kept is None else [lambda: kept]
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._makers[number]()
 
 
 def _part(slices: Slices, start: int, stop: int) -> Slices:

@@ -3,6 +3,7 @@
 A run is a folder with a folder for each stage:
 
     RUN/stage1/config.yaml        the resolved configuration
+    RUN/stage1/origins.json       provenance of what it started from
     RUN/stage1/metrics.jsonl      what happened
     RUN/stage1/checkpoints/       states to go on from
     RUN/stage1/teachers/          EMA teachers as safetensors: for the next stage, and for the plugin
@@ -21,14 +22,15 @@ from typing import Any
 
 import torch
 
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.seen import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
 from pretraining.corpus.exclusions import corpus_record
 from pretraining.engine.agreement import Agreement
 from pretraining.engine.distributed import Ranks
-from pretraining.engine.loop import Progress, Stage, StageTraining
+from pretraining.engine.loop import CHECKPOINTS, Progress, Stage, StageTraining
 from pretraining.engine.stop import StopRequest, tell_running, tell_stopped
 from pretraining.engine.teachers import load_backbone, load_gram_teacher, load_teacher, teacher_path, teacher_steps
 from pretraining.model.config import RANDOM_WEIGHTS
@@ -38,6 +40,7 @@ from pretraining.settings import load_yaml, save_yaml, to_dict
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+ORIGINS = "origins.json"
 INITIAL = "initial"
 NONE = "none"
 FREE = (
@@ -81,20 +84,33 @@ def train_stages(
     agreement = Agreement()
     agreement.first(partial(tell_running, run))
     record = agreement.first(lambda: corpus_record(corpus))
+    trained = False
     for config in configs:
         if agreement.first(partial(is_finished, config, run)):
             logger.info("%s is finished", config.stage)
             continue
+        if trained and stop.agreed(ranks.first):
+            agreement.first(partial(tell_stopped, run))
+            return False
         folder = run / config.stage
         agreement.first(partial(_claim, config, folder, record))
         torch.manual_seed(config.data.seed)
         model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
-        origins = fill(model, config, run)
+        if agreement.first(partial(_goes_on, folder)):  # from a checkpoint, which holds all weights
+            origins = agreement.first(partial(read_json, folder / ORIGINS, DataError))
+        else:
+            origins = fill(model, config, run)
+            agreement.first(partial(write_json, origins, folder / ORIGINS))
         stage = Stage(config, folder, corpus, _provenance(config, run, record, origins))
         if not StageTraining(stage, model, ranks).run(stop, progress(config.stage)):
             agreement.first(partial(tell_stopped, run))  # before any process ends: a launcher may then kill the rest
             return False
+        trained = True
     return True
+
+
+def _goes_on(folder: Path) -> bool:
+    return (folder / ORIGINS).is_file() and any((folder / CHECKPOINTS).glob("step_*"))
 
 
 def fill(model: StudentTeacher, config: RunConfig, run: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class TrainingStep:
         """Run one step.
 
         Args:
-            batches: micro-batches of this process.
+            batches: micro-batches of this process; each is asked for twice, and may be made anew each time.
             values: what the schedules say.
             generators: for each micro-batch the source of what is random in the student.
             measure: look for a collapse.
@@ -146,7 +146,7 @@ class TrainingStep:
         the narrow vectors before the last layer are, and the logits computed again where they are needed.
         """
         teacher = self.model.teacher
-        with self._autocast(batches[0].global_crops.device.type):
+        with self._autocast(next(teacher.parameters()).device.type):
             taught = [teacher.teach(views.global_crops, views.masks.indices) for views in batches]
         dino = [self._scores(teacher.dino_head, outputs.dino, keep=len(batches) == 1) for outputs in taught]
         ibot = [self._scores(teacher.ibot_head, outputs.ibot, keep=len(batches) == 1) for outputs in taught]

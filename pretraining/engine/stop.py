@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+
+from pretraining.engine.distributed import true_everywhere
+
 STOP = "stop"
 STOPPED = "stopped"
 
@@ -33,6 +37,16 @@ class StopRequest:
         """Look for the file."""
         if self.received is None and self.file is not None and self.file.exists():
             self.received = str(self.file)
+
+    def agreed(self, first: bool) -> bool:
+        """Tell whether any process was asked; all call this, and all get the same answer.
+
+        Args:
+            first: whether this process looks for the file.
+        """
+        if first:
+            self.look()
+        return not true_everywhere(torch.tensor(self.received is None))
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,26 @@ def test_teachers_are_found_by_run_stage_and_step(run, tmp_path):
         find_teacher(run, 4)
     with pytest.raises(WeightsError, match="none at all"):
         find_teacher(tmp_path)
+
+
+def test_stage_that_goes_on_needs_nothing_it_started_from(corpus, run, tmp_path):
+    shutil.copytree(run / "stage1", tmp_path / "stage1")
+    assert not train(small_config("stage2"), corpus, tmp_path, stop_after=2)
+    shutil.rmtree(tmp_path / "stage1")
+    assert train(small_config("stage2"), corpus, tmp_path)
+    assert losses(tmp_path / "stage2") == losses(run / "stage2")
+    headers = []
+    for folder in (run, tmp_path):
+        with safe_open(teacher_path(folder / "stage2", STEPS), "pt") as file:
+            headers.append(json.loads(file.metadata()["provenance"]))
+    origins = [header["derived_from"]["initial"]["configuration"] for header in headers]
+    assert origins[0] == origins[1]
+
+
+def test_request_to_stop_in_the_last_step_begins_no_other_stage(corpus, tmp_path):
+    stop = StopAfter(STEPS)
+    configs = [small_config(stage) for stage in STAGES[:2]]
+    assert not train_stages(configs, corpus, tmp_path, ALONE, stop=stop, progress=stop.progress)
+    assert teacher_path(tmp_path / "stage1", STEPS).is_file()
+    assert not (tmp_path / "stage2").exists()
+    assert (tmp_path / "stopped").is_file()
