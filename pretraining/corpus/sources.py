@@ -190,7 +190,10 @@ def find_cases(source: Source, folder: Path) -> list[tuple[str, Candidate]]:
         raise DataError(f"{folder} is no folder. Give the folder into which {source.name} was unpacked.")
     found = []
     for candidate in find_candidates(folder):
-        case = source.case_of(candidate.path.relative_to(folder).as_posix())
+        relative = candidate.path.relative_to(folder).as_posix()
+        case = source.case_of(relative)
+        if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash behind it
+            case = source.case_of(f"{relative}/")
         if case is not None:
             found.append((case, candidate))
     counts = Counter(case for case, _ in found)

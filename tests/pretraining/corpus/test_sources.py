@@ -70,9 +70,10 @@ def test_cases_are_found_in_order(tmp_path: Path) -> None:
         find_cases(SOURCES["AMOS22"], tmp_path / "nowhere")
 
 
-def test_series_of_one_patient_have_names_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["(/|$)", "/", ""])
+def test_series_of_one_patient_have_names_of_their_own(tmp_path: Path, end: str) -> None:
     source = Source(**{key: "" for key in ("title", "homepage", "licence", "licence_url", "how")}, name="own",
-                    images=(r"/(?P<case>patient\d+)(/|$)",))  # fmt: skip
+                    images=(rf"/(?P<case>patient\d+){end}",))  # fmt: skip
     for folder in ("patient1/plain", "patient1/contrast", "patient2"):
         write_dicom(tmp_path / folder, PLAIN[:2])
     names = [case for case, _ in find_cases(source, tmp_path)]
