@@ -70,8 +70,10 @@ def test_a_missing_command_is_told_before_anything_runs(tmp_path):
 
 def test_an_interrupt_ends_the_running_command(tmp_path):
     script = f"""
+import signal
 from pathlib import Path
 from rich.console import Console
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are born with Ctrl-C ignored
 from nnunetv2_meddino.comparison.run import run_steps
 from nnunetv2_meddino.comparison.steps import Step
 code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"

@@ -71,8 +71,20 @@ class StopAfter(StopRequest):
 
 def train(config: RunConfig, corpus: Path, run: Path, *, stop_after: int | None = None, ranks: Ranks = ALONE) -> bool:
     """Train a stage in this process."""
+    return train_all([config], corpus, run, stop_after=stop_after, ranks=ranks)
+
+
+def train_all(
+    configs: list[RunConfig], corpus: Path, run: Path, *, stop_after: int | None = None, ranks: Ranks = ALONE
+) -> bool:
+    """Train stages in this process, on one thread as processes of ``torchrun``: Adam makes much of other rounding."""
     stop = StopAfter(stop_after)
-    return train_stages([config], corpus, run, ranks, stop=stop, progress=stop.progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train_stages(configs, corpus, run, ranks, stop=stop, progress=stop.progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def metrics(stage_folder: Path) -> list[dict[str, Any]]:

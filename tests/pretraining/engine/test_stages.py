@@ -17,12 +17,12 @@ from nnunetv2_meddino.weights.seen import seen_cases, unlisted
 from pretraining.corpus.manifest import read_corpus
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
-from pretraining.engine.stages import fill, train_stages
+from pretraining.engine.stages import fill
 from pretraining.engine.teachers import teacher_path
 from pretraining.model.student_teacher import StudentTeacher
 from tests.pretraining.corpus.folders import curated, phantom, write_volume
 from tests.pretraining.golden import under
-from tests.pretraining.training import ALONE, STEPS, StopAfter, losses, small_config, small_corpus, teacher, train
+from tests.pretraining.training import STEPS, losses, small_config, small_corpus, teacher, train, train_all
 
 STAGES = ("stage1", "stage2", "stage3")
 
@@ -36,9 +36,8 @@ def corpus(tmp_path_factory):
 def run(corpus, tmp_path_factory):
     """All three stages."""
     folder = tmp_path_factory.mktemp("run")
-    stop = StopAfter(None)
     configs = [small_config(stage) for stage in STAGES]
-    assert train_stages(configs, corpus, folder, ALONE, stop=stop, progress=stop.progress)
+    assert train_all(configs, corpus, folder)
     return folder
 
 
@@ -89,10 +88,8 @@ def test_finished_stages_are_passed_over_and_the_rest_goes_on(corpus, run, tmp_p
         StageTraining, "_train", lambda self, *a: ran.append((self.config.stage, a[0])) or train_step(self, *a)
     )
     configs = [small_config(stage) for stage in STAGES]
-    stop = StopAfter(4)
-    assert not train_stages(configs, corpus, tmp_path, ALONE, stop=stop, progress=stop.progress)
-    stop = StopAfter(None)
-    assert train_stages(configs, corpus, tmp_path, ALONE, stop=stop, progress=stop.progress)
+    assert not train_all(configs, corpus, tmp_path, stop_after=4)
+    assert train_all(configs, corpus, tmp_path)
     assert ran == [("stage2", step) for step in range(STEPS)] + [("stage3", step) for step in range(STEPS)]
     assert losses(tmp_path / "stage3") == losses(run / "stage3")
 
@@ -214,9 +211,8 @@ def test_stage_that_goes_on_needs_nothing_it_started_from(corpus, run, tmp_path)
 
 
 def test_request_to_stop_in_the_last_step_begins_no_other_stage(corpus, tmp_path):
-    stop = StopAfter(STEPS)
     configs = [small_config(stage) for stage in STAGES[:2]]
-    assert not train_stages(configs, corpus, tmp_path, ALONE, stop=stop, progress=stop.progress)
+    assert not train_all(configs, corpus, tmp_path, stop_after=STEPS)
     assert teacher_path(tmp_path / "stage1", STEPS).is_file()
     assert not (tmp_path / "stage2").exists()
     assert (tmp_path / "stopped").is_file()
