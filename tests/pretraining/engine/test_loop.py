@@ -11,6 +11,7 @@ from nnunetv2_meddino.errors import ConfigurationError, TrainingError
 from pretraining.config import GramTeacherConfig
 from pretraining.engine import loop
 from pretraining.engine.loop import StageTraining
+from tests.pretraining.engine.labelled import write_balls
 from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, with_engine
 
 
@@ -183,3 +184,14 @@ def test_gram_teacher_becomes_the_teacher_of_that_step(corpus, straight, tmp_pat
     after = teacher(tmp_path, "stage2", 3)
     assert all(torch.equal(tensor, after[f"backbone.{name}"]) for name, tensor in gram.items())
     assert [line["step"] for line in metrics(tmp_path / "stage2") if line.get("event") == "gram_teacher"] == [2]
+
+
+def test_linear_probe_is_part_of_the_metrics(corpus, tmp_path):
+    data = write_balls(tmp_path / "Dataset001_Blobs")
+    settings = ("--monitor.probe-dataset", str(data), "--monitor.probe-every", "3", "--monitor.probe-slices", "4")
+    assert train(small_config("stage1", *settings), corpus, tmp_path / "run")
+    probed = {
+        line["step"] + 1: line["probe/dice"] for line in metrics(tmp_path / "run" / "stage1") if "probe/dice" in line
+    }
+    assert probed.keys() == {3, STEPS}
+    assert all(0 <= dice <= 1 for dice in probed.values())
