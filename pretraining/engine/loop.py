@@ -129,6 +129,7 @@ class StageTraining:
                     monitor.log.event(step, "gram_teacher", "The Gram teacher is now the EMA teacher of this step.")
                 progress(done, self.config.engine.steps, monitor.step_done(step, result, values, self.model))
                 if bad >= self.config.engine.max_bad_steps:
+                    self.checkpoints.wait()  # one that is still being written must not appear in a run that goes on
                     raise TrainingError(self._diagnosis(step, slices, result, dataset))
                 stopping = stop.agreed(self.ranks.first)
                 with monitor.throughput.paused():
