@@ -31,7 +31,7 @@ from pretraining.engine.stop import StopRequest
 from pretraining.engine.teachers import save_teacher, teacher_path
 from pretraining.model.backbone import SubsetBlock
 from pretraining.model.student_teacher import StudentTeacher
-from pretraining.optim import build_optimizer, copy_parameters
+from pretraining.optim import StepValues, build_optimizer, copy_parameters
 from pretraining.views import ViewConfig, Views, make_views
 from pretraining.views.resolutions import resolution_sequence
 
@@ -120,7 +120,7 @@ class StageTraining:
             for step, slices in self._batches(dataset, start):
                 values = self.schedules.at(step)
                 index = 0 if self.resolutions is None else int(self.resolutions[step])
-                result = self._train(step, slices, self.views[index], monitor.measures(step))
+                result = self._train(step, slices, self.views[index], values, monitor.measures(step))
                 monitor.throughput.step(self.config.data.batch_size, self.flops[index])
                 bad = 0 if result.applied else bad + 1
                 done = step + 1
@@ -159,12 +159,12 @@ class StageTraining:
                 if step + 1 == total:
                     return
 
-    def _train(self, step: int, slices: Slices, config: ViewConfig, measure: bool) -> StepResult:
+    def _train(self, step: int, slices: Slices, config: ViewConfig, values: StepValues, measure: bool) -> StepResult:
         size, seed = self.config.data.micro_batch_size, self.config.data.seed
         parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.micro_batches)]
         views = _MicroBatches([partial(self._views, part, config, step) for part in parts])
         generators = [torch_generator(seed, Stream.MODEL, step, int(part.places[0])) for part in parts]
-        return self.step(views, self.schedules.at(step), generators, measure=measure)
+        return self.step(views, values, generators, measure=measure)
 
     def _views(self, part: Slices, config: ViewConfig, step: int) -> Views:
         return make_views(part.to(self.ranks.device), config, seed=self.config.data.seed, step=step)

@@ -10,7 +10,7 @@ from torch.distributed.tensor import init_device_mesh
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.optim import copy_parameters, update_ema
-from tests.pretraining.optim.processes import run_processes
+from tests.pretraining.processes import in_processes
 
 MOMENTUM = 0.97
 
@@ -80,7 +80,7 @@ def sharded(seed: int, mesh):
     return fully_shard(module, mesh=mesh)
 
 
-def average_of_shards(rank: int):
+def average_of_shards():
     mesh = init_device_mesh("cpu", (2,))
     teacher, student, copied = (sharded(seed, mesh) for seed in (0, 1, 2))
     copy_parameters(teacher, copied)
@@ -96,7 +96,7 @@ def average_of_shards(rank: int):
 
 def test_shards_equal_the_whole(tmp_path):
     expected = average(network(0), network(1))
-    for averaged, copied in run_processes(average_of_shards, tmp_path):
+    for averaged, copied in in_processes(2, tmp_path, average_of_shards):
         for found, value in zip(averaged, expected, strict=True):
             torch.testing.assert_close(found.double(), value, rtol=0, atol=1e-6)
         assert all(torch.equal(c, p) for c, p in zip(copied, network(0).parameters(), strict=True))

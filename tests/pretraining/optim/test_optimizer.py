@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 
 from pretraining.optim import OptimConfig, StepValues, build_optimizer, clip_gradients, set_step
 from pretraining.optim.param_groups import parameters_by_module
-from tests.pretraining.optim.processes import run_processes
 from tests.pretraining.optim.students import student
+from tests.pretraining.processes import in_processes
 
 CPU = torch.device("cpu")
 PARTS = ("backbone", "dino_head", "ibot_head")
@@ -136,7 +137,7 @@ def test_parameters_without_gradient_do_not_count():
     assert found["backbone"].item() == pytest.approx(norms["backbone"], rel=1e-6)
 
 
-def step_of_shards(rank: int):
+def step_of_shards():
     """Norms, and parameters after a step, of a sharded student whose gradients are those of ``with_gradients``."""
     module, _ = with_gradients()
     gradients = [p.grad for p in module.parameters()]
@@ -146,6 +147,7 @@ def step_of_shards(rank: int):
         fully_shard(part, mesh=mesh)
     for parameter, gradient in zip(module.parameters(), gradients, strict=True):
         assert isinstance(parameter, DTensor)
+        rank = dist.get_rank()
         rows = gradient.chunk(2)  # as FSDP2 does; a class token has rows for one process only
         local = rows[rank] if rank < len(rows) else gradient[:0]
         parameter.grad = DTensor.from_local(
@@ -163,7 +165,7 @@ def step_of_shards(rank: int):
 
 
 def test_two_processes_with_shards_equal_one(tmp_path):
-    results = run_processes(step_of_shards, tmp_path)
+    results = in_processes(2, tmp_path, step_of_shards)
     module, norms = with_gradients()
     clip_gradients(module, 1.0)
     optimizer = build_optimizer(module, OptimConfig(), CPU)
