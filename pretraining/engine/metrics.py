@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.store import write_whole
 from pretraining.engine.mirrors import Mirror, TensorBoard, WandB
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _drop_from(path: Path, start_step: int) -> None:
             kept.append(line + b"\n")
     if dropped := len(lines) - len(kept):
         logger.info("%s: %d lines from step %d on are dropped; training goes on from there.", path, dropped, start_step)
-    _replace(path, b"".join(kept))
+    write_whole(path, b"".join(kept))
 
 
 def _step_of(line: bytes) -> int | None:
@@ -143,15 +144,3 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
