@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from nnunetv2_meddino.errors import ConfigurationError, TrainingError
 from pretraining.config import GramTeacherConfig
-from pretraining.engine import loop
+from pretraining.engine import loop, step
 from pretraining.engine.loop import StageTraining
 from tests.pretraining.engine.labelled import write_balls
 from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, with_engine
+
+MICRO_BATCHES = 2
+"""Of a step of ``small_config()``."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,18 @@ def test_other_seed_other_losses(corpus, straight, tmp_path):
     assert losses(tmp_path / "stage1") != losses(straight / "stage1")
 
 
+def test_every_micro_batch_of_every_step_draws_its_own_random_numbers(corpus, tmp_path, monkeypatch):
+    seeds, call = [], step.TrainingStep.__call__
+
+    def watching(self, batches, values, generators, **settings):
+        seeds.extend(generator.initial_seed() for generator in generators)
+        return call(self, batches, values, generators, **settings)
+
+    monkeypatch.setattr(step.TrainingStep, "__call__", watching)
+    train(small_config(), corpus, tmp_path)
+    assert len(seeds) == len(set(seeds)) == STEPS * MICRO_BATCHES
+
+
 def test_checkpointed_activations_change_nothing(corpus, straight, tmp_path):
     assert train(with_engine(small_config(), checkpoint_activations=True), corpus, tmp_path)
     assert losses(tmp_path / "stage1") == losses(straight / "stage1")
@@ -89,7 +106,29 @@ def spoiled(monkeypatch, steps):
     monkeypatch.setattr(loop, "make_views", make_views)
 
 
-def test_step_with_nan_is_skipped_and_logged(corpus, tmp_path, monkeypatch):
+def not_finite(monkeypatch, steps, *, loss):
+    """Make the loss of some steps infinite, with gradients that are not, or the other way round."""
+    compute, calls = step.objective, []
+
+    def objective(*arguments, **settings):
+        losses, number = compute(*arguments, **settings), len(calls) // MICRO_BATCHES
+        calls.append(number)
+        if number not in steps:
+            return losses
+        if loss:
+            return replace(losses, total=losses.total + torch.inf)
+        losses.total.register_hook(lambda gradient: gradient * torch.inf)
+        return losses
+
+    monkeypatch.setattr(step, "objective", objective)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [spoiled, partial(not_finite, loss=True), partial(not_finite, loss=False)],
+    ids=["image", "loss", "gradient"],
+)
+def test_step_that_is_not_finite_is_skipped_and_logged(corpus, tmp_path, monkeypatch, spoil):
     seen = []
     train_step = StageTraining._train
 
@@ -100,7 +139,7 @@ def test_step_with_nan_is_skipped_and_logged(corpus, tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(StageTraining, "_train", watching)
-    spoiled(monkeypatch, {1, 2, 4})
+    spoil(monkeypatch, {1, 2, 4})
     assert train(small_config("stage1", "--optim.lr.start", "1e-3"), corpus, tmp_path)
     assert seen == [False, True, True, False, True, False]
     lines = metrics(tmp_path / "stage1")
