@@ -51,7 +51,8 @@ def balanced_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None =
     """
     labels = target[:, 0].long()
     kept = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask[:, 0]
-    counts = _over_ranks(torch.bincount(labels[kept], minlength=logits.shape[1]).float())
+    # bincount would let the CPU wait for the GPU, to learn the largest label
+    counts = _over_ranks(torch.stack([((labels == k) & kept).sum() for k in range(logits.shape[1])]).float())
     present = counts > 0
     weights = torch.where(present, 1 / (counts.clamp(min=1) * present.sum().clamp(min=1)), 0)
     losses = F.cross_entropy(logits.float(), labels, weights, reduction="none")

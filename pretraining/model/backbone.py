@@ -123,7 +123,7 @@ class PretrainingViT(VisionTransformer):
             return [self.rotation(grid, device)] * depth
         exponents = 2 * torch.rand(depth, generator=generator) - 1
         scales = torch.exp(exponents * math.log(self.rope_rescale))
-        return list(self.rotation(grid, device, scales.to(device, non_blocking=True)))
+        return list(self.rotation(grid, device, scales))
 
     def _kept_rows(self, batch: int, device: torch.device, generator: Generator | None) -> list[Tensor] | list[None]:
         """Draw for each block and branch the samples that are computed: at least one, as in the reference."""

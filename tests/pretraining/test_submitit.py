@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import submitit
@@ -164,6 +165,9 @@ def test_signals_to_the_task_do_not_reach_the_launcher(slurm, monkeypatch, tmp_p
     assert int((tmp_path / "run" / "group").read_text()) != os.getpgrp()
 
 
-def test_signal_before_the_training_has_begun_goes_on(tmp_path):
-    answer = TrainingJob(tmp_path, 2, ["stage1"]).checkpoint()
-    assert (answer.function.run, answer.function.processes, answer.function.arguments) == (tmp_path, 2, ["stage1"])
+def test_signal_before_the_training_has_begun_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    job = TrainingJob(Path(tmp_path.name), 2, ["stage1"])
+    monkeypatch.chdir("/")
+    again = job.checkpoint().function
+    assert (again.run, again.processes, again.arguments) == (tmp_path, 2, ["stage1"])

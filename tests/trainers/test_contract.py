@@ -15,6 +15,7 @@ from nnunetv2_meddino.environment import ext_trainer_value
 from nnunetv2_meddino.trainers import TRAINERS, find_trainer
 from nnunetv2_meddino.trainers.plugin_trainer import PluginTrainer
 from tests.nnunet import make_trainer
+from tests.pretended_cuda import PretendedCuda, pretended_backward, to_cuda
 
 OURS = [name for name in TRAINERS if issubclass(find_trainer(name), PluginTrainer)]
 
@@ -45,6 +46,22 @@ def start(trainer) -> None:
 
 def test_all_but_the_stock_row_are_ours():
     assert set(TRAINERS) - set(OURS) == {"nnUNetTrainer_demo"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_network_and_loss_stay_on_their_device_and_do_not_wait_for_it(nnunet_home, name):
+    trainer = make_trainer(nnunet_home, name, patch_size=[40, 56], batch_size=3)
+    start(trainer)
+    given = batch(trainer)
+    with PretendedCuda():
+        network = to_cuda(trainer.network)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = trainer.loss(network(given["data"].to("cuda")), given["target"].to("cuda"))
+        with pretended_backward(network):
+            loss.backward()
+        logits = network.eval()(given["data"].to("cuda"))
+    assert logits.device.type == "cuda"
+    assert logits.shape == (3, 3, 40, 56)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -94,6 +94,21 @@ def test_finished_stages_are_passed_over_and_the_rest_goes_on(corpus, run, tmp_p
     assert losses(tmp_path / "stage3") == losses(run / "stage3")
 
 
+def test_stage_killed_before_its_first_checkpoint_begins_anew(corpus, run, tmp_path, monkeypatch):
+    (tmp_path / "stage1").symlink_to(run / "stage1")
+
+    def killed(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StageTraining, "_train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config("stage2"), corpus, tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "stage2" / "origins.json").is_file()
+    assert train(small_config("stage2"), corpus, tmp_path)
+    assert losses(tmp_path / "stage2") == losses(run / "stage2")
+
+
 def test_stage_before_must_be_finished(corpus, run, tmp_path):
     with pytest.raises(ConfigurationError, match="the last teacher of stage1, which is not finished"):
         train(small_config("stage2"), corpus, tmp_path)
