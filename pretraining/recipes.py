@@ -117,7 +117,7 @@ def single_gpu(stage: str) -> RunConfig:
     return replace(
         config,
         optim=replace(config.optim, lr=config.optim.lr.scaled(0.5)),
-        data=replace(config.data, batch_size=128, micro_batch_size=4 if high else 16),
+        data=replace(config.data, batch_size=128, micro_batch_size=8 if high else 32),
         engine=replace(config.engine, checkpoint_activations=high),
     )
 
