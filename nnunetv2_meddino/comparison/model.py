@@ -18,6 +18,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_meddino.comparison.folders import Method
@@ -116,6 +117,7 @@ def _count(
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),  # as two products: torch 2.10 does not count the fused kernel of the CPU
     ):
         network(torch.empty(1, channels, *configuration.patch_size))
     return Network(

@@ -73,15 +73,17 @@ def test_two_processes_equal_one_and_save_for_one_and_four(corpus, alone, tmp_pa
 
 
 def test_second_and_third_stage_on_two_processes(corpus, alone, tmp_path):
-    for run in ("one", "two"):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "stage1").symlink_to(alone / "stage1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        run.mkdir()
+        (run / "stage1").symlink_to(alone / "stage1")
     for stage in ("stage2", "stage3"):
         config = small_config(stage, *BATCH)
-        assert train(config, corpus, tmp_path / "one")
-        assert all(in_group(2, tmp_path / f"group_{stage}", config, corpus, tmp_path / "two", None))
-        expected = [pytest.approx(loss, **LOSS) for loss in losses(tmp_path / "one" / stage)]
-        assert losses(tmp_path / "two" / stage) == expected
+        assert train(config, corpus, one)
+        assert all(in_group(2, tmp_path / f"group_{stage}", config, corpus, two, None))
+        assert losses(two / stage) == [pytest.approx(loss, **LOSS) for loss in losses(one / stage)]
+        shutil.rmtree(two / stage)  # both go on from one teacher: KoLeo of near neighbours makes much of rounding
+        (two / stage).symlink_to(one / stage)
 
 
 def test_batch_that_does_not_divide_is_refused(corpus, tmp_path):
