@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +45,8 @@ def gram_loss(student: Tensor, teacher: Tensor, config: GramConfig, masks: Tenso
         if config.level == "batch":
             chosen = _chosen(config, masks)
             student, teacher = (x.flatten(0, 1)[chosen][None] for x in (student, teacher))
-        error: Tensor = _SquaredError.apply(student, teacher, config.negatives)
+        with _tf32_products():
+            error: Tensor = _SquaredError.apply(student, teacher, config.negatives)
         return error / max(1, len(student) * student.shape[1] ** 2)
 
 
@@ -71,6 +74,21 @@ def _chosen(config: GramConfig, masks: Tensor | None) -> Tensor | slice:
     if masks is None:
         raise ConfigurationError(f"losses: Gram on {config.tokens} patches needs the masks; none were given")
     return (masks if config.tokens == "masked" else ~masks).flatten()
+
+
+@contextmanager
+def _tf32_products() -> Iterator[None]:
+    """Let CUDA multiply float32 matrices in TF32 meanwhile, as the reference does: several times as fast.
+
+    It keeps 10 bits after the point; patches that were computed in bfloat16 have 7.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class _SquaredError(torch.autograd.Function):

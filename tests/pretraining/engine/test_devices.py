@@ -8,6 +8,8 @@ import torch
 from pretraining.corpus.slices import Slices
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine import step
+from pretraining.losses.config import GramConfig
+from pretraining.losses.gram import gram_loss
 from pretraining.model.student_teacher import StudentTeacher
 from pretraining.optim import build_optimizer
 from pretraining.views import make_views
@@ -49,3 +51,26 @@ def test_step_stays_on_its_device_and_waits_for_it_once(monkeypatch, stage, auto
             logged = [result.total, *result.terms.values(), *result.gradient_norms.values(), *result.measures.values()]
             assert {value.device.type for value in logged} == {"cuda"}
     assert asked == ["cuda"] * len(config.all_views())
+
+
+class WatchedProducts(PretendedCuda):
+    """Notes in which precision CUDA would multiply float32 matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out) and args[0].dtype == torch.float32:
+            self.seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_only_the_gram_loss_multiplies_in_tf32():
+    with WatchedProducts() as products:
+        patches = torch.zeros(2, 9, 8, device="cuda", requires_grad=True)
+        gram_loss(patches, patches, GramConfig())
+        assert products.seen == {"tf32"}
+        products.seen.clear()
+        make_views(slices().to("cuda"), small_config("stage2").views, seed=0, step=0)
+        assert products.seen == {"none"}
