@@ -31,6 +31,17 @@ class PretendedCuda(FakeTensorMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def pretended_cuda(mode: type[PretendedCuda] = PretendedCuda) -> Iterator[PretendedCuda]:
+    """Pretend meanwhile, and let autocast act; it would look for the device, warn, and do nothing."""
+    with (
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        mock.patch("torch.cuda.is_bf16_supported", lambda **settings: True),
+        mode() as pretended,
+    ):
+        yield pretended
+
+
 def to_cuda(module: nn.Module) -> nn.Module:
     """Do what ``module.to("cuda")`` does, which cannot exchange such parameters."""
     for part in module.modules():

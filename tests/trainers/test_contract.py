@@ -15,7 +15,7 @@ from nnunetv2_meddino.environment import ext_trainer_value
 from nnunetv2_meddino.trainers import TRAINERS, find_trainer
 from nnunetv2_meddino.trainers.plugin_trainer import PluginTrainer
 from tests.nnunet import make_trainer
-from tests.pretended_cuda import PretendedCuda, pretended_backward, to_cuda
+from tests.pretended_cuda import pretended_backward, pretended_cuda, to_cuda
 
 OURS = [name for name in TRAINERS if issubclass(find_trainer(name), PluginTrainer)]
 
@@ -53,7 +53,7 @@ def test_network_and_loss_stay_on_their_device_and_do_not_wait_for_it(nnunet_hom
     trainer = make_trainer(nnunet_home, name, patch_size=[40, 56], batch_size=3)
     start(trainer)
     given = batch(trainer)
-    with PretendedCuda():
+    with pretended_cuda():
         network = to_cuda(trainer.network)
         with torch.autocast("cuda", torch.bfloat16):
             loss = trainer.loss(network(given["data"].to("cuda")), given["target"].to("cuda"))

@@ -13,7 +13,7 @@ from pretraining.losses.gram import gram_loss
 from pretraining.model.student_teacher import StudentTeacher
 from pretraining.optim import build_optimizer
 from pretraining.views import make_views
-from tests.pretended_cuda import PretendedCuda, pretended_backward, to_cuda
+from tests.pretended_cuda import PretendedCuda, pretended_backward, pretended_cuda, to_cuda
 from tests.pretraining.training import small_config
 
 BATCH, SIDE = 4, 96
@@ -32,7 +32,7 @@ def test_step_stays_on_its_device_and_waits_for_it_once(monkeypatch, stage, auto
     config = small_config(stage, "--model.untied-local-norm", "true")
     asked = []
     monkeypatch.setattr(step, "true_everywhere", lambda flag: asked.append(flag.device.type) or True)
-    with PretendedCuda():
+    with pretended_cuda():
         model = to_cuda(StudentTeacher(config.model, gram=config.gram_teacher.enabled))
         take = step.TrainingStep(
             model,
@@ -67,7 +67,7 @@ class WatchedProducts(PretendedCuda):
 
 
 def test_only_the_gram_loss_multiplies_in_tf32():
-    with WatchedProducts() as products:
+    with pretended_cuda(WatchedProducts) as products:
         patches = torch.zeros(2, 9, 8, device="cuda", requires_grad=True)
         gram_loss(patches, patches, GramConfig())
         assert products.seen == {"tf32"}
