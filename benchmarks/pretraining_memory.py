@@ -1,10 +1,10 @@
 """Memory of a DINOv3 training step, predicted from when each tensor is made and freed; nothing is computed.
 
-The step is run on tensors without values (torch's fake tensors), which takes seconds for batches that no machine at
-hand could hold. The first rows compare the prediction for small networks with the measured growth of a process on the
-CPU. Needs torch and timm; no nnU-Net, no GPU.
+The step is run on tensors without values (torch's fake tensors), which takes half a minute for batches that no
+machine at hand could hold. The first rows compare the prediction for small networks with the measured growth of a
+process on the CPU. Needs torch and timm; no nnU-Net, no GPU.
 
-    python benchmarks/pretraining_memory.py [--batch N] [--out FOLDER]
+    python benchmarks/pretraining_memory.py [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GIB, MIB = 2**30, 2**20
 NOTES = (
     "PREDICTED from the sizes and lifetimes of all tensors of a second step, not compiled; views are made before, and "
     "only kept. Largest of the stage's resolutions. Not in it: what the CUDA context, cuBLAS and the allocator's gaps "
-    "take, about 1 to 3 GiB. The rows with 'measured' say how good that is: above the networks, first step, float32, "
+    "take. The rows with 'measured' say how good that is: above the networks, first step, float32, "
     "against the resident memory of a process on the CPU."
 )
 
@@ -149,10 +149,10 @@ def compared(stage: str) -> dict[str, Any]:
     }
 
 
-def of_recipe(name: str, stage: str, batch: int | None) -> dict[str, Any]:
+def of_recipe(name: str, stage: str) -> dict[str, Any]:
     """Return what the largest resolution of a stage needs."""
     config = recipe(name, stage)
-    batch = batch or config.data.micro_batch_size
+    batch = config.data.micro_batch_size
     views = max(config.all_views(), key=lambda views: (views.gram_size or 0, views.global_size, views.local_size))
     found = predict(replace(config, views=views, resolutions=()), batch)
     checkpointed = ", activations checkpointed" if config.engine.checkpoint_activations else ""
@@ -168,14 +168,13 @@ def of_recipe(name: str, stage: str, batch: int | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, help="slices of a micro-batch; by default the recipe's")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [compared(stage) for stage in STAGES]
     for name in RECIPES:
         for stage in STAGES:
-            rows.append(of_recipe(name, stage, options.batch))
+            rows.append(of_recipe(name, stage))
             write_results("pretraining_memory", "cpu", rows, options.out, NOTES)
 
 

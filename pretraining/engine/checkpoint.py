@@ -204,8 +204,7 @@ class Checkpoints:
                 _delete(path)
 
     def _latest(self) -> int | None:
-        steps = self._steps()
-        for step in reversed(steps):
+        for step in reversed(self._steps()):
             try:
                 self._check(step)
             except DamageError as damage:
@@ -217,10 +216,10 @@ class Checkpoints:
                 ) from error
             else:
                 return step
-        if steps:
+        if any(self.folder.glob("step_*.damaged*")):  # now or by an earlier call: not a folder without checkpoints
             raise CheckpointError(
                 f"all checkpoints in {self.folder} are damaged, they are renamed to *.damaged: restore one from a "
-                "backup, or start the run in another folder"
+                "backup, delete the folder to begin the stage anew, or start the run in another folder"
             )
         return None
 

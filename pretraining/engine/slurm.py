@@ -84,7 +84,7 @@ def job_variables() -> dict[str, str]:
     }
 
 
-def launcher(processes: int, *, nodes: object, endpoint: str, job_id: str) -> list[str]:
+def launcher(processes: int, *, nodes: int | str, endpoint: str, job_id: str) -> list[str]:
     """Return what starts the processes of a node, before the command that each of them runs.
 
     Args:

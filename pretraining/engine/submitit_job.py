@@ -84,9 +84,9 @@ class TrainingJob:
         while self._launched is not None and not (self.run / STOPPED).exists() and time.monotonic() < end:
             # the process that __call__ waits for must be left to it
             ended = os.waitid(os.P_PID, self._launched.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None and ended.si_status:
-                return None
             if ended is not None:
+                if ended.si_status and not (self.run / STOPPED).exists():
+                    return None
                 break
             time.sleep(LOOK_EVERY_S)
         return submitit.helpers.DelayedSubmission(TrainingJob(self.run, self.processes, self.arguments))

@@ -78,7 +78,7 @@ def _chosen(config: GramConfig, masks: Tensor | None) -> Tensor | slice:
 
 @contextmanager
 def _tf32_products() -> Iterator[None]:
-    """Let CUDA multiply float32 matrices in TF32 meanwhile, as the reference does: several times as fast.
+    """Let CUDA multiply float32 matrices in TF32 meanwhile, as the reference does.
 
     It keeps 10 bits after the point; patches that were computed in bfloat16 have 7.
     """
