@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,6 +36,9 @@ class Job:
         settings: How slices are stored.
         sources: What the manifest says of each source, the most trusted first.
         found: Number of volumes found in each.
+        passed_over: For each what of its folder is no volume of any source: ``dicom_folders`` with images that no
+            pattern names; the number of other ``images`` that none names; of ``other_files`` by ending;
+            ``unlisted_folders``, whose files cannot be listed. Folders are named relative to its own.
         exclusions: What is to be left out.
         keep_near: Whether near-duplicates stay.
         num_parts: Into how many parts the work is divided.
@@ -45,6 +48,7 @@ class Job:
     settings: dict[str, Any]
     sources: dict[str, dict[str, Any]]
     found: dict[str, int]
+    passed_over: dict[str, dict[str, Any]]
     exclusions: tuple[ExclusionList, ...]
     keep_near: bool
     num_parts: int
@@ -191,6 +195,12 @@ def read_parts(corpus: Path) -> list[Part]:
         msg = (
             f"The parts in {corpus / PARTS} were made with different arguments, or saw different files. Run all parts "
             "with the same --source, --exclude and --num-parts."
+        )
+        raise DataError(msg)
+    if jobs[0].keys() != {field.name for field in fields(Job)}:
+        msg = (
+            f"The parts in {corpus / PARTS} were made by another version of this program. Run the curation again: "
+            "volumes that are finished are not read again."
         )
         raise DataError(msg)
     job = Job.from_json(jobs[0])

@@ -124,7 +124,8 @@ def _describe(job: Job, records: Sequence[Record], decisions: Decisions) -> dict
     for name, description in job.sources.items():
         counts = {outcome: sum(r.source == name for r in own) for outcome, own in outcomes.items()}
         slices = sum(r.shape[0] for r in copies.kept if r.source == name)
-        sources[name] = description | {"found": job.found[name]} | counts | {"slices": slices}
+        own = {"found": job.found[name]} | counts | {"slices": slices, "passed_over": job.passed_over[name]}
+        sources[name] = description | own
     counts = {outcome: len(own) for outcome, own in outcomes.items()}
     found = sum(job.found.values())
     if found != len(records) or found != sum(counts.values()):

@@ -135,7 +135,10 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source", "nonsense={data}/one"], "no source known by name"),
+        (["--source", "BTVC={data}/one"], "BTVC is no collection known by name; BTCV is"),
+        (["--source", "msd_liver={data}/one"], "msd_liver is no collection known by name; MSD-Liver is"),
+        (["--source", "TotalSeg={data}/one"], "TotalSegmentator is"),
+        (["--source", "our ct={data}/one"], "may have letters"),
         (["--source", "one"], "must be NAME=FOLDER"),
         (["--source", "one={data}/absent"], "does not exist"),
         (["--source", "one={data}/one", "--source", "ONE={data}/two"], "given twice"),

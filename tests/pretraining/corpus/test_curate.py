@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import curate as curation
 from pretraining.corpus import job, manifest, pool, units
+from pretraining.corpus.cases import survey
 from pretraining.corpus.curate import Division, SourceFolder, curate
 from pretraining.corpus.merge import merge
 from pretraining.corpus.store import StoreSettings
@@ -359,11 +361,14 @@ def test_odd_case_ids_become_file_names(tmp_path):
     assert " " not in row["path"]
 
 
-def test_case_ids_that_occur_twice_are_named(tmp_path):
-    for name in ("a/x.nii.gz", "b/x.nii.gz"):
-        write_volume(phantom(0), tmp_path / "data" / name)
-    with pytest.raises(DataError, match="case x more than once: .*a/x.nii.gz, .*b/x.nii.gz"):
-        curate([SourceFolder(source("one"), tmp_path / "data")], tmp_path / "corpus", settings=StoreSettings())
+def test_case_ids_that_occur_twice_are_told_apart(tmp_path):
+    for seed, name in enumerate(("a/x.nii.gz", "b/x.nii.gz", "b/y.nii.gz")):
+        write_volume(phantom(seed), tmp_path / "data" / name)
+    content = curated(tmp_path / "corpus", ("one", tmp_path / "data"))
+    assert content["counts"]["curated"] == content["counts"]["found"] == 3
+    cases = pq.read_table(tmp_path / "corpus" / "volumes.parquet")["case"].to_pylist()
+    assert sorted(re.sub("-[0-9a-f]{8}$", "", case) for case in cases) == ["x", "x", "y"]
+    assert len(set(cases)) == 3
 
 
 _KILLER = """
@@ -396,7 +401,8 @@ def test_an_item_that_kills_its_process_takes_no_other_with_it(tmp_path):
 def test_a_process_killed_twice_is_a_refusal_that_is_tried_again(single, mixed, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(single, corpus)
-    found = curation._find_units(SourceFolder(source("one"), mixed / "one"), corpus)
+    folder = SourceFolder(source("one"), mixed / "one")
+    found = curation._units(folder, survey(folder.source, folder.folder), corpus)
     record = units.process_lost(found[0])
     assert record.reason == "no_memory"
     assert units.process(found[0], StoreSettings()).reason == ""
