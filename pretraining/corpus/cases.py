@@ -77,7 +77,7 @@ def relative_name(path: Path, folder: Path) -> str:
 def _case_of(source: Source, folder: Path, candidate: Candidate) -> str | None:
     relative = relative_name(candidate.path, folder)
     if not source.images:
-        return source.case_of(without_ending(relative) if candidate.path.is_file() else relative)
+        return source.case_of(relative if candidate.is_folder else without_ending(relative))
     case = source.case_of(relative)
     if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash behind it
         case = source.case_of(f"{relative}/")
@@ -124,7 +124,7 @@ def _with_own_ids(found: Sequence[tuple[str, Candidate]], folder: Path) -> list[
 
 
 def _digits(candidate: Candidate, folder: Path, with_path: bool) -> str:
-    name = candidate.path.name if candidate.path.is_file() else ""
+    name = "" if candidate.is_folder else candidate.path.name
     text = f"{candidate.series_uid}/{name}"
     if with_path or not candidate.series_uid:
         text = f"{candidate.series_uid or ''}/{relative_name(candidate.path, folder)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,12 +182,12 @@ def _passed_over(sources: Sequence[SourceFolder], findings: Sequence[Findings]) 
 
     Two sources may lie in one folder: what a pattern of any of them names was not passed over.
     """
-    named = {candidate.path.resolve() for own in findings for _, candidate in own.cases}
+    named = {_place(candidate.path) for own in findings for _, candidate in own.cases}
     passed_over = {}
     for entry, own in zip(sources, findings, strict=True):
-        left = [candidate for candidate in own.unmatched if candidate.path.resolve() not in named]
-        dicom = {c.path if c.path.is_dir() else c.path.parent for c in left if c.kind == "dicom"}
-        endings = Counter(printable(path.suffix.lower()) for path in own.others if path.resolve() not in named)
+        left = [candidate for candidate in own.unmatched if _place(candidate.path) not in named]
+        dicom = {c.path if c.is_folder else c.path.parent for c in left if c.kind == "dicom"}
+        endings = Counter(printable(path.suffix.lower()) for path in own.others if _place(path) not in named)
         passed_over[entry.source.name] = {
             "dicom_folders": sorted(relative_name(path, entry.folder) or "." for path in dicom),
             "images": sum(candidate.kind != "dicom" for candidate in left),
@@ -194,6 +195,11 @@ def _passed_over(sources: Sequence[SourceFolder], findings: Sequence[Findings]) 
             "unlisted_folders": sorted(relative_name(path, entry.folder) for path in own.unlisted),
         }
     return passed_over
+
+
+def _place(path: Path) -> str:
+    """Return where a file or folder lies, by whatever links one comes there; what it is itself does not matter."""
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib's raises for some links
 
 
 def _find_images(

@@ -54,6 +54,11 @@ class Candidate:
     kind: str
     series_uid: str | None = None
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether ``path`` is a folder; found out without a look at the disk, which may refuse it."""
+        return self.path != self.files[0]
+
 
 @dataclass
 class Contents:
