@@ -112,7 +112,6 @@ def curate(
         settings=settings.to_json(),
         sources={entry.source.name: jobs.describe_source(entry.source) for entry in sources},
         found=found,
-        passed_over=_passed_over(sources, findings),
         exclusions=tuple(exclusions),
         keep_near=keep_near,
         num_parts=division.num_parts,
@@ -131,6 +130,7 @@ def curate(
             number=division.part_id,
             units=tuple((unit.source, unit.case) for unit in mine),
             images=tuple((number, u.case, u.record.relative_to(records).as_posix()) for number, u in my_images),
+            passed_over=_passed_over(sources, findings),
         ),
     )
     return PartSummary(curated=len(mine) - refused, refused=refused, images=len(my_images))

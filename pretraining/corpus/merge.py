@@ -52,7 +52,7 @@ def merge(corpus: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
     job = parts[0].job
     records = _read_records(corpus, parts, progress)
     decisions = _decide(job, records, _read_images(corpus, parts), progress)
-    content = _describe(job, records, decisions)
+    content = _describe(job, records, decisions) | {"passed_over": parts[0].passed_over}
     try:
         (corpus / manifest.CORPUS_FILE).unlink(missing_ok=True)  # a corpus under change is no corpus
         _place(corpus, decisions.copies.kept, progress)
@@ -124,8 +124,7 @@ def _describe(job: Job, records: Sequence[Record], decisions: Decisions) -> dict
     for name, description in job.sources.items():
         counts = {outcome: sum(r.source == name for r in own) for outcome, own in outcomes.items()}
         slices = sum(r.shape[0] for r in copies.kept if r.source == name)
-        own = {"found": job.found[name]} | counts | {"slices": slices, "passed_over": job.passed_over[name]}
-        sources[name] = description | own
+        sources[name] = description | {"found": job.found[name]} | counts | {"slices": slices}
     counts = {outcome: len(own) for outcome, own in outcomes.items()}
     found = sum(job.found.values())
     if found != len(records) or found != sum(counts.values()):

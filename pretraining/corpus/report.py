@@ -63,7 +63,9 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
         for line in manifest.read_lines(corpus / manifest.REJECTED_FILE):
             refusals[line["reason"]] = refusals.get(line["reason"], 0) + 1
         lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(refusals.items())]
-    lines += _remarks(content["sources"])
+    lines += _passed_over(content["passed_over"])
+    if unknown := [name for name, own in content["sources"].items() if own["licence"] == UNKNOWN_LICENCE]:
+        lines.append(f"licence unknown: {_some(unknown)}; a record (docs/corpus.md) states it")
     lines += exclusion_lines(content["exclusions"])
     lines += ["", f"{content['volumes']} volumes, {content['slices']} slices, hash {content['hash']}"]
     lines.append(f"look at it: meddino-pretrain inspect {corpus} -o pictures")
@@ -86,25 +88,24 @@ def _source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _remarks(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return what a user should know of the sources: what of their folders is no volume, and unknown licences."""
+def _passed_over(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what is said of what lies in the folders of sources and is no volume of any."""
     lines = []
     for kind, what in (
         ("dicom_folders", "folders with DICOM images that no pattern names"),
         ("unlisted_folders", "folders that cannot be listed"),
     ):
-        folders = [f"{name}: {path}" for name, own in sources.items() for path in own["passed_over"][kind]]
+        folders = [f"{name}: {path}" for name, own in sources.items() for path in own[kind]]
         lines += [f"passed over: {len(folders)} {what} ({_some(folders)})"] if folders else []
-    images = sum(own["passed_over"]["images"] for own in sources.values())
+    images = sum(own["images"] for own in sources.values())
     lines += [f"passed over: {images} images that no pattern names, such as label maps"] if images else []
     endings: Counter[str] = Counter()
     for own in sources.values():
-        endings.update(own["passed_over"]["other_files"])
+        endings.update(own["other_files"])
     if endings:
         kinds = _some([f"{count} {ending or 'without ending'}" for ending, count in endings.most_common()])
         lines.append(f"passed over: {endings.total()} files of formats that are not read here ({kinds})")
-    unknown = [name for name, own in sources.items() if own["licence"] == UNKNOWN_LICENCE]
-    return lines + ([f"licence unknown: {_some(unknown)}; a record (docs/corpus.md) states it"] if unknown else [])
+    return lines
 
 
 def exclusion_lines(report: Mapping[str, Any]) -> list[str]:

@@ -92,7 +92,7 @@ def test_every_input_ends_as_it_should_and_is_counted_once(folder: Path, tmp_pat
     assert counts["found"] == len(reasons) + len(NO_IMAGE)
     assert counts["found"] == counts["curated"] + counts["refused"] + counts["duplicates"] + counts["excluded"]
     assert counts["refused"] == len(refused)
-    assert content["sources"]["named"]["passed_over"] == {
+    assert content["passed_over"]["named"] == {
         "dicom_folders": ["unnamed/series"],
         "images": 1,
         "other_files": {".csv": 2, ".raw": UNUSED, ".txt": 1},
@@ -111,7 +111,7 @@ def test_a_source_of_ones_own_accounts_for_all_of_them_too(folder: Path, tmp_pat
     corpus = tmp_path / "corpus"
     curate([SourceFolder(own_source("our_ct"), folder)], corpus, settings=StoreSettings())
     content = merge(corpus)
-    counts, passed_over = content["counts"], content["sources"]["our_ct"]["passed_over"]
+    counts, passed_over = content["counts"], content["passed_over"]["our_ct"]
     no_format = {"volume_mgz", "pair_img", "link_to_nothing", "link_to_itself", "pipe", "text"}
     assert counts["found"] == len(CT_KINDS) + len(HEADERS) + len(NO_IMAGE) - len(no_format) + 2  # series and label
     assert counts["found"] == counts["curated"] + counts["refused"] + counts["duplicates"] + counts["excluded"]
@@ -151,5 +151,5 @@ def test_what_another_source_names_was_not_passed_over(tmp_path: Path) -> None:
         for name, folder in (("one", "data"), ("two", "link"))
     ]
     curate(sources, tmp_path / "corpus", settings=StoreSettings())
-    passed_over = [own["passed_over"]["dicom_folders"] for own in merge(tmp_path / "corpus")["sources"].values()]
+    passed_over = [own["dicom_folders"] for own in merge(tmp_path / "corpus")["passed_over"].values()]
     assert passed_over == [[], []]

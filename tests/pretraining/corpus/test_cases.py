@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "scandir", refuse)
     content = curated(tmp_path / "corpus", ("one", tmp_path / "data"))
-    assert content["sources"]["one"]["passed_over"]["unlisted_folders"] == ["closed"]
+    assert content["passed_over"]["one"]["unlisted_folders"] == ["closed"]
     assert content["volumes"] == 1
 
 

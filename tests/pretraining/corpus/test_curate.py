@@ -98,6 +98,31 @@ def test_parts_and_merge_give_the_same_corpus(single, mixed, tmp_path):
     assert corpus_bytes(corpus) == corpus_bytes(single)
 
 
+def test_a_file_that_is_no_volume_keeps_no_parts_from_being_merged(mixed, tmp_path):
+    """The log of a job, say."""
+    folder = tmp_path / "data"
+    shutil.copytree(mixed / "one", folder)
+    for part in (0, 1):
+        (folder / f"job_{part}.log").write_text("")
+        curate(
+            [SourceFolder(source("one"), folder)], tmp_path / "c", settings=StoreSettings(), division=Division(part, 2)
+        )
+    assert merge(tmp_path / "c")["volumes"] == 4
+
+
+def test_parts_of_a_version_that_did_not_say_what_was_passed_over_are_done_again(mixed, tmp_path):
+    sources = [SourceFolder(source("one"), mixed / "one")]
+    curate(sources, tmp_path / "c", settings=StoreSettings())
+    (part,) = (tmp_path / "c" / "parts").glob("part_*.json")
+    content = json.loads(part.read_text())
+    del content["passed_over"]
+    part.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="made by another version"):
+        merge(tmp_path / "c")
+    curate(sources, tmp_path / "c", settings=StoreSettings())
+    assert merge(tmp_path / "c")["volumes"] == 4
+
+
 def test_parts_that_saw_other_files_are_not_merged(mixed, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(mixed / "one", folder)
