@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pretraining.corpus.geometry import Stack, stack_slices
-from pretraining.corpus.series import MODALITIES, SAME_GRID, modality_of
+from pretraining.corpus.series import MODALITIES, SAME_GRID, modality_of, sop_class_of
 from pretraining.corpus.stored import Stored
 from pretraining.corpus.volume import IntensityRule, Refused
 
@@ -142,10 +142,10 @@ class _Image:
     def check(self, rule: IntensityRule) -> None:
         """Refuse what is no picture of the wanted kind."""
         header, name = self.header, self.path.name
-        modality = modality_of(header)
-        if "SOPClassUID" not in header:
+        modality, sop_class = modality_of(header), sop_class_of(header)
+        if not sop_class:
             raise Refused("corrupt", f"{name} does not say what it is (no SOPClassUID)")
-        if str(header.SOPClassUID).startswith(_SECONDARY_CAPTURE):
+        if sop_class.startswith(_SECONDARY_CAPTURE):
             raise Refused("secondary_capture", f"{name} is a secondary capture")
         if modality not in MODALITIES[rule]:
             other = "not_ct" if rule is IntensityRule.CT else "other_modality"

@@ -97,10 +97,16 @@ def is_dicom(path: Path) -> bool:
 def modality_of(header: Dataset) -> str:
     """Return the modality that a header names, or else the one that its SOPClassUID is for; empty if neither says."""
     named = str(header.get("Modality") or "").strip()
-    sop_class = str(header.get("SOPClassUID") or "")
+    sop_class = sop_class_of(header)
     if named or not sop_class.startswith(_STORAGE):
         return named
     return _MODALITY_OF_CLASS.get(sop_class.removeprefix(_STORAGE), "")
+
+
+def sop_class_of(header: Dataset) -> str:
+    """Return the SOPClassUID of a header, or else that in front of it; empty where neither is there."""
+    in_front = getattr(header, "file_meta", Dataset()).get("MediaStorageSOPClassUID")
+    return str(header.get("SOPClassUID") or in_front or "")
 
 
 def identity(path: Path) -> Identity | None:
@@ -110,7 +116,7 @@ def identity(path: Path) -> Identity | None:
         if str(header.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
             return Identity("", "", is_directory=True)
         series = str(header.get("SeriesInstanceUID") or "").strip()
-        if not series and not header.get("SOPClassUID"):
+        if not series and not sop_class_of(header) and header.get("Rows") is None:
             return None
         numbers = (header.get(name) for name in ("PixelSpacing", "ImageOrientationPatient"))
         return Identity(

@@ -213,6 +213,14 @@ def _two_scans_without_uid(folder: Path) -> None:
         (folder / name).rmdir()
 
 
+def _without_names(folder: Path) -> None:
+    write_dicom(folder, PLAIN, _drop("SeriesInstanceUID", "SOPClassUID", "StudyInstanceUID"))
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        del header.file_meta.MediaStorageSOPClassUID
+        header.save_as(path, enforce_file_format=False)
+
+
 def _heights(*steps: tuple[int, float]) -> Callable[[int, Any], None]:
     """Place the images at distances of their own: so many steps of so many millimetres, one pair after another."""
     gaps = [gap for count, gap in steps for _ in range(count)]
@@ -410,6 +418,10 @@ KINDS: Mapping[str, Awkward] = {
         _dicom(PLAIN, _set(ImagePositionPatient=lambda i: [-20 + i, -30, 100 + i * 2.5])), "sheared"
     ),
     "dicom_without_series_uid": Awkward(_dicom(PLAIN, _drop("SeriesInstanceUID")), None, ("no_series_uid",), PLAIN),
+    "dicom_without_series_uid_and_class": Awkward(
+        _dicom(PLAIN, _drop("SeriesInstanceUID", "SOPClassUID")), None, ("no_series_uid",), PLAIN
+    ),
+    "dicom_without_anything_that_names_it": Awkward(_without_names, "corrupt"),
     "dicom_blank_series_uid": Awkward(_dicom(PLAIN, _set(SeriesInstanceUID="")), None, ("no_series_uid",), PLAIN),
     "dicom_blank_series_uid_jittered": Awkward(
         _dicom(PLAIN, _set(SeriesInstanceUID="", PixelSpacing=lambda i: [1, 1 + i % 2 * 2e-4])),
