@@ -84,8 +84,8 @@ def _add_source_option(command: argparse.ArgumentParser, *, required: bool) -> N
         default=[],
         required=required,
         metavar="NAME=FOLDER",
-        help="a source and the folder it was unpacked to; NAME is one of `meddino-pretrain sources`, or a YAML file "
-        "that describes a source of your own. May be repeated",
+        help="a source and the folder it was unpacked to; NAME is one of `meddino-pretrain sources`, any other name "
+        "for all CT in a folder of your own, or a YAML file that describes a source. May be repeated",
     )
 
 
@@ -166,7 +166,7 @@ def _sources(options: argparse.Namespace) -> int:
     known = SOURCES | {name: entry.source for name, entry in folders.items()}
     found = {name: len(find_cases(entry.source, entry.folder)) for name, entry in folders.items()}
     if options.names:
-        for source in map(_source, options.names):
+        for source in (known.get(name) or _named_source(name) for name in options.names):
             _say(source_text(source, found.get(source.name)) + "\n")
         return 0
     _print_table(sources_table(known, found))
@@ -274,27 +274,32 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _source_folder(argument: str) -> SourceFolder:
     from pretraining.corpus.curate import SourceFolder
+    from pretraining.corpus.sources import own_source
 
     name, equals, folder = argument.partition("=")
     if not name or not equals or not folder:
         msg = f"--source {argument} must be NAME=FOLDER, or RECORD.yaml=FOLDER."
         raise ConfigurationError(msg)
-    return SourceFolder(_source(name), Path(folder))
+    return SourceFolder(_recorded_source(name) or own_source(name), Path(folder))
 
 
-def _source(name: str) -> Source:
+def _named_source(name: str) -> Source:
+    from pretraining.corpus.sources import SOURCES
+
+    source = _recorded_source(name)
+    if source is None:
+        msg = f"{name} is no source known by name. Known are {', '.join(SOURCES)}, and what --source NAME=FOLDER names."
+        raise ConfigurationError(msg)
+    return source
+
+
+def _recorded_source(name: str) -> Source | None:
+    """Return the source of a YAML record, or the collection of a name; None if there is none."""
     from pretraining.corpus.sources import SOURCES, load_source_file
 
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         return load_source_file(Path(name))
-    by_lower_case = {known.lower(): source for known, source in SOURCES.items()}
-    if name.lower() not in by_lower_case:
-        msg = (
-            f"{name} is no source known by name. Known are {', '.join(SOURCES)}; for a source of your own write a YAML "
-            "record and give its path."
-        )
-        raise ConfigurationError(msg)
-    return by_lower_case[name.lower()]
+    return {known.lower(): source for known, source in SOURCES.items()}.get(name.lower())
 
 
 def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +13,14 @@ from typing import Any
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import job as jobs
 from pretraining.corpus import pool
+from pretraining.corpus.cases import Findings, relative_name, survey
 from pretraining.corpus.exclusions import ExclusionList, find_images
 from pretraining.corpus.job import Job, Part
 from pretraining.corpus.manifest import volume_path
-from pretraining.corpus.sources import Source, find_cases
+from pretraining.corpus.sources import Source
 from pretraining.corpus.store import StoreSettings
 from pretraining.corpus.units import Record, Unit, file_name, process, process_lost
+from pretraining.corpus.volume import printable
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and of how much."""
@@ -95,8 +99,10 @@ def curate(
     jobs.prepare(corpus, settings)
     units: list[Unit] = []
     found: dict[str, int] = {}
+    findings: list[Findings] = []
     for number, entry in enumerate(sources):
-        own = _find_units(entry, corpus)
+        findings.append(survey(entry.source, entry.folder))
+        own = _units(entry, findings[-1], corpus)
         found[entry.source.name] = len(own)
         units += own
         progress("finding volumes", number + 1, len(sources))
@@ -124,6 +130,7 @@ def curate(
             number=division.part_id,
             units=tuple((unit.source, unit.case) for unit in mine),
             images=tuple((number, u.case, u.record.relative_to(records).as_posix()) for number, u in my_images),
+            passed_over=_passed_over(sources, findings),
         ),
     )
     return PartSummary(curated=len(mine) - refused, refused=refused, images=len(my_images))
@@ -146,7 +153,7 @@ def _check_sources(sources: Sequence[SourceFolder], corpus: Path) -> None:
             raise ConfigurationError(msg)
 
 
-def _find_units(entry: SourceFolder, corpus: Path) -> list[Unit]:
+def _units(entry: SourceFolder, findings: Findings, corpus: Path) -> list[Unit]:
     source = entry.source
     units = [
         Unit(
@@ -159,7 +166,7 @@ def _find_units(entry: SourceFolder, corpus: Path) -> list[Unit]:
             stored=jobs.parked_path(corpus, source.name, case),
             placed=corpus / volume_path(source.name, case),
         )
-        for case, candidate in find_cases(source, entry.folder)
+        for case, candidate in findings.cases
     ]
     if not units:
         msg = (
@@ -167,13 +174,32 @@ def _find_units(entry: SourceFolder, corpus: Path) -> list[Unit]:
             "unpacked to; meddino-pretrain sources says what is looked for."
         )
         raise DataError(msg)
-    cases = [unit.case for unit in units]
-    if len(set(cases)) < len(cases):
-        twice = next(case for case in cases if cases.count(case) > 1)
-        paths = ", ".join(str(unit.candidate.path) for unit in units if unit.case == twice)
-        msg = f"Source {source.name} has the case {twice} more than once: {paths}. Remove or rename all but one."
-        raise DataError(msg)
     return units
+
+
+def _passed_over(sources: Sequence[SourceFolder], findings: Sequence[Findings]) -> dict[str, dict[str, Any]]:
+    """Return for each source what of its folder is no volume of any source: see ``job.Job``.
+
+    Two sources may lie in one folder: what a pattern of any of them names was not passed over.
+    """
+    named = {_place(candidate.path) for own in findings for _, candidate in own.cases}
+    passed_over = {}
+    for entry, own in zip(sources, findings, strict=True):
+        left = [candidate for candidate in own.unmatched if _place(candidate.path) not in named]
+        dicom = {c.path if c.is_folder else c.path.parent for c in left if c.kind == "dicom"}
+        endings = Counter(printable(path.suffix.lower()) for path in own.others if _place(path) not in named)
+        passed_over[entry.source.name] = {
+            "dicom_folders": sorted(relative_name(path, entry.folder) or "." for path in dicom),
+            "images": sum(candidate.kind != "dicom" for candidate in left),
+            "other_files": dict(sorted(endings.items())),
+            "unlisted_folders": sorted(relative_name(path, entry.folder) for path in own.unlisted),
+        }
+    return passed_over
+
+
+def _place(path: Path) -> str:
+    """Return where a file or folder lies, by whatever links one comes there; what it is itself does not matter."""
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib's raises for some links
 
 
 def _find_images(

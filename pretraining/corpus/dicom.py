@@ -5,7 +5,6 @@ Sources: PS3.3 C.7.6.2 (image plane), C.7.6.3 (pixels), C.8.2.1 (CT image), C.11
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from pretraining.corpus.geometry import stack_slices
+from pretraining.corpus.geometry import Stack, stack_slices
+from pretraining.corpus.series import MODALITIES, SAME_GRID, modality_of, sop_class_of
 from pretraining.corpus.stored import Stored
 from pretraining.corpus.volume import IntensityRule, Refused
-
-logger = logging.getLogger(__name__)
-
-MODALITIES = {
-    IntensityRule.CT: ("CT",),
-    IntensityRule.MR: ("MR",),
-    IntensityRule.XR: ("CR", "DX", "DR", "RG", "XR", "RF", "PX", "IO", "MG"),
-}
-"""Modality (0008,0060) of the images that a rule takes."""
-
-PROJECTIONS = frozenset(MODALITIES[IntensityRule.XR])
-"""Modalities of which every file is a picture of its own, whatever series it belongs to."""
-
-_DIRECTORY = "1.2.840.10008.1.3.10"
-"""Media Storage Directory Storage: a DICOMDIR."""
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class, and the beginning of its multi-frame variants."""
@@ -53,9 +38,6 @@ _RENDERED = frozenset({"SCREEN SAVE", "SCREENSHOT", "PROJECTION IMAGE", "MIP", "
 _LENGTH_TOLERANCE = 0.01
 """Of direction cosines, which headers give with as few as three digits."""
 
-_SAME_GRID = 1e-3
-"""Difference of spacings (mm) and direction cosines within one series that is rounding."""
-
 _TEXTS = {
     "manufacturer": "Manufacturer",
     "model": "ManufacturerModelName",
@@ -63,36 +45,6 @@ _TEXTS = {
     "body_part": "BodyPartExamined",
 }
 _NUMBERS = {"kvp": "KVP", "slice_thickness_mm": "SliceThickness"}
-
-
-def is_dicom(path: Path) -> bool:
-    """Tell whether a file has the DICOM mark, or at least the ending ``.dcm``."""
-    if path.suffix.lower() == ".dcm":
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError as error:
-        logger.warning("%s cannot be opened and is passed over: %s", path, error)
-        return False
-
-
-def series_of(path: Path) -> tuple[str | None, str]:
-    """Return SeriesInstanceUID and modality of a file; None and an empty string where it cannot be read.
-
-    A DICOMDIR, which holds no image, gives an empty UID.
-    """
-    try:
-        tags = ["SeriesInstanceUID", "Modality", "SOPInstanceUID"]
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-        if str(header.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
-            return "", ""
-        return str(header.SeriesInstanceUID), str(header.get("Modality", ""))
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged header raises anything in pydicom
-        logger.debug("%s has no readable DICOM header: %s", path, error)
-        return None, ""
 
 
 def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
@@ -113,6 +65,8 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
     metadata = first.metadata()
     if any(image.lossy for image in images):
         flags.add("lossy_compression")
+    if not all(image.has_modality for image in images):
+        flags.add("modality_from_class")
     if rule is IntensityRule.XR:
         return _projection(first, flags, metadata)
     for image in images:
@@ -120,7 +74,8 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
     if len(images) < 2:
         raise Refused("single_slice", "the series has one image")
     row, column = first.axes()
-    stack = stack_slices(np.array([image.numbers("ImagePositionPatient", 3) for image in images]), row, column)
+    stack = _stack(images, row, column)
+    flags |= {"no_series_uid"} if first.is_unnamed else set()
     images = [images[i] for i in stack.order]
     if stack.tilt_deg:
         flags.add("gantry_tilt")
@@ -136,6 +91,17 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
         flags=flags,
         metadata=metadata,
     )
+
+
+def _stack(images: list[_Image], row: NDArray[np.float64], column: NDArray[np.float64]) -> Stack:
+    """Return images of one series in order; refuse images that are none as ``ambiguous_series`` if nothing names it."""
+    try:
+        return stack_slices(np.array([image.numbers("ImagePositionPatient", 3) for image in images]), row, column)
+    except Refused as refused:
+        if not images[0].is_unnamed:
+            raise
+        message = f"no SeriesInstanceUID, and images of one folder, study and grid that are no stack: {refused.message}"
+        raise Refused("ambiguous_series", message) from refused
 
 
 def _projection(image: _Image, flags: set[str], metadata: dict[str, Any]) -> Stored:
@@ -156,12 +122,14 @@ class _Image:
             self.header: Dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
             self.header.decode()  # parses all values
             kind = self.header.get("ImageType") or ()
-        except MemoryError:
+        except (MemoryError, OSError):
             raise
         except Exception as error:  # a damaged header raises anything in pydicom
             raise Refused("corrupt", f"{path.name} has no readable DICOM header ({error})") from error
         self.kind = {part.upper() for part in ([kind] if isinstance(kind, str) else map(str, kind))}
         self.lossy = str(self.header.get("LossyImageCompression", "")) == "01"
+        self.is_unnamed = not str(self.header.get("SeriesInstanceUID") or "").strip()
+        self.has_modality = bool(str(self.header.get("Modality") or "").strip())
 
     def numbers(self, name: str, count: int) -> NDArray[np.float64]:
         """Return a numeric attribute of ``count`` values; refuse its absence as ``bad_geometry``."""
@@ -174,10 +142,10 @@ class _Image:
     def check(self, rule: IntensityRule) -> None:
         """Refuse what is no picture of the wanted kind."""
         header, name = self.header, self.path.name
-        modality = str(header.get("Modality", ""))
-        if "SOPClassUID" not in header:
+        modality, sop_class = modality_of(header), sop_class_of(header)
+        if not sop_class:
             raise Refused("corrupt", f"{name} does not say what it is (no SOPClassUID)")
-        if str(header.SOPClassUID).startswith(_SECONDARY_CAPTURE):
+        if sop_class.startswith(_SECONDARY_CAPTURE):
             raise Refused("secondary_capture", f"{name} is a secondary capture")
         if modality not in MODALITIES[rule]:
             other = "not_ct" if rule is IntensityRule.CT else "other_modality"
@@ -213,7 +181,7 @@ class _Image:
                 raise Refused("mixed_series", f"images have {sizes} {name.lower()}")
         for name, count in (("PixelSpacing", 2), ("ImageOrientationPatient", 6)):
             mine, others = self.numbers(name, count), other.numbers(name, count)
-            if np.abs(mine - others).max() > _SAME_GRID:
+            if np.abs(mine - others).max() > SAME_GRID:
                 raise Refused("mixed_series", f"images differ in {name}: {mine} and {others}")
 
     @property
@@ -242,7 +210,7 @@ class _Image:
                 values, (slope, intercept) = dataset.pixel_array, self.rescale
             else:  # JPEG and the like: decoded and rescaled by GDCM
                 values, slope, intercept = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path))), 1.0, 0.0
-        except (MemoryError, Refused):
+        except (MemoryError, OSError, Refused):
             raise
         except Exception as error:  # damaged pixels raise anything in the decoders
             short = isinstance(error, EOFError) or "less than expected" in str(error)
@@ -266,7 +234,7 @@ def _without_copies(images: list[_Image]) -> tuple[list[_Image], set[str]]:
     """Keep one image of those with the same SOPInstanceUID at the same position."""
     kept: dict[tuple[str, str], _Image] = {}
     for image in images:
-        uid = str(image.header.get("SOPInstanceUID", image.path))
+        uid = str(image.header.get("SOPInstanceUID") or image.path)
         kept.setdefault((uid, str(image.header.get("ImagePositionPatient"))), image)
     return list(kept.values()), {"repeated_files"} if len(kept) < len(images) else set()
 

@@ -13,7 +13,7 @@ from typing import Any
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.deduplicate import ContentIndex, Match
 from pretraining.corpus.manifest import VOLUMES_FILE, read_corpus, read_table
-from pretraining.corpus.readers import Candidate, find_candidates
+from pretraining.corpus.readers import Candidate, contents_of
 from pretraining.corpus.sources import listed_ids
 from pretraining.corpus.units import Record
 
@@ -95,12 +95,14 @@ def find_images(listed: ExclusionList) -> dict[str, list[Candidate]]:
     """Return the images of the listed cases that are in the folder, by case.
 
     ``case_0000.nii.gz`` (nnU-Net's name of a first channel), ``case.nii.gz`` and a DICOM folder ``case`` are found.
+    Files that no reader takes are too: a case of which nothing else is there has an image that could not be read.
     """
     found: dict[str, list[Candidate]] = {case: [] for case in listed.cases}
     if listed.images is None:
         return found
     ids = {case.rpartition("/")[2]: case for case in listed.cases}
-    for candidate in find_candidates(listed.images):
+    contents = contents_of(listed.images)
+    for candidate in (*contents.candidates, *contents.others):
         relative = candidate.path.relative_to(listed.images)
         stem = relative.parts[0] if len(relative.parts) > 1 else _stem(relative.name)
         case = ids.get(stem) or ids.get(re.sub(r"_\d{4}$", "", stem))

@@ -76,12 +76,17 @@ class Part:
         number: Which part it is, from 0.
         units: Source and case of its volumes.
         images: For each image of an excluded case: number of the list, case, record below ``parts``.
+        passed_over: For each source what of its folder is no volume of any source: ``dicom_folders`` with images that
+            no pattern names; the number of other ``images`` that none names; of ``other_files`` by ending;
+            ``unlisted_folders``, whose files cannot be listed. Folders are named relative to the source's. No part of
+            the job: a log that is being written there must not keep parts from being merged.
     """
 
     job: Job
     number: int
     units: tuple[tuple[str, str], ...]
     images: tuple[tuple[int, str, str], ...]
+    passed_over: dict[str, dict[str, Any]]
 
 
 def describe_source(source: Source) -> dict[str, Any]:
@@ -155,6 +160,7 @@ def _write_first(path: Path, content: bytes) -> None:
 def write_part(corpus: Path, part: Part) -> None:
     """Write down that a part is finished."""
     content = {"job": part.job.to_json(), "part": part.number, "units": part.units, "images": part.images}
+    content["passed_over"] = part.passed_over
     write_whole(_part_path(corpus, part.number, part.job.num_parts), json.dumps(content).encode())
 
 
@@ -193,6 +199,12 @@ def read_parts(corpus: Path) -> list[Part]:
             "with the same --source, --exclude and --num-parts."
         )
         raise DataError(msg)
+    if any("passed_over" not in content for content in contents):
+        msg = (
+            f"The parts in {corpus / PARTS} were made by another version of this program. Run the curation again: "
+            "volumes that are finished are not read again."
+        )
+        raise DataError(msg)
     job = Job.from_json(jobs[0])
     if missing := sorted(set(range(job.num_parts)) - {content["part"] for content in contents}):
         some = ", ".join(map(str, missing[:20])) + (" ..." if len(missing) > 20 else "")
@@ -204,6 +216,7 @@ def read_parts(corpus: Path) -> list[Part]:
             number=content["part"],
             units=tuple((source, case) for source, case in content["units"]),
             images=tuple((number, case, record) for number, case, record in content["images"]),
+            passed_over=content["passed_over"],
         )
         for content in contents
     ]

@@ -52,7 +52,7 @@ def merge(corpus: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
     job = parts[0].job
     records = _read_records(corpus, parts, progress)
     decisions = _decide(job, records, _read_images(corpus, parts), progress)
-    content = _describe(job, records, decisions)
+    content = _describe(job, records, decisions) | {"passed_over": parts[0].passed_over}
     try:
         (corpus / manifest.CORPUS_FILE).unlink(missing_ok=True)  # a corpus under change is no corpus
         _place(corpus, decisions.copies.kept, progress)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 
-from pretraining.corpus.stored import Stored, as_three_axes, beside, inflate
+from pretraining.corpus.encoded import Encoded, header_lines, numbered
+from pretraining.corpus.stored import MM_PER_UNIT, Stored, as_three_axes
 from pretraining.corpus.volume import Refused
-
-_MAX_HEADER_BYTES = 1 << 16
 
 _TYPES = {
     "MET_CHAR": "i1",
@@ -30,8 +28,7 @@ _TYPES = {
 
 def read_metaimage(path: Path) -> Stored:
     """Read one file; raises ``Refused``."""
-    content = path.read_bytes()
-    fields, length = _header(content)
+    fields, listed, length = _header(path)
     try:
         sizes = [int(size) for size in fields["dimsize"].split()]
         kind = fields["elementtype"].upper()
@@ -39,57 +36,65 @@ def read_metaimage(path: Path) -> Stored:
             raise Refused("rgb", f"every voxel holds several values ({kind})")
         if kind not in _TYPES:
             raise Refused("unreadable", f"MetaImage values of type {kind}")
-        big = fields.get("elementbyteordermsb", fields.get("binarydatabyteordermsb", "false")).lower() == "true"
-        dtype = np.dtype(_TYPES[kind]).newbyteorder(">" if big else "<")
         shape = as_three_axes(sizes[::-1])
+        encoded = _encoded(path, fields, listed, length)
+        big = fields.get("elementbyteordermsb", fields.get("binarydatabyteordermsb", "false")).lower() == "true"
+        dtype = np.dtype(_TYPES[kind])
+        dtype = dtype if encoded.encoding == "text" else dtype.newbyteorder(">" if big else "<")
         spacing = [float(size) for size in fields.get("elementspacing", fields.get("elementsize", "")).split()]
-        matrix = fields.get("transformmatrix", fields.get("rotation", fields.get("orientation")))
         if len(spacing) < 3:
             raise Refused("bad_geometry", "the MetaImage header has no ElementSpacing")
-        if matrix is None:
-            raise Refused("no_orientation", "the MetaImage header has no TransformMatrix")
-        n = len(sizes)
-        directions = np.array([float(cosine) for cosine in matrix.split()]).reshape(n, n)[:3, :3]
-        data = _data(path, content, fields, length, math.prod(shape) * dtype.itemsize)
+        matrix = fields.get("transformmatrix", fields.get("rotation", fields.get("orientation")))
+        n = len(sizes)  # by definition the identity where there is no matrix
+        cosines = np.eye(n) if matrix is None else np.array([float(cosine) for cosine in matrix.split()])
+        directions = cosines.reshape(n, n)[:3, :3]
     except KeyError as error:
         raise Refused("corrupt", f"the MetaImage header has no field {error}") from error
     except ValueError as error:
         raise Refused("corrupt", f"the MetaImage header is damaged ({error})") from error
-    axes = (directions * np.array(spacing[:3])[:, np.newaxis])[::-1]
-    return Stored(np.frombuffer(data, dtype).reshape(shape), axes, metadata={"format": "metaimage"})
+    unit = fields.get("distanceunits", "mm").lower()
+    sizes_mm = np.array(spacing[:3]) * MM_PER_UNIT.get(unit, 1.0)
+    axes = (directions * sizes_mm[:, np.newaxis])[::-1]
+    values = encoded.read(shape, dtype)
+    return Stored(values, axes, metadata={"format": "metaimage"}, unit=unit if unit in MM_PER_UNIT else "mm")
 
 
-def _header(content: bytes) -> tuple[dict[str, str], int]:
-    """Return the fields, names in lower case, and the length of the header in bytes."""
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold the voxels of one file: itself, or those that its header names; raises ``Refused``."""
+    return _encoded(path, *_header(path)).files
+
+
+def _header(path: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
+    """Return the fields, names in lower case; the lines below ``ElementDataFile = LIST``; the length in bytes."""
     fields: dict[str, str] = {}
-    position = 0
-    while position < min(len(content), _MAX_HEADER_BYTES):
-        end = content.find(b"\n", position)
-        end = len(content) if end < 0 else end
-        name, equals, value = content[position:end].decode("latin-1").partition("=")
-        position = end + 1
+    lines = header_lines(path)
+    for line, end in lines:
+        name, equals, value = line.partition("=")
         if equals:
             fields[name.strip().lower()] = value.strip()
         if name.strip().lower() == "elementdatafile":  # the last field by definition
-            return fields, position
+            listed = value.split()[:1] == ["LIST"]
+            return fields, tuple(text.strip() for text, _ in lines if text.strip()) if listed else (), end
     raise Refused("truncated" if "ndims" in fields else "corrupt", "holds no complete MetaImage header")
 
 
-def _data(path: Path, content: bytes, fields: dict[str, str], length: int, count: int) -> bytes | bytearray:
-    """Return the decoded voxels, exactly ``count`` bytes."""
-    name = fields["elementdatafile"]
-    data = content[length:] if name.upper() == "LOCAL" else beside(path, name).read_bytes()
-    skip = int(fields.get("headersize", "0"))
+def _encoded(path: Path, fields: dict[str, str], listed: tuple[str, ...], length: int) -> Encoded:
+    """Return where the voxels are; a damaged header may raise ``KeyError`` or ``ValueError``."""
+    words = fields["elementdatafile"].split()
     compressed = fields.get("compresseddata", "false").lower() == "true"
-    if fields.get("binarydata", "true").lower() != "true":
-        raise Refused("unreadable", "MetaImage values written as text")
-    if skip == -1 and not compressed:
-        data = data[max(0, len(data) - count) :]
-    elif skip > 0:
-        data = data[skip:]
-    if compressed:
-        return inflate(data, count, 47)  # zlib by definition; 47 also takes gzip, which some writers use
-    if len(data) != count:
-        reason = "truncated" if len(data) < count else "corrupt"
-        raise Refused(reason, f"holds {len(data)} bytes of voxels where {count} are declared")
-    return data
+    binary = fields.get("binarydata", "true").lower() == "true"
+    skip = int(fields.get("headersize", "0"))
+    encoding = "text" if not binary else "zlib" if compressed else "raw"
+    start, last = max(skip, 0), -1 if skip == -1 and encoding == "raw" else 0
+    if [word.upper() for word in words] == ["LOCAL"]:
+        return Encoded((path,), encoding, length + start, 0, last)
+    if words[:1] == ["LIST"]:
+        names = list(listed)
+    elif "%" in words[0]:  # pattern, first number (1), last (for all slices), step
+        slices = int(fields["dimsize"].split()[-1])
+        first = int(words[1]) if len(words) > 1 else 1
+        end = int(words[2]) if len(words) > 2 else first + slices - 1
+        names = numbered(words[0], first, end, int(words[3]) if len(words) > 3 else max(1, (end - first + 1) // slices))
+    else:
+        names = [fields["elementdatafile"]]
+    return Encoded(tuple(path.parent / name for name in names), encoding, start, 0, last)

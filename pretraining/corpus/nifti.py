@@ -11,11 +11,17 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from pretraining.corpus.stored import Stored, as_three_axes, check_possible, open_stream, read_exactly
+from pretraining.corpus.stored import MM_PER_UNIT, Stored, as_three_axes, check_possible, open_stream, read_exactly
 from pretraining.corpus.volume import Refused
 
 _HEADER_BYTES = 540
 """Of a NIfTI-2 header; one of NIfTI-1 has 348."""
+
+_UNITS = {1: "metre", 3: "micron"}
+"""``xyzt_units`` -> what the affines count in; every other number is or means millimetres."""
+
+_UNIT_OF_LENGTH = 0b111
+"""The bits of ``xyzt_units`` for length; the others are for time."""
 
 _TO_LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -34,6 +40,7 @@ def read_nifti(path: Path) -> Stored:
             raise Refused("corrupt", f"the header names an unknown type of values ({error})") from error
         if dtype.names is not None:
             raise Refused("rgb", f"every voxel holds {len(dtype.names)} values")
+        unit = _UNITS.get(int(header["xyzt_units"]) & _UNIT_OF_LENGTH, "mm")
         axes, differ = _axes(header)
         offset = int(header.get_data_offset())
         try:
@@ -46,11 +53,12 @@ def read_nifti(path: Path) -> Stored:
     one = np.ones((1, 1, 1))
     return Stored(
         values=np.frombuffer(content, dtype, offset=offset).reshape(shape),
-        axes_mm=axes,
+        axes_mm=axes * MM_PER_UNIT.get(unit, 1.0),
         slope=one * (1.0 if slope is None else slope),
         intercept=one * (0.0 if intercept is None else intercept),
         flags={"affines_differ"} if differ else set(),
         metadata={"format": "nifti"},
+        unit=unit,
     )
 
 

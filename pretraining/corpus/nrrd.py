@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.corpus.stored import Stored, as_three_axes, beside, inflate
+from pretraining.corpus.encoded import Encoded, header_lines, numbered
+from pretraining.corpus.stored import MM_PER_UNIT, Stored, as_three_axes
 from pretraining.corpus.volume import Refused
-
-_MAX_HEADER_BYTES = 1 << 20
 
 _TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
@@ -37,9 +35,21 @@ _SPACES = {
 """Space of the header -> signs that turn it into (L, P, S)."""
 
 
+_ENCODINGS = {
+    "raw": "raw",
+    **dict.fromkeys(("ascii", "text", "txt"), "text"),
+    "hex": "hex",
+    **dict.fromkeys(("gzip", "gz"), "gzip"),
+    **dict.fromkeys(("bzip2", "bz2"), "bzip2"),
+}
+
+
 @dataclass(frozen=True)
 class _Header:
+    """Fields by name; the lines below ``data file: LIST``; where voxels behind the header begin."""
+
     fields: dict[str, str]
+    listed: tuple[str, ...]
     length: int
 
     def __getitem__(self, name: str) -> str:
@@ -50,41 +60,78 @@ class _Header:
 
 def read_nrrd(path: Path) -> Stored:
     """Read one file; raises ``Refused``."""
-    content = path.read_bytes()
-    header = _header(content)
+    header = _read_header(path)
     try:
         sizes = [int(size) for size in header["sizes"].split()]
         kinds, axes = _space(header, len(sizes))
+        encoded = _encoded(path, header)
     except ValueError as error:
         raise Refused("corrupt", f"the NRRD header is damaged ({error})") from error
     _check_kinds(sizes, kinds)
     if header["type"].lower() not in _TYPES:
         raise Refused("unreadable", f"NRRD values of type '{header['type']}'")
     dtype = np.dtype(_TYPES[header["type"].lower()])
-    if dtype.itemsize > 1:
+    if dtype.itemsize > 1 and encoded.encoding != "text":
         dtype = dtype.newbyteorder(">" if header["endian"].lower() == "big" else "<")
     kept = [i for i, kind in enumerate(kinds) if kind != "extra"]
-    shape = as_three_axes([sizes[i] for i in reversed(kept)])
-    data = _data(path, content, header, math.prod(shape) * dtype.itemsize)
+    values = encoded.read(as_three_axes([sizes[i] for i in reversed(kept)]), dtype)
     steps = None if axes is None else np.array([axes[i] for i in kept])[::-1]
     if steps is None or steps.shape != (3, 3):
         raise Refused("no_orientation", "the NRRD header has no space, or no directions of its axes")
-    return Stored(np.frombuffer(data, dtype).reshape(shape), steps, metadata={"format": "nrrd"})
+    units = sorted({unit for unit in _units(header) if unit in MM_PER_UNIT})
+    return Stored(values, steps, metadata={"format": "nrrd"}, unit=" and ".join(units) or "mm")
 
 
-def _header(content: bytes) -> _Header:
-    if content[:4] != b"NRRD":
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold the voxels of one file: itself, or those that its header names; raises ``Refused``."""
+    return _encoded(path, _read_header(path)).files
+
+
+def _read_header(path: Path) -> _Header:
+    lines = header_lines(path)
+    magic, length = next(lines, ("", 0))
+    if not magic.startswith("NRRD"):
         raise Refused("corrupt", "does not begin with NRRD")
-    start = content[:_MAX_HEADER_BYTES].replace(b"\r\n", b"\n")
-    end = start.find(b"\n\n")
-    removed = content[:_MAX_HEADER_BYTES][: end + 2 if end >= 0 else None].count(b"\r\n")
-    text = start[: end if end >= 0 else None].decode("latin-1")
-    fields = {}
-    for line in text.splitlines()[1:]:
+    fields: dict[str, str] = {}
+    listed: tuple[str, ...] = ()
+    for line, end in lines:
+        length = end
+        if not line:
+            break
         name, colon, value = line.partition(":")
-        if colon and not line.startswith("#") and not value.startswith("="):
-            fields[name.strip().lower()] = value.strip()
-    return _Header(fields, len(content) if end < 0 else end + 2 + removed)
+        if line.startswith("#") or not colon or value.startswith("="):  # comments, and key:=value
+            continue
+        fields[name.strip().lower()] = value.strip()
+        if name.strip().lower() in ("data file", "datafile") and value.split()[:1] == ["LIST"]:  # the last field
+            listed = tuple(text.strip() for text, _ in lines if text.strip())
+    return _Header(fields, listed, length)
+
+
+def _encoded(path: Path, header: _Header) -> Encoded:
+    """Return where the voxels are; a damaged header may raise ``ValueError``."""
+    fields = header.fields
+    encoding = _ENCODINGS.get(header["encoding"].lower())
+    if encoding is None:
+        raise Refused("unreadable", f"NRRD data in encoding '{header['encoding']}'")
+    lines, skip = (int(fields.get(f"{of} skip", fields.get(f"{of}skip", "0"))) for of in ("line", "byte"))
+    if lines < 0 or skip < -1 or (skip == -1 and encoding != "raw"):
+        raise ValueError(f"line skip {lines}, byte skip {skip} in encoding {encoding}")
+    named = fields.get("data file", fields.get("datafile"))
+    if named is None:
+        return Encoded((path,), encoding, header.length, lines, skip)
+    words = named.split()
+    if words[:1] == ["LIST"]:
+        names = list(header.listed)
+    elif len(words) in (4, 5) and "%" in words[0]:
+        names = numbered(words[0], *(int(word) for word in words[1:4]))
+    else:
+        names = [named]
+    return Encoded(tuple(path.parent / name for name in names), encoding, 0, lines, skip)
+
+
+def _units(header: _Header) -> list[str]:
+    """Return the units of the axes of space, in lower case; none if the header has none."""
+    return [unit.strip().lower() for unit in re.findall(r'"([^"]*)"', header.fields.get("space units", ""))]
 
 
 def _space(header: _Header, dimension: int) -> tuple[list[str], NDArray[np.float64] | None]:
@@ -102,7 +149,9 @@ def _space(header: _Header, dimension: int) -> tuple[list[str], NDArray[np.float
     signs = _SPACES.get(header.fields.get("space", "").lower())
     if signs is None or not directions:
         return kinds, None
-    steps = np.array([(np.nan,) * 3 if step is None else np.multiply(step, signs) for step in directions])
+    sizes = [MM_PER_UNIT.get(unit, 1.0) for unit in _units(header)[:3]] or [1.0]
+    factors = np.multiply(signs, sizes)
+    steps = np.array([(np.nan,) * 3 if step is None else np.multiply(step, factors) for step in directions])
     return kinds, steps
 
 
@@ -133,31 +182,3 @@ def _check_kinds(sizes: list[int], kinds: list[str]) -> None:
             raise Refused("4d", f"{size} volumes in a file")
         else:
             raise Refused("rgb", f"every voxel holds {size} values ({kind})")
-
-
-def _data(path: Path, content: bytes, header: _Header, count: int) -> bytes | bytearray:
-    """Return the decoded voxels, exactly ``count`` bytes."""
-    fields = header.fields
-    detached = fields.get("data file", fields.get("datafile"))
-    content = beside(path, detached).read_bytes() if detached else content[header.length :]
-    skip = int(fields.get("byte skip", fields.get("byteskip", "0")))
-    if int(fields.get("line skip", fields.get("lineskip", "0"))):
-        raise Refused("unreadable", "NRRD data after skipped lines")
-    encoding = header["encoding"].lower()
-    if encoding == "raw":
-        data: bytes | bytearray = content[len(content) - count :] if skip == -1 else content[skip:]
-    elif skip:
-        raise Refused("unreadable", "NRRD data after skipped bytes in a compressed stream")
-    elif encoding in ("gzip", "gz"):
-        return inflate(content, count, 31)
-    elif encoding in ("bzip2", "bz2"):
-        try:
-            data = bz2.decompress(content)
-        except (OSError, ValueError) as error:
-            raise Refused("truncated" if isinstance(error, ValueError) else "corrupt", f"bzip2: {error}") from error
-    else:
-        raise Refused("unreadable", f"NRRD data in encoding '{encoding}'")
-    if len(data) != count:
-        reason = "truncated" if len(data) < count else "corrupt"
-        raise Refused(reason, f"holds {len(data)} bytes of voxels where {count} are declared")
-    return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from pretraining.corpus import manifest
 from pretraining.corpus.inspect import MEANINGS
-from pretraining.corpus.sources import Source
+from pretraining.corpus.sources import UNKNOWN_LICENCE, Source
 
 _FEW = 10
 
@@ -39,7 +40,7 @@ def source_text(source: Source, found: int | None) -> str:
         f"licence      {source.licence}, {source.licence_url}",
         f"volumes      {expected}" + ("" if found is None else f"; found: {found}"),
         f"modality     {source.modality}, intensities {source.intensity.value}",
-        *(f"looked for   {pattern}" for pattern in source.images),
+        *(f"looked for   {pattern}" for pattern in source.images or ("every image that a reader knows",)),
         *(f"also named   {alias} for {case}" for alias, case in source.aliases.items()),
         *([f"contains     cases of {', '.join(source.contains)}"] if source.contains else []),
     ]
@@ -62,6 +63,9 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
         for line in manifest.read_lines(corpus / manifest.REJECTED_FILE):
             refusals[line["reason"]] = refusals.get(line["reason"], 0) + 1
         lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(refusals.items())]
+    lines += _passed_over(content["passed_over"])
+    if unknown := [name for name, own in content["sources"].items() if own["licence"] == UNKNOWN_LICENCE]:
+        lines.append(f"licence unknown: {_some(unknown)}; a record (docs/corpus.md) states it")
     lines += exclusion_lines(content["exclusions"])
     lines += ["", f"{content['volumes']} volumes, {content['slices']} slices, hash {content['hash']}"]
     lines.append(f"look at it: meddino-pretrain inspect {corpus} -o pictures")
@@ -81,6 +85,26 @@ def _source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for source, own in sources.items():
         values = ["" if own[name] is None else str(own[name]) for name in names]
         lines.append(f"{source:{width}}  " + "  ".join(f"{value:>10}" for value in values))
+    return lines
+
+
+def _passed_over(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what is said of what lies in the folders of sources and is no volume of any."""
+    lines = []
+    for kind, what in (
+        ("dicom_folders", "folders with DICOM images that no pattern names"),
+        ("unlisted_folders", "folders that cannot be listed"),
+    ):
+        folders = [f"{name}: {path}" for name, own in sources.items() for path in own[kind]]
+        lines += [f"passed over: {len(folders)} {what} ({_some(folders)})"] if folders else []
+    images = sum(own["images"] for own in sources.values())
+    lines += [f"passed over: {images} images that no pattern names, such as label maps"] if images else []
+    endings: Counter[str] = Counter()
+    for own in sources.values():
+        endings.update(own["other_files"])
+    if endings:
+        kinds = _some([f"{count} {ending or 'without ending'}" for ending, count in endings.most_common()])
+        lines.append(f"passed over: {endings.total()} files of formats that are not read here ({kinds})")
     return lines
 
 

@@ -6,9 +6,8 @@ what could not be checked against a download. Licences change: read the terms on
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,16 +15,23 @@ from typing import Any
 
 import yaml
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError
-from pretraining.corpus.readers import Candidate, find_candidates
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.corpus.cases import survey
+from pretraining.corpus.readers import Candidate
 from pretraining.corpus.volume import IntensityRule
 
 MODALITIES = ("CT", "MR", "XR")
 
+UNKNOWN_LICENCE = "unknown"
+"""Of a source without a record."""
+
 _NUMBER = re.compile(r"\{n(?::0[0-9]+d)?\}")
 
 _SERIES = re.compile(r"-[0-9a-f]{8}$")
-"""What ``find_cases`` adds to the case id of a series that is not its patient's only one."""
+"""What ``cases.survey`` adds to a case id that several series or files have."""
+
+_SIMILAR = 0.7
+"""From which share of equal letters on a name is taken for a known one that was mistyped (BTVC and BTCV: 0.75)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Source:
         licence_url: Where they are.
         how: How one gets it.
         images: Regular expressions, searched for in ``/`` + POSIX path below the source's folder, of files or of the
-            folders of DICOM series. Group ``case`` is the case id.
+            folders of DICOM series. Group ``case`` is the case id. None: all that the readers know, named by its path.
         excluded: Regular expressions of paths that match ``images`` and are none.
         expected_volumes: Number of image volumes; None where it is not known.
         contains: Names of sources whose scans are known to be in it, wholly or in part.
@@ -78,8 +84,6 @@ class Source:
             self._complain(f"modality '{self.modality}' is none of {', '.join(MODALITIES)}")
         if self.intensity.modality != self.modality:
             self._complain(f"intensity rule '{self.intensity.value}' is not for modality {self.modality}")
-        if not self.images:
-            self._complain("images lists no pattern")
         for pattern in (*self.images, *self.excluded):
             try:
                 groups = re.compile(pattern).groupindex
@@ -96,11 +100,44 @@ class Source:
 
     def case_of(self, path: str) -> str | None:
         """Return the case id of a POSIX path below the source's folder; None if it is no image of this source."""
+        if not self.images:
+            return path.strip("/").replace("/", "_") or self.name
         path = "/" + path
         if any(re.search(pattern, path) for pattern in self.excluded):
             return None
         match = next(filter(None, (re.search(pattern, path) for pattern in self.images)), None)
         return match["case"].strip("/").replace("/", "_") if match and match["case"] else None
+
+
+def own_source(name: str) -> Source:
+    """Return a source that takes every CT in a folder, whatever its layout.
+
+    Raises:
+        ConfigurationError: The name is that of a collection, mistyped, or no name.
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    own, known = plain(name), {plain(other): other for other in SOURCES}
+    near = difflib.get_close_matches(own, known, 1, _SIMILAR) or [
+        n for n in known if len(own) > 3 and n.startswith(own)
+    ]
+    if near:
+        msg = (
+            f"{name} is no collection known by name; {known[near[0]]} is. For a source of your own give a name that is "
+            "less like one of `meddino-pretrain sources`, or the path of a YAML record."
+        )
+        raise ConfigurationError(msg)
+    return Source(
+        name=name,
+        title="a folder of your own",
+        homepage="not stated",
+        licence=UNKNOWN_LICENCE,
+        licence_url="not stated",
+        how="Everything in the folder that a reader knows and that is CT. State the licence and patterns in a record.",
+        images=(),
+    )
 
 
 def load_source_file(path: Path) -> Source:
@@ -178,36 +215,8 @@ def _number(text: str, pattern: str) -> int | None:
 
 
 def find_cases(source: Source, folder: Path) -> list[tuple[str, Candidate]]:
-    """Find the cases of a source below a folder, sorted by case id and path.
-
-    Several DICOM series that give one case id (a patient's, say) are told apart by a hash of their UID behind it.
-    Other files that give one case id are all returned.
-
-    Raises:
-        DataError: The folder does not exist.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder. Give the folder into which {source.name} was unpacked.")
-    found = []
-    for candidate in find_candidates(folder):
-        relative = candidate.path.relative_to(folder).as_posix()
-        case = source.case_of(relative)
-        if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash behind it
-            case = source.case_of(f"{relative}/")
-        if case is not None:
-            found.append((case, candidate))
-    counts = Counter(case for case, _ in found)
-    cases = [
-        (f"{case}-{_short(candidate)}" if counts[case] > 1 and candidate.series_uid else case, candidate)
-        for case, candidate in found
-    ]
-    return sorted(cases, key=lambda pair: (pair[0], pair[1].path.as_posix()))
-
-
-def _short(candidate: Candidate) -> str:
-    """Return eight digits for a series; a projection's file counts, as its series may hold several."""
-    name = candidate.path.name if candidate.path.is_file() else ""
-    return hashlib.sha256(f"{candidate.series_uid}/{name}".encode()).hexdigest()[:8]
+    """Return the case id and files of every volume of a source below a folder; see ``cases.survey``."""
+    return survey(source, folder).cases
 
 
 _UNCHECKED = "The layout is that of the publication; it was not checked against a download."

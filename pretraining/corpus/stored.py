@@ -23,6 +23,13 @@ _HIGHEST_COMPRESSION = 1032
 
 _ONE = np.ones((1, 1, 1))
 
+MM_PER_UNIT = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("um", "\N{MICRO SIGN}m", "micron", "microns", "micrometer", "micrometers"), 0.001),
+}
+"""Units of length that headers may count in; whatever else they say, or nothing, is millimetres."""
+
 
 @dataclass(eq=False)
 class Stored:
@@ -38,6 +45,7 @@ class Stored:
         padding: Values (after rescaling) that the header calls padding.
         flags: Keys of ``FLAGS``.
         metadata: What the header adds to ``Volume.metadata``.
+        unit: What the header counts lengths in, for messages; the fields above are in millimetres whatever it is.
     """
 
     values: NDArray[Any]
@@ -48,6 +56,7 @@ class Stored:
     padding: frozenset[int] = frozenset()
     flags: set[str] = field(default_factory=set)
     metadata: dict[str, Any] = field(default_factory=dict)
+    unit: str = "mm"
 
 
 def as_three_axes(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -93,6 +102,10 @@ def read_exactly(stream: BinaryIO, count: int) -> bytearray:
         raise Refused("truncated", "the compressed stream ends before its end mark") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk; a damaged bzip2 stream has no number
+            raise
+        raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
     return content
 
 
@@ -124,19 +137,3 @@ def inflate(content: bytes, count: int, wbits: int) -> bytearray:
     if len(plain) > count:
         raise Refused("corrupt", f"holds {len(plain)} bytes of voxels where {count} are declared")
     return plain
-
-
-def beside(header: Path, name: str) -> Path:
-    """Return the data file that a header names: one file in the header's folder or below it.
-
-    Raises:
-        Refused: ``truncated`` if it is missing, ``unreadable`` if the header names several or one elsewhere.
-    """
-    if name.upper().startswith("LIST") or "%" in name:
-        raise Refused("unreadable", f"voxels in several files ({name})")
-    path = header.parent / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise Refused("unreadable", f"voxels in a file outside the header's folder ({name})")
-    if not path.is_file():
-        raise Refused("truncated", f"the file with the voxels, {name}, is missing")
-    return path

@@ -23,7 +23,7 @@ from pretraining.corpus.fingerprint import Fingerprint, exact_hash, fingerprint
 from pretraining.corpus.readers import Candidate, input_files, read_volume
 from pretraining.corpus.statistics import SliceStatistics, body_threshold, slice_statistics
 from pretraining.corpus.store import Resizer, StoreSettings, chunk_checksums, encode, plan_resizing, write_whole
-from pretraining.corpus.volume import IntensityRule, Refused, Volume
+from pretraining.corpus.volume import IntensityRule, Refused, Volume, printable
 
 FAILURES = {
     "unforeseen": "reading it failed in a way that no check foresees; the message names the error",
@@ -33,6 +33,10 @@ FAILURES = {
 
 _RETRIED = {*FAILURES, "unreadable"}
 """Such volumes are tried again by every run: the disk may be back, the memory larger, the fault mended."""
+
+
+_LONGEST_NAME = 220
+"""File systems take 255 bytes; endings and the temporary name need the rest."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,14 @@ class Record:
 
 
 def file_name(name: str) -> str:
-    """Return a case id as a file name: itself, with characters that file systems dislike as %XX."""
-    return quote(name, safe="")
+    """Return a case id as a file name: itself, with characters that file systems dislike as %XX.
+
+    A name too long for a file system is cut, and a hash of it stands for the rest.
+    """
+    quoted = quote(name, safe="")
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    return f"{quoted[: _LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def process(unit: Unit, settings: StoreSettings) -> Record:
@@ -246,7 +256,7 @@ def _refusal(unit: Unit, inputs: str, reason: str, message: str) -> Record:
         files=_names(unit),
         inputs=inputs,
         reason=reason,
-        message=message.replace(f"{unit.folder}/", ""),
+        message=printable(message).replace(f"{printable(str(unit.folder))}/", ""),
     )
 
 
@@ -255,7 +265,7 @@ def _names(unit: Unit) -> tuple[str, ...]:
 
 
 def _name(file: Path, folder: Path) -> str:
-    return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
+    return printable((file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix())
 
 
 def _inputs(unit: Unit) -> str:

@@ -31,7 +31,9 @@ REASONS = {
     "secondary_capture": "a screen shot, a rendering or another derived picture, not the reconstructed scan",
     "multiframe": "an enhanced multi-frame DICOM object, which is not read here",
     "mixed_series": "images of one DICOM series differ in size, spacing, orientation or kind, or share a position",
+    "ambiguous_series": "DICOM images without a SeriesInstanceUID that do not make one stack",
     "missing_slices": "slices are missing inside a DICOM series",
+    "varying_spacing": "the distance of the slices of a DICOM series changes from one part to the next",
     "uneven_slices": "slices of a DICOM series are not evenly spaced",
     "sheared": "axes in the header are not perpendicular, as after a tilted gantry",
     "not_axial": "a sagittal or coronal acquisition: axial slices would be made of thick voxels",
@@ -50,9 +52,17 @@ FLAGS = {
     "windowed": "the lower end of the grey scale was cut off above air, as by an intensity window",
     "empty_slices": "some slices hold air alone (metadata: empty_slices)",
     "repeated_files": "images of the DICOM series were present more than once; one of each was used",
+    "no_series_uid": "no SeriesInstanceUID; images of one folder, study, orientation and grid were taken for a series",
+    "modality_from_class": "the header names no modality; it follows from the SOPClassUID",
+    "units_converted": "the header counts in other units of length; sizes were converted to millimetres",
     "lossy_compression": "the images had been compressed with loss",
 }
 """Code of a change or warning -> what it means."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text that can be stored: bytes of file names that are no UTF-8 are written as ``\xNN``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class IntensityRule(str, Enum):

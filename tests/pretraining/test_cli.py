@@ -135,7 +135,10 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source", "nonsense={data}/one"], "no source known by name"),
+        (["--source", "BTVC={data}/one"], "BTVC is no collection known by name; BTCV is"),
+        (["--source", "msd_liver={data}/one"], "msd_liver is no collection known by name; MSD-Liver is"),
+        (["--source", "TotalSeg={data}/one"], "TotalSegmentator is"),
+        (["--source", "our ct={data}/one"], "may have letters"),
         (["--source", "one"], "must be NAME=FOLDER"),
         (["--source", "one={data}/absent"], "does not exist"),
         (["--source", "one={data}/one", "--source", "ONE={data}/two"], "given twice"),
@@ -189,3 +192,23 @@ def test_a_source_of_ones_own_needs_no_code(data, tmp_path, capsys):
     assert content["sources"]["clinic"]["licence"] == "internal use"
     assert main(["sources", str(record), "--source", f"{record}={data / 'one'}"]) == 0
     assert "found: 3" in capsys.readouterr().out
+
+
+def test_a_folder_of_ones_own_needs_no_record(data, tmp_path, capsys):
+    named = ["--source", f"our_ct={data / 'one'}"]
+    assert main(["curate", *named, "--out", str(tmp_path / "c"), "-np", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "3 volumes found = 3 curated" in out
+    assert "licence unknown: our_ct" in out
+    content = json.loads((tmp_path / "c" / "corpus.json").read_text())
+    assert content["sources"]["our_ct"]["licence"] == "unknown"
+    assert main(["sources", *named]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert re.search(r"unknown +3$", lines["our_ct"])
+    assert main(["sources", "our_ct", *named]) == 0
+    out = capsys.readouterr().out
+    assert "licence      unknown" in out
+    assert "looked for   every image that a reader knows" in out
+    assert "found: 3" in out
+    assert main(["sources", "our_ct"]) == 2
+    assert "our_ct is no source known by name" in capsys.readouterr().err

@@ -185,6 +185,52 @@ def _set(**values: Any) -> Callable[[int, Any], None]:
     return change
 
 
+def _drop(*names: str) -> Callable[[int, Any], None]:
+    """Remove attributes of every image."""
+
+    def change(_: int, header: Any) -> None:
+        for name in names:
+            delattr(header, name)
+
+    return change
+
+
+def _both(*changes: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+    def change(i: int, header: Any) -> None:
+        for one in changes:
+            one(i, header)
+
+    return change
+
+
+def _two_scans_without_uid(folder: Path) -> None:
+    """Two phases of one study with the same grid, as an anonymiser may leave them."""
+    for name in ("early", "late"):
+        change = _both(_set(SeriesInstanceUID="", StudyInstanceUID="1.2.3"))
+        write_dicom(folder / name, PLAIN, change)
+        for path in sorted((folder / name).iterdir()):
+            path.rename(folder / f"{name}_{path.name}")
+        (folder / name).rmdir()
+
+
+def _without_names(folder: Path) -> None:
+    write_dicom(folder, PLAIN, _drop("SeriesInstanceUID", "SOPClassUID", "StudyInstanceUID"))
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        del header.file_meta.MediaStorageSOPClassUID
+        header.save_as(path, enforce_file_format=False)
+
+
+def _heights(*steps: tuple[int, float]) -> Callable[[int, Any], None]:
+    """Place the images at distances of their own: so many steps of so many millimetres, one pair after another."""
+    gaps = [gap for count, gap in steps for _ in range(count)]
+    return _set(ImagePositionPatient=lambda i: [-20, -30, 100 + sum(gaps[:i])])
+
+
+def _units(code: str) -> Callable[[Any], None]:
+    return lambda header: header.set_xyzt_units(code)
+
+
 def _with_padding(value: int) -> NDArray[np.int16]:
     voxels = phantom()
     voxels[:, :6] = value
@@ -317,6 +363,12 @@ KINDS: Mapping[str, Awkward] = {
     "coronal": Awkward(_nifti(PLAIN, affine=_axes(0.8, 5, 0.8)), "not_axial"),
     "zero_spacing": Awkward(_nifti(PLAIN, affine=_axes(1, 1, 1e-6)), "bad_geometry"),
     "metres": Awkward(_nifti(PLAIN, affine=_axes(0.001, 0.001, 0.0025)), "bad_geometry"),
+    "micrometres": Awkward(_nifti(PLAIN, affine=_axes(20, 20, 30), change=_units("micron")), "bad_geometry"),
+    "micrometres_by_mistake": Awkward(_nifti(PLAIN, change=_units("micron")), "bad_geometry"),
+    "metres_by_mistake": Awkward(_nifti(PLAIN, change=_units("meter")), "bad_geometry"),
+    "metres_stated": Awkward(
+        _nifti(PLAIN, affine=_axes(0.001, 0.001, 0.0025), change=_units("meter")), None, ("units_converted",), PLAIN
+    ),
     "affines_differ": Awkward(_nifti(PLAIN, change=_qform_differs), None, ("affines_differ",), PLAIN),
     "mirrored_storage": Awkward(
         _nifti(np.ascontiguousarray(PLAIN[:, ::-1, ::-1]), affine=np.diag([1.0, 1.0, 2.5, 1.0])),
@@ -339,6 +391,10 @@ KINDS: Mapping[str, Awkward] = {
     "dicom_one_image": Awkward(_dicom(PLAIN[:1]), "single_slice"),
     "dicom_missing_slice": Awkward(_without(0), None, (), PLAIN[1:]),
     "dicom_missing_inner_slice": Awkward(_without(7), "missing_slices"),
+    "dicom_two_missing_inner_slices": Awkward(_dicom(PLAIN, _heights((8, 2.5), (2, 5), (9, 2.5))), "missing_slices"),
+    "dicom_finer_in_one_part": Awkward(_dicom(PLAIN, _heights((10, 5), (9, 2.5))), "varying_spacing"),
+    "dicom_coarser_in_one_part": Awkward(_dicom(PLAIN, _heights((10, 3), (9, 5))), "varying_spacing"),
+    "dicom_finer_in_the_middle": Awkward(_dicom(PLAIN, _heights((3, 5), (13, 2.5), (3, 5))), "varying_spacing"),
     "dicom_uneven": Awkward(
         _dicom(PLAIN, _set(ImagePositionPatient=lambda i: [-20, -30, 100 + i * 2.5 + (1 if i == 9 else 0)])),
         "uneven_slices",
@@ -360,6 +416,34 @@ KINDS: Mapping[str, Awkward] = {
     "dicom_tilted": Awkward(_dicom(PLAIN, tilt_deg=15), None, ("oblique", "gantry_tilt"), PLAIN),
     "dicom_skewed": Awkward(
         _dicom(PLAIN, _set(ImagePositionPatient=lambda i: [-20 + i, -30, 100 + i * 2.5])), "sheared"
+    ),
+    "dicom_without_series_uid": Awkward(_dicom(PLAIN, _drop("SeriesInstanceUID")), None, ("no_series_uid",), PLAIN),
+    "dicom_without_series_uid_and_class": Awkward(
+        _dicom(PLAIN, _drop("SeriesInstanceUID", "SOPClassUID")), None, ("no_series_uid",), PLAIN
+    ),
+    "dicom_without_anything_that_names_it": Awkward(_without_names, "corrupt"),
+    "dicom_blank_series_uid": Awkward(_dicom(PLAIN, _set(SeriesInstanceUID="")), None, ("no_series_uid",), PLAIN),
+    "dicom_blank_series_uid_jittered": Awkward(
+        _dicom(PLAIN, _set(SeriesInstanceUID="", PixelSpacing=lambda i: [1, 1 + i % 2 * 2e-4])),
+        None,
+        ("no_series_uid",),
+        PLAIN,
+    ),
+    "dicom_two_scans_without_series_uid": Awkward(_two_scans_without_uid, "ambiguous_series"),
+    "dicom_gap_without_series_uid": Awkward(
+        _dicom(PLAIN, _both(_set(SeriesInstanceUID=""), _heights((8, 2.5), (1, 30), (10, 2.5)))), "ambiguous_series"
+    ),
+    "dicom_without_modality": Awkward(_dicom(PLAIN, _drop("Modality")), None, ("modality_from_class",), PLAIN),
+    "dicom_blank_modality": Awkward(_dicom(PLAIN, _set(Modality="")), None, ("modality_from_class",), PLAIN),
+    "dicom_mr_without_modality": Awkward(
+        _dicom(PLAIN, _both(_drop("Modality"), _set(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"))), "not_ct"
+    ),
+    "dicom_neither_modality_nor_class_of_one": Awkward(
+        _dicom(PLAIN, _both(_drop("Modality"), _set(SOPClassUID="1.2.840.10008.5.1.4.1.1.66"))), "not_ct"
+    ),
+    "dicom_blank_instance_uids_at_one_place": Awkward(
+        _dicom(PLAIN, _set(SOPInstanceUID="", ImagePositionPatient=lambda i: [-20, -30, 100 + i // 2 * 2.5])),
+        "mixed_series",
     ),
     "dicom_copies": Awkward(_with_copy, None, ("repeated_files",), PLAIN),
     "dicom_stated_padding": Awkward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import curate as curation
 from pretraining.corpus import job, manifest, pool, units
+from pretraining.corpus.cases import survey
 from pretraining.corpus.curate import Division, SourceFolder, curate
 from pretraining.corpus.merge import merge
 from pretraining.corpus.store import StoreSettings
@@ -94,6 +96,31 @@ def test_parts_and_merge_give_the_same_corpus(single, mixed, tmp_path):
     assert corpus_bytes(corpus) == corpus_bytes(single)
     merge(corpus)
     assert corpus_bytes(corpus) == corpus_bytes(single)
+
+
+def test_a_file_that_is_no_volume_keeps_no_parts_from_being_merged(mixed, tmp_path):
+    """The log of a job, say."""
+    folder = tmp_path / "data"
+    shutil.copytree(mixed / "one", folder)
+    for part in (0, 1):
+        (folder / f"job_{part}.log").write_text("")
+        curate(
+            [SourceFolder(source("one"), folder)], tmp_path / "c", settings=StoreSettings(), division=Division(part, 2)
+        )
+    assert merge(tmp_path / "c")["volumes"] == 4
+
+
+def test_parts_of_a_version_that_did_not_say_what_was_passed_over_are_done_again(mixed, tmp_path):
+    sources = [SourceFolder(source("one"), mixed / "one")]
+    curate(sources, tmp_path / "c", settings=StoreSettings())
+    (part,) = (tmp_path / "c" / "parts").glob("part_*.json")
+    content = json.loads(part.read_text())
+    del content["passed_over"]
+    part.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="made by another version"):
+        merge(tmp_path / "c")
+    curate(sources, tmp_path / "c", settings=StoreSettings())
+    assert merge(tmp_path / "c")["volumes"] == 4
 
 
 def test_parts_that_saw_other_files_are_not_merged(mixed, tmp_path):
@@ -359,11 +386,14 @@ def test_odd_case_ids_become_file_names(tmp_path):
     assert " " not in row["path"]
 
 
-def test_case_ids_that_occur_twice_are_named(tmp_path):
-    for name in ("a/x.nii.gz", "b/x.nii.gz"):
-        write_volume(phantom(0), tmp_path / "data" / name)
-    with pytest.raises(DataError, match="case x more than once: .*a/x.nii.gz, .*b/x.nii.gz"):
-        curate([SourceFolder(source("one"), tmp_path / "data")], tmp_path / "corpus", settings=StoreSettings())
+def test_case_ids_that_occur_twice_are_told_apart(tmp_path):
+    for seed, name in enumerate(("a/x.nii.gz", "b/x.nii.gz", "b/y.nii.gz")):
+        write_volume(phantom(seed), tmp_path / "data" / name)
+    content = curated(tmp_path / "corpus", ("one", tmp_path / "data"))
+    assert content["counts"]["curated"] == content["counts"]["found"] == 3
+    cases = pq.read_table(tmp_path / "corpus" / "volumes.parquet")["case"].to_pylist()
+    assert sorted(re.sub("-[0-9a-f]{8}$", "", case) for case in cases) == ["x", "x", "y"]
+    assert len(set(cases)) == 3
 
 
 _KILLER = """
@@ -396,7 +426,8 @@ def test_an_item_that_kills_its_process_takes_no_other_with_it(tmp_path):
 def test_a_process_killed_twice_is_a_refusal_that_is_tried_again(single, mixed, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(single, corpus)
-    found = curation._find_units(SourceFolder(source("one"), mixed / "one"), corpus)
+    folder = SourceFolder(source("one"), mixed / "one")
+    found = curation._units(folder, survey(folder.source, folder.folder), corpus)
     record = units.process_lost(found[0])
     assert record.reason == "no_memory"
     assert units.process(found[0], StoreSettings()).reason == ""
