@@ -12,7 +12,9 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_meddino.cli_compare import add_compare
 from nnunetv2_meddino.cli_dataset import add_dataset
@@ -202,8 +204,24 @@ def _weights_inspect(options: argparse.Namespace) -> int:
     print(f"tensors     {summary.tensor_count}, {summary.parameters} parameters")
     for name, value in summary.metadata.items():
         print(f"header      {name}: {value}")
+    if summary.provenance is not None:
+        _print_provenance(summary.provenance)
     _print_dropped(summary.dropped)
     return 0
+
+
+def _print_provenance(provenance: Mapping[str, Any]) -> None:
+    from nnunetv2_meddino.weights.seen import history, listed_cases, unlisted
+
+    for _, group in groupby(history(provenance), key=lambda weights: weights.get("name")):
+        weights = next(group)  # the others of its name are copies
+        what = ", ".join(f"{key} {weights[key]}" for key in ("epochs", "source", "licence") if weights.get(key))
+        label = "name" if weights is provenance else "made from"
+        print(f"{label:12}{weights.get('name')}{f' ({what})' if what else ''}")
+    listed = [f"{len(ids)} of {source}" for source, ids in listed_cases(provenance).items()]
+    print(f"seen cases  {', '.join(listed) or 'none listed'}")
+    if unknown := unlisted(provenance):
+        print(f"            cases not listed of {', '.join(unknown)}")
 
 
 def _print_dropped(dropped: Mapping[str, str]) -> None:

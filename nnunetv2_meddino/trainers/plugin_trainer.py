@@ -26,9 +26,7 @@ from nnunetv2_meddino.trainers.model_folder import (
 from nnunetv2_meddino.trainers.schedules import Rate, Schedule, polynomial
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.seen import with_counts
-
-PROVENANCE = "meddino"
-"""Key of ``init_args`` in a checkpoint under which weights and random state are kept; nnU-Net ignores it."""
+from nnunetv2_meddino.weights.trained import PROVENANCE
 
 
 class PluginTrainer(nnUNetTrainer):
