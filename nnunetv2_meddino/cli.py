@@ -260,13 +260,9 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from nnunetv2_meddino.export import export_stock
+    from nnunetv2_meddino.export import export_stock, predict_command
 
     out = export_stock(options.model_folder, options.out)
     print(out)
-    _, plans, configuration = out.name.split("__") if out.name.count("__") == 2 else ("", "", "")
-    if plans:
-        print(f"predict with: nnUNetv2_predict -d {out.parent.name} -c {configuration} -p {plans} -i IMAGES -o OUT")
-    else:
-        print(f"predict with: nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(out))} -i IMAGES -o OUT")
+    print(f"predict with: {predict_command(out)}")
     return 0

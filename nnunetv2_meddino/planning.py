@@ -161,7 +161,7 @@ def plan_dataset(
         batch_size=shown.batch_size,
         next_commands=(
             f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {name} -np {workers}",
-            f"nnUNetv2_train {dataset_id} {name} 0 -tr MedDINOv3Trainer -p {plans_name}",
+            f"meddino train {dataset_id} {name} 0 -tr MedDINOv3Trainer -p {plans_name}",
         ),
     )
 

@@ -274,7 +274,7 @@ def test_result_reads_as_what_was_done_and_what_comes_next(ct: Path) -> None:
         "patches of 896 x 896 px at 0.375 x 0.429 mm (median slice 808 x 854 px), batch size 4",
         "next:",
         "  nnUNetv2_preprocess -d 900 -plans_name nnUNetPlans -c 2d_896 -np 3",
-        "  nnUNetv2_train 900 2d_896 0 -tr MedDINOv3Trainer -p nnUNetPlans",
+        "  meddino train 900 2d_896 0 -tr MedDINOv3Trainer -p nnUNetPlans",
     ]
     assert str(plan_dataset(900)).startswith("2d_896 already in ")
 

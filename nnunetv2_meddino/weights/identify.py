@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from huggingface_hub import constants
 
@@ -138,7 +139,7 @@ def _distributed(checkpoint: Path) -> str:
     return (
         "If meddino-pretrain wrote it, the weights of its run are RUN/stage*/teachers/*.safetensors (`meddino-pretrain "
         "export RUN --out WEIGHTS.safetensors`). Of another's, one file is made by: python -m "
-        f"torch.distributed.checkpoint.format_utils dcp_to_torch {checkpoint} WEIGHTS.pth"
+        f"torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(checkpoint))} WEIGHTS.pth"
     )
 
 
@@ -155,7 +156,7 @@ def _run(path: Path) -> str:
         if teachers:
             return (
                 f"Its weights are its teachers, of which the newest is {teachers[-1]}; "
-                f"`meddino-pretrain export {place} --out WEIGHTS.safetensors` writes the backbone of that one alone."
+                f"`meddino-pretrain export {quote(str(place))} --out WEIGHTS.safetensors` writes its backbone alone."
             )
     return (
         "It has no weights yet: a stage writes teachers/*.safetensors every engine.teacher_every steps and at its end."

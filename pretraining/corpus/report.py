@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
         lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(refusals.items())]
     lines += exclusion_lines(content["exclusions"])
     lines += ["", f"{content['volumes']} volumes, {content['slices']} slices, hash {content['hash']}"]
-    lines.append(f"look at it: meddino-pretrain inspect {corpus} -o pictures")
+    lines.append(f"look at it: meddino-pretrain inspect {shlex.quote(str(corpus))} -o pictures")
     return "\n".join(lines)
 
 

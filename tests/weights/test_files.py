@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 import torch
