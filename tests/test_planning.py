@@ -27,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
 from nnunetv2_meddino.errors import DataError, PlanError
-from nnunetv2_meddino.overlays import OVERLAY_FOLDERS, load_overlay
+from nnunetv2_meddino.overlays import load_overlay, overlay_folder
 from nnunetv2_meddino.planning import _warn_unless_axial as warn_unless_axial
 from nnunetv2_meddino.planning import largest_batch, plan_dataset
 from tests.conftest import shared_path
@@ -383,7 +383,7 @@ def test_an_interrupted_write_leaves_the_old_plans(ct: Path, monkeypatch: pytest
 
 
 def test_every_overlay_in_the_folder_is_tested() -> None:
-    assert tuple(sorted(path.stem for path in OVERLAY_FOLDERS[0].glob("*.json"))) == (*BENCHMARKS, "mixed512")
+    assert tuple(sorted(path.stem for path in overlay_folder().glob("*.json"))) == (*BENCHMARKS, "mixed512")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
