@@ -51,7 +51,7 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     if out.exists():
         msg = f"{out} exists already. Remove it, or choose another folder with -o."
         raise ConfigurationError(msg)
-    plans = read_json(model_folder / "plans.json", ConfigurationError)
+    plans = read_json(model_folder / "plans.json", ConfigurationError, "Restore it from a copy of the trained model.")
     _check_architecture(plans, configuration, model_folder)
     plans["plans_name"] = exported_name
 

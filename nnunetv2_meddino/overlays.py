@@ -67,7 +67,7 @@ def load_overlay(name_or_path: str | Path) -> Overlay:
     if path is None:
         names = ", ".join(sorted(known))
         raise PlanError(f"Overlay {name_or_path} is neither a file nor one of: {names}. Correct its name.")
-    content = read_json(path, PlanError)
+    content = read_json(path, PlanError, "Correct the file; plans/README.md says what it holds.")
     try:
         dataset = BenchmarkDataset(**content["dataset"]) if "dataset" in content else None
         overlay = Overlay(path.stem, dataset, content["configuration"])

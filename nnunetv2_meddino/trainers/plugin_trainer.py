@@ -212,7 +212,7 @@ class PluginTrainer(nnUNetTrainer):
                 self.dataset_json,
                 processes=default_num_processes,
             )
-            means = read_json(file, DataError)["foreground_mean"]
+            means = read_json(file, DataError, "Validate again, with --val.")["foreground_mean"]
             for key in LOGGED:
                 self.print_to_log_file(f"Mean Validation {key}: {means[key]}", also_print_to_console=True)
                 self.logger.log_summary(f"final_val/{key}", means[key])
