@@ -12,7 +12,9 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_meddino.cli_compare import add_compare
 from nnunetv2_meddino.cli_dataset import add_dataset
@@ -202,8 +204,24 @@ def _weights_inspect(options: argparse.Namespace) -> int:
     print(f"tensors     {summary.tensor_count}, {summary.parameters} parameters")
     for name, value in summary.metadata.items():
         print(f"header      {name}: {value}")
+    if summary.provenance is not None:
+        _print_provenance(summary.provenance)
     _print_dropped(summary.dropped)
     return 0
+
+
+def _print_provenance(provenance: Mapping[str, Any]) -> None:
+    from nnunetv2_meddino.weights.seen import history, listed_cases, unlisted
+
+    for _, group in groupby(history(provenance), key=lambda weights: weights.get("name")):
+        weights = next(group)  # the others of its name are copies
+        what = ", ".join(f"{key} {weights[key]}" for key in ("epochs", "source", "licence") if weights.get(key))
+        label = "name" if weights is provenance else "made from"
+        print(f"{label:12}{weights.get('name')}{f' ({what})' if what else ''}")
+    listed = [f"{len(ids)} of {source}" for source, ids in listed_cases(provenance).items()]
+    print(f"seen cases  {', '.join(listed) or 'none listed'}")
+    if unknown := unlisted(provenance):
+        print(f"            cases not listed of {', '.join(unknown)}")
 
 
 def _print_dropped(dropped: Mapping[str, str]) -> None:
@@ -242,13 +260,9 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from nnunetv2_meddino.export import export_stock
+    from nnunetv2_meddino.export import export_stock, predict_command
 
     out = export_stock(options.model_folder, options.out)
     print(out)
-    _, plans, configuration = out.name.split("__") if out.name.count("__") == 2 else ("", "", "")
-    if plans:
-        print(f"predict with: nnUNetv2_predict -d {out.parent.name} -c {configuration} -p {plans} -i IMAGES -o OUT")
-    else:
-        print(f"predict with: nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(out))} -i IMAGES -o OUT")
+    print(f"predict with: {predict_command(out)}")
     return 0

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.json_files import read_json, write_json
 
 STOCK_TRAINER = "nnUNetTrainer"
 COPIED = ("dataset.json", "dataset_fingerprint.json")
+FOLDS_WITHOUT_F = ["0", "1", "2", "3", "4"]
+"""Those that nnU-Net predicts with where no ``-f`` is given; it fails where one is missing."""
 
 
 def export_stock(model_folder: Path, out: Path | None = None) -> Path:
@@ -47,7 +51,7 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     if out.exists():
         msg = f"{out} exists already. Remove it, or choose another folder with -o."
         raise ConfigurationError(msg)
-    plans = read_json(model_folder / "plans.json", ConfigurationError)
+    plans = read_json(model_folder / "plans.json", ConfigurationError, "Restore it from a copy of the trained model.")
     _check_architecture(plans, configuration, model_folder)
     plans["plans_name"] = exported_name
 
@@ -66,6 +70,20 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
         torch.save(content, target / checkpoint.name)
     unfinished.rename(out)
     return out
+
+
+def predict_command(exported: Path) -> str:
+    """Return the stock command that predicts with all folds of an exported model; IMAGES and OUT are to be replaced."""
+    folds = [path.parent.name.removeprefix("fold_") for path in exported.glob("fold_*/checkpoint_final.pth")]
+    chosen = [] if sorted(folds) == FOLDS_WITHOUT_F else ["-f", *sorted(folds, key=lambda fold: (len(fold), fold))]
+    place, parts = exported.resolve(), exported.resolve().name.split("__")
+    _, _, results = (variable.get() for variable in NNUNET_PATHS)
+    found_by_name = results and place.parent.parent == Path(results).resolve() and parts[0] == STOCK_TRAINER
+    if found_by_name and len(parts) == 3:
+        command = ["nnUNetv2_predict", "-d", place.parent.name, "-c", parts[2], "-p", parts[1]]
+    else:
+        command = ["nnUNetv2_predict_from_modelfolder", "-m", str(exported)]
+    return shlex.join([*command, "-i", "IMAGES", "-o", "OUT", *chosen])
 
 
 def _check_architecture(plans: dict[str, Any], configuration: str, model_folder: Path) -> None:

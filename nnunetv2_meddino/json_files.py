@@ -11,14 +11,20 @@ from typing import Any
 from nnunetv2_meddino.errors import MedDINOError
 
 
-def read_json(path: Path, error_type: type[MedDINOError]) -> dict[str, Any]:
-    """Return the object in a JSON file; whatever is wrong with it is raised as ``error_type``."""
+def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        error_type: What to raise, whatever is wrong with it.
+        advice: Sentences that end the message: what to do about this very file.
+    """
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise error_type(f"{path} cannot be read as JSON: {error}. Restore the file, or plan anew.") from error
+        raise error_type(f"{path} cannot be read as JSON: {error}. {advice}") from error
     if not isinstance(content, dict):
-        raise error_type(f"{path} does not hold a JSON object. Restore the file, or plan anew.")
+        raise error_type(f"{path} does not hold a JSON object. {advice}")
     return content
 
 

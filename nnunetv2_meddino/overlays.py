@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ MEDIAN_IMAGE_FILLS_PATCH = "median field of view / patch size"
 SPACING_RULES = (SAME_FIELD_OF_VIEW, MEDIAN_IMAGE_FILLS_PATCH)
 SEG_RESAMPLING_KEYS = {"resampling_fn_seg", "resampling_fn_seg_kwargs"}
 OVERLAY_KEYS = {"patch_size", "spacing", "batch_size", "normalization_schemes", *SEG_RESAMPLING_KEYS}
-OVERLAY_FOLDERS = (
-    Path(__file__).resolve().parent.parent / "plans",  # checkout, editable installation
-    Path(sys.prefix) / "share" / "nnunetv2_meddino" / "plans",  # installed wheel
-)
+
+
+def overlay_folder() -> Path:
+    """Return the folder ``plans``: inside the installed package, or beside the package in a checkout."""
+    package = Path(str(resources.files("nnunetv2_meddino")))
+    return package / "plans" if (package / "plans").is_dir() else package.parent / "plans"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ def load_overlay(name_or_path: str | Path) -> Overlay:
     Raises:
         PlanError: it does not exist, is not JSON, or does not follow the schema in plans/README.md.
     """
-    candidates = [Path(name_or_path), *(folder / f"{name_or_path}.json" for folder in OVERLAY_FOLDERS)]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    known = {file.stem: file for file in overlay_folder().glob("*.json")}
+    path = Path(name_or_path) if Path(name_or_path).is_file() else known.get(str(name_or_path))
     if path is None:
-        known = sorted({file.stem for folder in OVERLAY_FOLDERS for file in folder.glob("*.json")})
-        raise PlanError(f"Overlay {name_or_path} is neither a file nor one of: {', '.join(known)}. Correct its name.")
-    content = read_json(path, PlanError)
+        names = ", ".join(sorted(known))
+        raise PlanError(f"Overlay {name_or_path} is neither a file nor one of: {names}. Correct its name.")
+    content = read_json(path, PlanError, "Correct the file; plans/README.md says what it holds.")
     try:
         dataset = BenchmarkDataset(**content["dataset"]) if "dataset" in content else None
         overlay = Overlay(path.stem, dataset, content["configuration"])

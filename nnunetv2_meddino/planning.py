@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 AXIAL = [0, 1, 2]
 PROVENANCE_KEY = "meddino_plan"
+COPY_OF_RAW = "Copy dataset.json of the raw data set there, or plan anew."
 
 # GiB of GPU memory in a training step of ViT-B/16 + token decoder under autocast with AdamW: parameters and optimiser
 # once, the rest per image; counted on the network's op stream at 896 px with 14 output channels (docs/planning.md).
@@ -134,9 +135,10 @@ def plan_dataset(
     dataset_id = convert_dataset_name_to_id(raw.name)
     plans_file = preprocessed / f"{plans_name}.json"
     planned = not plans_file.exists()
-    plans = _make_plans(raw, preprocessed, plans_name, workers) if planned else read_json(plans_file, PlanError)
+    advice = "Restore the file, or move it away to plan anew."
+    plans = _make_plans(raw, preprocessed, plans_name, workers) if planned else read_json(plans_file, PlanError, advice)
     base = _usable_2d(plans, plans_file, dataset_id)
-    dataset_json = read_json(preprocessed / "dataset.json", DataError)
+    dataset_json = read_json(preprocessed / "dataset.json", DataError, COPY_OF_RAW)
     new = _high_resolution(plans, base, dataset_json, name, patch_size, gpu_memory_gb, laid_over)
 
     old = plans["configurations"].get(name, {})
@@ -161,7 +163,7 @@ def plan_dataset(
         batch_size=shown.batch_size,
         next_commands=(
             f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {name} -np {workers}",
-            f"nnUNetv2_train {dataset_id} {name} 0 -tr MedDINOv3Trainer -p {plans_name}",
+            f"meddino train {dataset_id} {name} 0 -tr MedDINOv3Trainer -p {plans_name}",
         ),
     )
 
@@ -264,7 +266,7 @@ def _usable_2d(plans: Mapping[str, Any], plans_file: Path, dataset_id: int) -> C
 
 def _make_plans(raw: Path, preprocessed: Path, plans_name: str, workers: int) -> dict[str, Any]:
     """Return new plans with axial slices; where there is no fingerprint, check the data and extract it first."""
-    dataset_json = read_json(raw / "dataset.json", DataError)
+    dataset_json = read_json(raw / "dataset.json", DataError, "Correct it; nnU-Net's documentation says what it holds.")
     fingerprint = preprocessed / "dataset_fingerprint.json"
     if not fingerprint.exists():
         dataset_id = convert_dataset_name_to_id(raw.name)
@@ -273,7 +275,7 @@ def _make_plans(raw: Path, preprocessed: Path, plans_name: str, workers: int) ->
         except Exception as error:  # nnU-Net reports faulty data with whatever it trips over, asserts included
             msg = f"Data set {raw} cannot be planned: {error}\n{_first_fault(raw, dataset_json)}"
             raise DataError(f"{msg}\nCorrect the files or dataset.json, then plan again.") from error
-    read_json(fingerprint, DataError)
+    read_json(fingerprint, DataError, "Move it away and plan again, which extracts it anew.")
     # The planner gives this to torch.set_num_threads, which refuses 0, a good value for training on a CPU.
     augmentation_processes = os.environ.pop(NNUNET_N_PROC_DA.name, None)
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -199,7 +200,7 @@ def _curate(options: argparse.Namespace) -> int:
     if division.num_parts > 1:
         of = f"part {division.part_id} of {division.num_parts}"
         _say(f"{of}: {summary.curated} volumes curated, {summary.refused} refused, {summary.images} images compared")
-        _say(f"when all parts are finished: meddino-pretrain merge {options.out}")
+        _say(f"when all parts are finished: meddino-pretrain merge {shlex.quote(str(options.out))}")
         return 0
     _say(corpus_text(content, options.out))
     return 0 if content["volumes"] else NOTHING_CURATED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -101,7 +102,8 @@ def _train(options: argparse.Namespace) -> int:
             finished = train_stages(configs, options.corpus, options.out, ranks, stop=stop, progress=progress)
         if ranks.first:
             last = configs[-1].stage
-            done = f"finished: meddino-pretrain export {options.out / last} --out WEIGHTS.safetensors"
+            stage = shlex.quote(str(options.out / last))
+            done = f"finished: meddino-pretrain export {stage} --out WEIGHTS.safetensors"
             sys.stdout.write(f"{done if finished else f'stopped by {stop.received}; the same command goes on'}\n")
     return 0 if finished else STOPPED
 

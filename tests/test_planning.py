@@ -27,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
 from nnunetv2_meddino.errors import DataError, PlanError
-from nnunetv2_meddino.overlays import OVERLAY_FOLDERS, load_overlay
+from nnunetv2_meddino.overlays import load_overlay, overlay_folder
 from nnunetv2_meddino.planning import _warn_unless_axial as warn_unless_axial
 from nnunetv2_meddino.planning import largest_batch, plan_dataset
 from tests.conftest import shared_path
@@ -274,7 +274,7 @@ def test_result_reads_as_what_was_done_and_what_comes_next(ct: Path) -> None:
         "patches of 896 x 896 px at 0.375 x 0.429 mm (median slice 808 x 854 px), batch size 4",
         "next:",
         "  nnUNetv2_preprocess -d 900 -plans_name nnUNetPlans -c 2d_896 -np 3",
-        "  nnUNetv2_train 900 2d_896 0 -tr MedDINOv3Trainer -p nnUNetPlans",
+        "  meddino train 900 2d_896 0 -tr MedDINOv3Trainer -p nnUNetPlans",
     ]
     assert str(plan_dataset(900)).startswith("2d_896 already in ")
 
@@ -383,7 +383,7 @@ def test_an_interrupted_write_leaves_the_old_plans(ct: Path, monkeypatch: pytest
 
 
 def test_every_overlay_in_the_folder_is_tested() -> None:
-    assert tuple(sorted(path.stem for path in OVERLAY_FOLDERS[0].glob("*.json"))) == (*BENCHMARKS, "mixed512")
+    assert tuple(sorted(path.stem for path in overlay_folder().glob("*.json"))) == (*BENCHMARKS, "mixed512")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -25,6 +25,8 @@ from nnunetv2_meddino.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
+RESTORE_DATASET = "Restore it from a copy of the trained model; it is that of the data set when the model was trained."
+
 Report = Callable[[str], None]
 """Is told what is being worked on."""
 
@@ -168,7 +170,7 @@ def _dataset(
             msg = msg.format(rows[0].method.name, row.method.name, name, "; ".join(declared))
             raise DataError(f"{msg} Name the methods that belong together with --trainers and --configurations.")
     dataset_json = folders.model(name, rows[0].method) / "dataset.json"  # that of the training: it has these classes
-    return DatasetResults(name, read_json(dataset_json, DataError), rows, absent)
+    return DatasetResults(name, read_json(dataset_json, DataError, RESTORE_DATASET), rows, absent)
 
 
 def _method(
@@ -220,7 +222,7 @@ def _surface_metrics(
         evaluate_validation(
             validation,
             folders.preprocessed / name / "gt_segmentations",
-            read_json(model_folder / "dataset.json", DataError),
+            read_json(model_folder / "dataset.json", DataError, RESTORE_DATASET),
             processes=processes,
         )
     return path

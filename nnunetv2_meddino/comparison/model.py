@@ -85,15 +85,16 @@ def read_model(model_folder: Path, method: Method) -> ModelFacts:
         DataError: ``plans.json`` or ``dataset.json`` in the folder cannot be used.
     """
     plans_file = model_folder / "plans.json"
-    plans = PlansManager(read_json(plans_file, DataError))
-    dataset_json = read_json(model_folder / "dataset.json", DataError)
+    advice = f"Restore the file, or move {model_folder} away."
+    plans = PlansManager(read_json(plans_file, DataError, advice))
+    dataset_json = read_json(model_folder / "dataset.json", DataError, advice)
     try:
         configuration = plans.get_configuration(method.configuration)
         patch_size, spacing_mm = tuple(configuration.patch_size), tuple(configuration.spacing)
         batch_size = configuration.batch_size
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         msg = f"{plans_file} holds no usable configuration {method.configuration} ({error})."
-        raise DataError(f"{msg} Restore the file, or move {model_folder} away.") from error
+        raise DataError(f"{msg} {advice}") from error
     try:
         network, fault = _count(plans, configuration, dataset_json, method.trainer), ""
     except Exception as error:  # code of any trainer runs here; the comparison of scores does not depend on it

@@ -82,7 +82,7 @@ def read_scores(path: Path) -> tuple[Scores, list[str]]:
     Raises:
         DataError: The file is no such file, or was made with tolerances that leave out those of ``METRICS``.
     """
-    content = read_json(path, DataError)
+    content = read_json(path, DataError, "Move it away; the predictions are then measured again.")
     try:
         classes = {str(key): str(name) for key, name in content["classes"].items()}
         rows: list[Mapping[str, Any]] = content["metric_per_case"]

@@ -14,6 +14,7 @@ from nnunetv2_meddino.comparison.collect import Selection
 from nnunetv2_meddino.comparison.folders import Folders, Method, has_checkpoint, known_trainers, listed, suggestion
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.planning import COPY_OF_RAW
 
 STOCK_PLANS = "nnUNetPlans"
 STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -127,7 +128,7 @@ def _with_plans(
 ) -> Iterator[Step]:
     """Yield what existing plans lack: a high-resolution configuration, and data."""
     preprocessed = folders.preprocessed / dataset
-    content = read_json(preprocessed / f"{plans}.json", PlanError)
+    content = read_json(preprocessed / f"{plans}.json", PlanError, "Restore the file, or move it away to plan anew.")
     planned = content.get("configurations", {})
     for configuration in configurations:
         if configuration not in planned:
@@ -144,7 +145,7 @@ def _is_preprocessed(preprocessed: Path, plans: dict[str, Any], configuration: s
     """Whether every training case has its data; nnU-Net writes a case's ``.pkl`` last."""
     identifier = PlansManager(plans).get_configuration(configuration).data_identifier
     cases = [path for path in (preprocessed / identifier).glob("*.pkl")]
-    expected = read_json(preprocessed / "dataset.json", DataError)["numTraining"]
+    expected = read_json(preprocessed / "dataset.json", DataError, COPY_OF_RAW)["numTraining"]
     return len(cases) >= int(expected) and (preprocessed / "gt_segmentations").is_dir()
 
 

@@ -1,20 +1,20 @@
 """The DINOv3 Vision Transformer: an image in, the feature maps of chosen blocks out.
 
-The transformer is timm's ``Eva`` (Apache-2.0), which reproduces the DINOv3 forward pass bit for bit from the same
-weights. Architecture: "DINOv3", Simeoni et al. 2025, arXiv:2508.10104. This file adds what segmentation needs around
-it: a stem for any number of channels, any image size, and the features of several blocks.
+The blocks are those of timm's ``Eva`` (Apache-2.0), which reproduces the DINOv3 forward pass bit for bit from the same
+weights; parameters have its names. Architecture: "DINOv3", Simeoni et al. 2025, arXiv:2508.10104. Around them stands
+what segmentation needs: a stem for any number of channels, any image size, and the features of several blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from timm.layers import DropPath
-from timm.models.eva import Eva
+from timm.models._features import feature_take_indices
+from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
@@ -105,8 +105,12 @@ def evenly_spaced_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
     return tuple(round(depth * (i + 1) / count) - 1 for i in range(count))
 
 
-class VisionTransformer(Eva):
+class VisionTransformer(nn.Module):
     """DINOv3 ViT with register tokens and rotary position embedding.
+
+    ``forward_features`` and ``forward_intermediates`` are what timm's networks offer to decoders and detectors, and
+    give what timm's own DINOv3 gives from the same weights; of images of any size, and with the class norm that some
+    DINOv3 have.
 
     Args:
         config: The architecture.
@@ -114,58 +118,62 @@ class VisionTransformer(Eva):
         drop_path: Stochastic depth, the same rate in every block (as the reference, no ramp), drawn per sample.
     """
 
+    block_class: ClassVar[type[EvaBlock]] = EvaBlock
+
     def __init__(self, config: ViTConfig, in_channels: int = STEM_CHANNELS, drop_path: float = 0.0) -> None:
+        super().__init__()
         if in_channels < 1:
             msg = (
                 f"The images have {in_channels} channels; a ViT needs at least 1. Check channel_names in dataset.json."
             )
             raise ConfigurationError(msg)
-        super().__init__(
-            patch_size=config.patch_size,
-            in_chans=stem_input_channels(in_channels),
-            num_classes=0,
-            global_pool="token",
-            embed_dim=config.embed_dim,
-            depth=config.depth,
+        width, registers, patch = config.embed_dim, config.num_registers, config.patch_size
+        self.config = config
+        self.in_channels = in_channels
+        self.num_prefix_tokens = 1 + registers
+        stem = Stem(stem_input_channels(in_channels), width, patch, stride=patch)
+        self.patch_embed = nn.ModuleDict({"proj": stem})  # timm's name of it is patch_embed.proj
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
+        self.blocks = nn.ModuleList([self._block(drop_path) for _ in range(config.depth)])
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.cls_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.untied_cls_norm else None
+        self._initialise()
+
+    def _block(self, drop_path: float) -> EvaBlock:
+        config = self.config
+        block = self.block_class(
+            dim=config.embed_dim,
             num_heads=config.num_heads,
             qkv_bias=config.qkv_bias,
             mlp_ratio=(config.mlp_hidden + 0.5) / config.embed_dim,  # timm rounds the product down
             swiglu_mlp=config.swiglu,
             swiglu_align_to=1 if config.swiglu else 0,
-            norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+            num_prefix_tokens=self.num_prefix_tokens,
+            rotate_half=True,
+            drop_path=drop_path,
             init_values=1e-5,
-            num_reg_tokens=config.num_registers,
-            use_abs_pos_emb=False,
-            use_rot_pos_emb=True,
-            rope_type="dinov3",
-            rope_temperature=100.0,
-            rope_rotate_half=True,
-            dynamic_img_size=True,
+            norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
         )
-        self.config = config
-        self.in_channels = in_channels
-        del self.rope  # the table is made in the forward, in the type that the configuration asks for
-        self.cls_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.untied_cls_norm else None
-        stem = self.patch_embed.proj
-        self.patch_embed.proj = Stem(stem.in_channels, stem.out_channels, config.patch_size, stride=config.patch_size)
-        for block in self.blocks:
-            self._finish_block(block, drop_path)
-
-    def _finish_block(self, block: nn.Module, drop_path: float) -> None:
-        """Set what timm's constructor has no argument for."""
-        if drop_path > 0:
-            block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
-        attention = block.attn
-        if self.config.k_bias:
-            bias = attention.k_bias
-            del attention.k_bias
-            attention.k_bias = nn.Parameter(bias)
-        dtype = ROPE_DTYPES[self.config.rope_dtype]
+        if config.k_bias:  # a buffer in timm's, as no released DINOv3 learns it
+            bias = block.attn.k_bias
+            del block.attn.k_bias
+            block.attn.k_bias = nn.Parameter(bias)
+        dtype = ROPE_DTYPES[config.rope_dtype]
         if dtype != torch.float32:
-            attention.q_norm = attention.k_norm = RotationDtype(dtype)
+            block.attn.q_norm = block.attn.k_norm = RotationDtype(dtype)
+        return block
 
-    def fix_init_weight(self) -> None:
-        """Keep the plain initialisation: DINOv3 does not rescale projections by depth, timm's EVA does."""
+    def _initialise(self) -> None:
+        """Draw linear layers and tokens from a truncated normal of 0.02, as DINOv3, whatever the depth of a block."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image, counting a patch that is only partly filled."""
@@ -210,14 +218,19 @@ class VisionTransformer(Eva):
         Raises:
             ConfigurationError: The image has another number of channels than the network.
         """
+        outputs, _ = self._compute(image, blocks, max(blocks) + 1)
+        return [self._split(tokens, norm=norm) for tokens in outputs]
+
+    def _compute(self, image: Tensor, taken: Container[int], count: int) -> tuple[list[Tensor], Tensor]:
+        """Return what those ``taken`` of the first ``count`` blocks put out, and the last, ``(B, 1 + R + N, D)``."""
         rope = self.rotation(self.grid_size(*image.shape[-2:]), image.device)
         tokens = self.with_prefix(self.embed(pad_to_multiple(image, self.config.patch_size)))
         outputs = []
-        for index in range(max(blocks) + 1):
+        for index in range(count):
             tokens = self.blocks[index](tokens, rope=rope)
-            if index in blocks:
-                outputs.append(self._split(tokens, norm=norm))
-        return outputs
+            if index in taken:
+                outputs.append(tokens)
+        return outputs, tokens
 
     def _split(self, tokens: Tensor, *, norm: bool) -> Tokens:
         """Split ``(B, 1 + R + N, D)`` into prefix and patch tokens, normed or not."""
@@ -228,7 +241,53 @@ class VisionTransformer(Eva):
             tokens = self.norm(tokens)
         return Tokens(tokens[:, :count], tokens[:, count:])
 
-    def forward(self, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return all tokens of the last block after the final norm, ``(B, 1 + R + N, D)``, of ``(B, C, H, W)``."""
+        return torch.cat(self.forward_tokens(x, [len(self.blocks) - 1])[0], dim=1)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return features of chosen blocks as timm's networks do, names and order of the arguments included.
+
+        Args:
+            x: ``(B, C, H, W)``, any H and W.
+            indices: Blocks, negative ones from the end; a number is that many last blocks, None is all.
+            return_prefix_tokens: Return pairs of patch and prefix tokens.
+            norm: Pass each through the final norm.
+            stop_early: Compute no block after the last chosen one.
+            output_fmt: ``NCHW``, maps ``(B, D, h, w)``, or ``NLC``, tokens ``(B, h * w, D)``.
+            intermediates_only: Return the list of features alone.
+
+        Returns:
+            All tokens after the last block that was computed and the final norm; and the features, in the order of the
+            blocks.
+
+        Raises:
+            ConfigurationError: ``output_fmt`` is neither, or the image has another number of channels.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            msg = f"output_fmt is {output_fmt!r}; it must be NCHW or NLC."
+            raise ConfigurationError(msg)
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        outputs, tokens = self._compute(x, taken, last + 1 if stop_early else len(self.blocks))
+        features: list[Any] = []
+        for prefix, patches in (self._split(output, norm=norm) for output in outputs):
+            if output_fmt == "NCHW":
+                patches = patches.transpose(1, 2).unflatten(2, self.grid_size(*x.shape[-2:])).contiguous()
+            features.append((patches, prefix) if return_prefix_tokens else patches)
+        if intermediates_only:
+            return features
+        return torch.cat(self._split(tokens, norm=True), dim=1), features
+
+    def forward(self, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Return the normed feature maps of chosen blocks.
 
         Args:

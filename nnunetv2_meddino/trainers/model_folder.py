@@ -53,11 +53,9 @@ def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[
     sisters = [f for f in fold_folder.parent.glob("fold_*") if f != fold_folder and any(f.glob("checkpoint_*.pth"))]
     if not sisters or not plans_file.is_file():
         return
-    saved = (
-        PlansManager(read_json(plans_file, ConfigurationError))
-        .get_configuration(configuration)
-        .configuration["architecture"]
-    )
+    advice = "Restore it from a copy of the trained model, or move the model's folder away to start anew."
+    plans = PlansManager(read_json(plans_file, ConfigurationError, advice))
+    saved = plans.get_configuration(configuration).configuration["architecture"]
     if saved != json.loads(json.dumps(architecture)):
         msg = (
             f"{sisters[0].name} in {fold_folder.parent} was trained with another architecture than this fold would "

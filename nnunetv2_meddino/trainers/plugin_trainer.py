@@ -26,9 +26,7 @@ from nnunetv2_meddino.trainers.model_folder import (
 from nnunetv2_meddino.trainers.schedules import Rate, Schedule, polynomial
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.seen import with_counts
-
-PROVENANCE = "meddino"
-"""Key of ``init_args`` in a checkpoint under which weights and random state are kept; nnU-Net ignores it."""
+from nnunetv2_meddino.weights.trained import PROVENANCE
 
 
 class PluginTrainer(nnUNetTrainer):
@@ -214,7 +212,7 @@ class PluginTrainer(nnUNetTrainer):
                 self.dataset_json,
                 processes=default_num_processes,
             )
-            means = read_json(file, DataError)["foreground_mean"]
+            means = read_json(file, DataError, "Validate again, with --val.")["foreground_mean"]
             for key in LOGGED:
                 self.print_to_log_file(f"Mean Validation {key}: {means[key]}", also_print_to_console=True)
                 self.logger.log_summary(f"final_val/{key}", means[key])

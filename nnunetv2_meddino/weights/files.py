@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,12 +12,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.weights import identify
+
+_scalar = np.float64(0).__reduce__()[0]  # numpy moved it, so that files hold one of two names for it
+_NUMPY_SCALARS: list[Any] = [
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int64DType, np.dtypes.BoolDType),
+]
+"""All that a checkpoint of nnU-Net needs besides what PyTorch allows: the numbers in its log. They run no code."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +46,18 @@ def read_file(path: Path) -> WeightsFile:
         WeightsError: It is missing, empty, cut off, no weights file at all, or holds more than tensors.
     """
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
-        msg = f"{path} is a folder. Name the weights file in it{': ' + ', '.join(inside) if inside else ''}."
+        msg = f"{path} {identify.folder(path)}"
         raise WeightsError(msg)
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(identify.HEAD_BYTES)
         size = path.stat().st_size
     except OSError as error:
         msg = f"The weights file {path} cannot be read: {error.strerror}. Check the path and its permissions."
         raise WeightsError(msg) from error
-    if not head:
-        raise _damaged(path, "it is empty")
-    if head.startswith(b"version https://git-lfs"):
-        raise _damaged(path, "it is a git-lfs pointer, not the weights; `git lfs pull` in its folder gets them")
+    if foreign := identify.foreign_file(path, head):
+        msg = f"{path} {foreign}"
+        raise WeightsError(msg)
     if head.startswith(b"PK\x03\x04"):
         return WeightsFile(_read_zip(path), {})
     # before the pickles: their first byte, 0x80, is also that of one in 32 header lengths
@@ -60,17 +68,27 @@ def read_file(path: Path) -> WeightsFile:
         return _read_safetensors(path)
     if head.startswith(b"\x80"):
         return WeightsFile(_read_torch(path), {})
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise _damaged(path, "it is a web page, not the weights: the download was answered by a login or error page")
-    raise _damaged(path, "it is neither safetensors nor a PyTorch file")
+    msg = (
+        f"{path} is neither safetensors nor a PyTorch file; it begins with the bytes {head[:8].hex(' ')}. Name a "
+        "weights file; `meddino weights list` shows the known weights."
+    )
+    raise WeightsError(msg)
 
 
 def _damaged(path: Path, what: str) -> WeightsError:
-    return WeightsError(
-        f"{path} is no usable weights file: {what}. Delete it and get it again (`meddino weights list` shows where the "
-        "known weights come from)."
-    )
+    """Return the error of a file in one of our formats that cannot be read.
+
+    Only a download that is provably not what was published may be deleted: a file elsewhere can be somebody's only one.
+    """
+    published = identify.published_name(path)
+    if published is not None and file_sha256(published) != published.name:
+        advice = f"Its download is not what was published (other checksum). Delete {published} and fetch it again."
+    else:
+        advice = (
+            "Get the file again from where it came, or use another (`meddino weights list` shows where the known "
+            "weights come from)."
+        )
+    return WeightsError(f"{path} is no usable weights file: {what}. {advice}")
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
@@ -90,28 +108,30 @@ def _read_zip(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"its end is missing, so it is cut off ({error})") from error
     if changed:
         raise _damaged(path, f"the checksum of {changed} in it is wrong")
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise _damaged(path, "it is a zip archive, but not one that PyTorch wrote")
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise _damaged(path, "it is a TorchScript program, which would have to be run; weights alone are needed")
+    if foreign := identify.foreign_zip(names):
+        msg = f"{path} {foreign}"
+        raise WeightsError(msg)
     return _read_torch(path)
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything; all of it means the same to the user
-        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if "Weights only load failed" in str(error) and foreign:
             msg = (
-                f"{path} holds Python objects besides tensors, and unpickling them would run code from the file, so it "
-                "was not opened. If you trust its origin, load it once in Python and save only the tensors: "
-                "torch.save(model.state_dict(), ...) or safetensors."
+                f"{path} holds Python objects besides tensors ({foreign.group(1)}), and unpickling them would run code "
+                "from the file, so it was not opened. If you trust its origin, load it once in Python and save only "
+                "the tensors: torch.save(model.state_dict(), ...) or safetensors."
             )
             raise WeightsError(msg) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise _damaged(path, f"PyTorch cannot read it ({first_line}), so it is cut off or damaged") from error
     if not isinstance(content, dict):
-        raise _damaged(path, f"it holds a {type(content).__name__} instead of named tensors")
+        msg = f"{path} holds a {type(content).__name__} instead of named tensors. Save a state dict: names and tensors."
+        raise WeightsError(msg)
     return content
 
 

@@ -31,6 +31,7 @@ from nnunetv2_meddino.weights.hub import fetch
 from nnunetv2_meddino.weights.layouts import listing
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
 from nnunetv2_meddino.weights.seen import with_counts
+from nnunetv2_meddino.weights.trained import FORMAT, trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class FileSummary:
     """Name -> why it would be left behind."""
     metadata: dict[str, str]
     """Header of a safetensors file; lists of seen cases as their numbers."""
+    provenance: dict[str, Any] | None
+    """What the header, or a trainer's checkpoint, says of where the weights are from."""
 
 
 def architecture_of(spec: str) -> ViTConfig:
@@ -95,7 +98,7 @@ def architecture_of(spec: str) -> ViTConfig:
     if entry is not None:
         return _vit_architecture(entry)
     path = path or fetch(spec)
-    return _convert(read_file(path), path, None).config
+    return _read(path, None).config
 
 
 def read_weights(spec: str) -> PretrainedWeights:
@@ -110,11 +113,9 @@ def read_weights(spec: str) -> PretrainedWeights:
     path, entry = resolve(spec)
     declared = _vit_architecture(entry) if entry else None
     path = path or fetch(spec)
-    file = read_file(path)
-    converted = _convert(file, path, declared)
-    derived_from = _header_json(file, "provenance", path) if _has_header(file) else None
-    provenance = file_provenance(path, spec, entry, converted.format, derived_from)
-    return PretrainedWeights(converted.config, converted.tensors, converted.dropped, provenance)
+    read = _read(path, declared)
+    provenance = file_provenance(path, spec, entry, read.format, read.provenance)
+    return PretrainedWeights(read.config, read.tensors, read.dropped, provenance)
 
 
 def load_into(vit: VisionTransformer, weights: PretrainedWeights) -> LoadReport:
@@ -212,22 +213,22 @@ def inspect_file(path: Path) -> FileSummary:
         WeightsError: It cannot be read or is no DINOv3 ViT.
     """
     path = Path(path)
-    file = read_file(path)
-    converted = _convert(file, path, None)
-    metadata = file.metadata
-    if _has_header(file):
-        metadata = metadata | {"provenance": json.dumps(with_counts(_header_json(file, "provenance", path)))}
+    read = _read(path, None)
+    metadata = read.metadata
+    if "provenance" in metadata and read.provenance is not None:
+        metadata = metadata | {"provenance": json.dumps(with_counts(read.provenance))}
     return FileSummary(
         path=path,
         size_bytes=path.stat().st_size,
         sha256=file_sha256(path),
-        format=converted.format,
-        architecture=converted.config,
-        backbone=backbone_name(converted.config),
-        tensor_count=len(converted.tensors),
-        parameters=sum(tensor.numel() for tensor in converted.tensors.values()),
-        dropped=converted.dropped,
+        format=read.format,
+        architecture=read.config,
+        backbone=backbone_name(read.config),
+        tensor_count=len(read.tensors),
+        parameters=sum(tensor.numel() for tensor in read.tensors.values()),
+        dropped=read.dropped,
         metadata=metadata,
+        provenance=read.provenance,
     )
 
 
@@ -247,20 +248,43 @@ def _vit_architecture(entry: CatalogEntry) -> ViTConfig:
     return entry.architecture
 
 
-def _convert(file: WeightsFile, path: Path, declared: ViTConfig | None) -> Converted:
-    """Translate a file, holding it to what its header or the catalog declares."""
-    ours = file.metadata.get("format") == FORMAT_NAME
-    if _has_header(file):
+@dataclass(frozen=True)
+class _Read(Converted):
+    """A file in our names, and what it says of itself."""
+
+    metadata: dict[str, str]
+    provenance: dict[str, Any] | None
+
+
+def _read(path: Path, declared: ViTConfig | None) -> _Read:
+    """Read and translate a file, holding it to what it or the catalog declares."""
+    file = read_file(path)
+    content, stated, provenance = file.content, None, None
+    layout, dropped = None, {}
+    if trained := trained_model(content, path, "vit"):
+        content, stated, provenance = trained.tensors, trained.architecture, trained.provenance
+        layout, dropped = FORMAT, trained.dropped
+    elif _has_header(file):
+        stated, provenance = (_header_json(file, key, path) for key in ("architecture", "provenance"))
+        layout = "meddino" if file.metadata.get("format") == FORMAT_NAME else None
+    if stated is not None:
         try:
-            declared = ViTConfig(**_header_json(file, "architecture", path))
+            declared = ViTConfig(**stated)
         except (TypeError, ZeroDivisionError, ConfigurationError) as error:
-            msg = f"The header of {path} states no architecture that this version knows ({error}). Update the package."
+            msg = f"{path} states no architecture that this version knows ({error}). Update the package."
             raise WeightsError(msg) from error
     try:
-        converted = to_native(file.content, declared)
+        converted = to_native(content, declared)
     except (WeightsError, ConfigurationError) as error:
         raise WeightsError(f"{path}: {error}") from error
-    return replace(converted, format="meddino") if ours else converted
+    return _Read(
+        converted.tensors,
+        converted.config,
+        dropped | converted.dropped,
+        layout or converted.format,
+        file.metadata,
+        provenance,
+    )
 
 
 def _has_header(file: WeightsFile) -> bool:

@@ -20,6 +20,7 @@ from nnunetv2_meddino.weights.hub import fetch
 from nnunetv2_meddino.weights.layouts import listing
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
+from nnunetv2_meddino.weights.trained import FORMAT, trained_model
 
 STEM = "stages.0.patch_embeddings.proj.weight"
 
@@ -85,7 +86,9 @@ def read_mit_weights(spec: str) -> MiTWeights:
     path = path or fetch(spec)
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
-    for name, tensor in read_file(path).content.items():
+    content = read_file(path).content
+    trained = trained_model(content, path, "mit")
+    for name, tensor in (trained.tensors if trained else content).items():
         own = name.removeprefix("segformer.")
         if own.startswith(HEADS):
             dropped[name] = "part of a head, not of the encoder"
@@ -95,6 +98,9 @@ def read_mit_weights(spec: str) -> MiTWeights:
         tensors[own] = tensor
     require_finite(tensors)
     config = _architecture(tensors, path)
+    if trained:
+        provenance = file_provenance(path, spec, entry, FORMAT, trained.provenance)
+        return MiTWeights(config, tensors, trained.dropped, provenance)
     return MiTWeights(config, tensors, dropped, file_provenance(path, spec, entry, "transformers"))
 
 

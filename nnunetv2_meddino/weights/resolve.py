@@ -12,8 +12,7 @@ from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
 from nnunetv2_meddino.weights.files import file_sha256
 from nnunetv2_meddino.weights.hub import parse_hub_id
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+from nnunetv2_meddino.weights.identify import WEIGHTS_SUFFIXES
 
 
 def resolve(spec: str) -> tuple[Path | None, CatalogEntry | None]:

@@ -26,6 +26,7 @@ from pretraining.corpus.units import file_name
 
 PARTS = "parts"
 _SETTINGS_FILE = "settings.json"
+_PART_ADVICE = "Move it away and run meddino-pretrain curate for that part again."
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def prepare(corpus: Path, settings: StoreSettings) -> None:
             _write_first(path, json.dumps(settings.to_json()).encode())
     except OSError as error:
         raise write_error(corpus, error) from error
-    _check_settings(corpus, read_json(path, DataError), settings)
+    _check_settings(corpus, read_json(path, DataError, "Restore the file, or name a new folder with --out."), settings)
 
 
 def _check_settings(corpus: Path, there: dict[str, Any], wanted: StoreSettings) -> None:
@@ -173,7 +174,7 @@ def forget_other_jobs(corpus: Path, job: Job) -> None:
     """Delete what earlier, different calls left as finished parts; what they did to the volumes stays done."""
     for path in _part_files(corpus):
         try:
-            content = read_json(path, DataError)
+            content = read_json(path, DataError, _PART_ADVICE)
         except DataError:
             if path.exists():
                 raise
@@ -188,7 +189,7 @@ def read_parts(corpus: Path) -> list[Part]:
     Raises:
         DataError: Parts are missing, or do not belong together.
     """
-    contents = [read_json(path, DataError) for path in _part_files(corpus)]
+    contents = [read_json(path, DataError, _PART_ADVICE) for path in _part_files(corpus)]
     if not contents:
         msg = f"{corpus} has no finished part to merge. Run meddino-pretrain curate, with --part-id for each part."
         raise DataError(msg)

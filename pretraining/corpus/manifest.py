@@ -192,7 +192,7 @@ def read_corpus(corpus: Path) -> dict[str, Any]:
     if not path.is_file():
         msg = f"{corpus} holds no finished corpus: there is no {CORPUS_FILE}. Run meddino-pretrain curate or merge."
         raise DataError(msg)
-    content = read_json(path, DataError)
+    content = read_json(path, DataError, "Run meddino-pretrain merge on the corpus again.")
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         msg = f"{path} is no corpus of version {VERSION}. Curate it anew."
         raise DataError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
         lines.append(f"licence unknown: {_some(unknown)}; a record (docs/corpus.md) states it")
     lines += exclusion_lines(content["exclusions"])
     lines += ["", f"{content['volumes']} volumes, {content['slices']} slices, hash {content['hash']}"]
-    lines.append(f"look at it: meddino-pretrain inspect {corpus} -o pictures")
+    lines.append(f"look at it: meddino-pretrain inspect {shlex.quote(str(corpus))} -o pictures")
     return "\n".join(lines)
 
 

@@ -112,7 +112,7 @@ def _described(folder: Path) -> dict[str, Any]:
             "such as nnUNet_raw/Dataset001_Name."
         )
         raise DataError(msg)
-    content = read_json(folder / "dataset.json", DataError)
+    content = read_json(folder / "dataset.json", DataError, "Correct it, or name another data set for the probe.")
     if not isinstance(content.get("file_ending"), str):
         msg = f"{folder / 'dataset.json'} names no file_ending. Write it in nnU-Net's raw format, version 2."
         raise DataError(msg)

@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 ORIGINS = "origins.json"
+_ORIGINS_ADVICE = (
+    "It says what the stage was started from, which is recorded nowhere else: restore it from a copy, or train the "
+    "stage in a new run folder."
+)
 INITIAL = "initial"
 NONE = "none"
 FREE = (
@@ -97,7 +101,7 @@ def train_stages(
         torch.manual_seed(config.data.seed)
         model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
         if agreement.first(partial(_goes_on, folder)):  # from a checkpoint, which holds all weights
-            origins = agreement.first(partial(read_json, folder / ORIGINS, DataError))
+            origins = agreement.first(partial(read_json, folder / ORIGINS, DataError, _ORIGINS_ADVICE))
         else:
             origins = fill(model, config, run)
             agreement.first(partial(write_json, origins, folder / ORIGINS))

@@ -73,6 +73,8 @@ class PretrainingViT(VisionTransformer):
         in_channels: Channels of the images.
     """
 
+    block_class = SubsetBlock
+
     def __init__(
         self,
         config: ViTConfig,
@@ -86,8 +88,6 @@ class PretrainingViT(VisionTransformer):
         self.drop_path_rate, self.rope_rescale = drop_path, rope_rescale
         self.mask_token = nn.Parameter(torch.zeros(1, config.embed_dim))
         self.local_cls_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if untied_local_norm else None
-        for block in self.blocks:
-            block.__class__ = SubsetBlock  # timm's constructor has no argument for it
 
     def forward(  # type: ignore[override]
         self,

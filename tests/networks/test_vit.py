@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models.eva import Eva
 
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.networks.rope import rope_table
@@ -115,6 +117,76 @@ def test_equals_timm_with_random_weights():
         expected = reference.forward_intermediates(image, indices=[0, 2], norm=True, intermediates_only=True)
         for a, b in zip(ours(image, [0, 2]), expected, strict=True):
             assert torch.equal(a, b)
+
+
+def timm_and_ours() -> tuple[torch.nn.Module, VisionTransformer]:
+    """Return a small DINOv3 as timm builds it, LayerScale and all else random, and ours with its weights."""
+    torch.manual_seed(0)
+    reference = timm.create_model("vit_small_patch16_dinov3_qkvb", depth=4, num_classes=0).eval()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ours = VisionTransformer(replace(BACKBONES["vits16"], depth=4, qkv_bias=True)).eval()
+    ours.load_state_dict(reference.state_dict())
+    return reference, ours
+
+
+@torch.no_grad()
+def test_forward_features_are_timms():
+    reference, ours = timm_and_ours()
+    image = torch.randn(2, 3, 48, 64)
+    torch.testing.assert_close(ours.forward_features(image), reference.forward_features(image), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"indices": 2},
+        {"indices": [0, 2]},
+        {"indices": (-1, 1)},  # in the order of the blocks
+        {"indices": [1], "norm": True},
+        {"indices": [1], "stop_early": True},
+        {"indices": [0, 3], "return_prefix_tokens": True, "norm": True},
+        {"indices": 1, "output_fmt": "NLC"},
+        {"indices": 3, "intermediates_only": True},
+    ],
+    ids=str,
+)
+def test_forward_intermediates_are_timms(arguments):
+    reference, ours = timm_and_ours()
+    image = torch.randn(2, 3, 48, 64)
+    expected = reference.forward_intermediates(image, **arguments)
+    torch.testing.assert_close(ours.forward_intermediates(image, **arguments), expected, rtol=0, atol=1e-5)
+
+
+def test_forward_intermediates_take_timms_arguments_by_position():
+    ours, reference = (inspect.signature(c.forward_intermediates).parameters for c in (VisionTransformer, Eva))
+    assert list(ours) == list(reference)
+    assert [p.default for p in ours.values()] == [p.default for p in reference.values()]
+
+
+@torch.no_grad()
+def test_features_with_a_class_norm_of_their_own_and_of_any_size():
+    torch.manual_seed(0)
+    vit = VisionTransformer(replace(SMALL, untied_cls_norm=True), in_channels=1).eval()
+    torch.nn.init.constant_(vit.cls_norm.weight, 3.0)
+    image = torch.randn(1, 1, 20, 40)
+    tokens, (features,) = vit.forward_intermediates(image, [1], norm=True)
+    assert features.shape == (1, 32, 2, 3)
+    expected = vit.forward_tokens(image, [1])[0]
+    assert torch.equal(tokens, torch.cat(expected, dim=1))
+    assert torch.equal(features.flatten(2).transpose(1, 2), expected.patches)
+    with pytest.raises(ConfigurationError, match="NCHW or NLC"):
+        vit.forward_intermediates(image, output_fmt="NHWC")
+
+
+def test_every_public_method_is_our_own_or_torchs():
+    # what is inherited from another network must work, and timm's classifiers and pruning have no place here
+    public = {name for name in dir(VisionTransformer) if not name.startswith("_")} - set(dir(torch.nn.Module))
+    assert public == {"block_class", "embed", "forward_features", "forward_intermediates", "forward_tokens"} | {
+        *("grid_size", "rotation", "with_prefix")
+    }
 
 
 @pytest.mark.parametrize("tag", ["fp32_hd64", "fp32_hd32", "bf16_hd64"])

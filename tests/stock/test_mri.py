@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.conftest import shared_path
 from tests.nnunet import command
 from tests.stock.commands import (
     DEVICE,
+    PREDICT,
     TRAINER,
     environment,
     home_with,
@@ -100,12 +102,24 @@ def test_validation_alone_reads_no_weights(mri):
     assert (model(mri) / "fold_0/checkpoint_final.pth").read_bytes() == before
 
 
+def run_printed(home: Path, line: str, out: Path) -> None:
+    """Run the command that ``meddino export`` printed as it is, on the CPU, without our variable."""
+    filled = {"IMAGES": home / "raw/Dataset901_MRMini/imagesTs", "OUT": out}
+    name, *arguments = (filled.get(word, word) for word in shlex.split(line.removeprefix("predict with: ")))
+    command(environment(home, nnUNet_extTrainer=""), name, *arguments, *PREDICT)
+
+
 def test_exported_stock_model_predicts_the_same_without_our_variable(mri, tmp_path):
-    out = command(environment(mri), "meddino", "export", model(mri), "--stock").splitlines()[0]
-    exported = Path(out)
+    lines = command(environment(mri), "meddino", "export", model(mri), "--stock").splitlines()
+    exported = Path(lines[0])
     assert exported.name == f"nnUNetTrainer__nnUNetPlans{TRAINER}__2d"
-    predict(mri, tmp_path / "p", "-p", f"nnUNetPlans{TRAINER}", nnUNet_extTrainer="")
+    run_printed(mri, lines[1], tmp_path / "p")
     assert same_labels(tmp_path / "p", mri / "predicted")
+    elsewhere = tmp_path / "a model"
+    lines = command(environment(mri), "meddino", "export", model(mri), "--stock", "-o", elsewhere).splitlines()
+    assert Path(lines[0]) == elsewhere
+    run_printed(mri, lines[1], tmp_path / "q")
+    assert same_labels(tmp_path / "q", mri / "predicted")
     sizes = [(f / "fold_0/checkpoint_final.pth").stat().st_size for f in (exported, model(mri))]
     assert sizes[0] < 0.5 * sizes[1]
     message = command(environment(mri), "meddino", "export", model(mri), "--stock", fails=True)

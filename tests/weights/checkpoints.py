@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,13 @@ def features(config: ViTConfig, tensors: dict[str, Tensor], image: Tensor) -> Te
     network.load_state_dict(tensors, strict=True)
     with torch.no_grad():
         return torch.cat(network.forward_tokens(image, [config.depth - 1])[0], dim=1)
+
+
+class Plants:
+    """Unpickling this in the ordinary way creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

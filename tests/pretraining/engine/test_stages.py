@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from nnunetv2_meddino.errors import ConfigurationError, WeightsError
+from nnunetv2_meddino.errors import ConfigurationError, DataError, WeightsError
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
 from nnunetv2_meddino.weights.seen import seen_cases, unlisted
@@ -223,6 +223,16 @@ def test_stage_that_goes_on_needs_nothing_it_started_from(corpus, run, tmp_path)
             headers.append(json.loads(file.metadata()["provenance"]))
     origins = [header["derived_from"]["initial"]["configuration"] for header in headers]
     assert origins[0] == origins[1]
+
+
+def test_broken_origins_of_a_stage_that_goes_on_are_an_error_of_their_own(corpus, tmp_path):
+    assert not train(small_config("stage1"), corpus, tmp_path, stop_after=2)
+    (tmp_path / "stage1/origins.json").write_text('{"initial": ')
+    with pytest.raises(
+        DataError, match=r"origins\.json cannot be read as JSON.*restore it from a copy, or train"
+    ) as caught:
+        train(small_config("stage1"), corpus, tmp_path)
+    assert "plan" not in str(caught.value)
 
 
 def test_request_to_stop_in_the_last_step_begins_no_other_stage(corpus, tmp_path):
