@@ -43,6 +43,11 @@ NNUNET_N_PROC_DA = EnvironmentVariable(
     "nnUNet_n_proc_DA",
     "processes that augment training data; 0 (good on a CPU with few cores) does it in the training process",
 )
+NNUNET_WANDB = EnvironmentVariable(
+    "nnUNet_wandb_enabled",
+    "1 sends a training's curves to Weights & Biases as well; nnU-Net deletes fold_X/wandb whenever it is started "
+    "without --c, with --val too",
+)
 NNUNET_PATHS = tuple(
     EnvironmentVariable(name, meaning)
     for name, meaning in (

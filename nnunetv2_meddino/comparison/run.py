@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nnunetv2_meddino.comparison.steps import Step
-from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, run_environment
+from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_WANDB, run_environment
 from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from nnunetv2_meddino.processes import BarWatch, Report, TrainingWatch, Watch, run_command
 
@@ -76,6 +76,8 @@ def _run(step: Step, logs: Path, report: Report) -> None:
         watch: Watch = BarWatch(report)
     else:
         watch = TrainingWatch(report, step.training.folder / "debug.json")
+        if "--val" in step.command:  # nnU-Net would delete the training's curves, the only copy where W&B is offline
+            environment[NNUNET_WANDB.name] = "0"
     command = [str(executable(step.command[0])), *step.command[1:]]
     run_command(command, environment, logs / f"{step.name}.log", watch)
 

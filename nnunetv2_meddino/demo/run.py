@@ -23,8 +23,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from nnunetv2_meddino.command_line import Terminated
 from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
-from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, NNUNET_PATHS, run_environment
+from nnunetv2_meddino.environment import (
+    MEDDINO_BACKBONE,
+    MEDDINO_WEIGHTS,
+    NNUNET_PATHS,
+    NNUNET_WANDB,
+    run_environment,
+)
 from nnunetv2_meddino.errors import CommandError, DataError, DemoError
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.visualization import CT_WINDOW_HU, read_axial, richest_slice, save_overlay
@@ -94,7 +101,7 @@ def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console:
             demo.save(finished_s)
             finished_s[step.name] = _perform(step, label, console)
             demo.save(finished_s)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         console.print("Stopped. The same command continues from here.")
         raise
     result = demo.result(sum(finished_s.values()))
@@ -203,7 +210,7 @@ class _Demo:
         environment = os.environ | run_environment()
         environment |= {variable.name: str(self.work_dir / variable.name) for variable in NNUNET_PATHS}
         environment |= {MEDDINO_BACKBONE.name: "tiny", MEDDINO_WEIGHTS.name: "none"}
-        environment |= {"nnUNet_def_n_proc": "1", "nnUNet_wandb_enabled": "0", "PYTHONUNBUFFERED": "1"}
+        environment |= {"nnUNet_def_n_proc": "1", NNUNET_WANDB.name: "0", "PYTHONUNBUFFERED": "1"}
         environment.pop("nnUNet_n_proc_DA", None)  # 0 there would crash the planner
         command = [str(_executable(command[0])), *command[1:]]
         run_command(command, environment | variables, self.logs / f"{log_name}.log", watch)

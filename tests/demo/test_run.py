@@ -50,7 +50,7 @@ if os.environ.get("INTERRUPT") == name:
     worker = subprocess.Popen([sys.executable, "-c", ignore], stdout=subprocess.PIPE)
     worker.stdout.readline()
     Path(os.environ["DIARY"]).with_name("pids").write_text(f"{{os.getpid()}} {{worker.pid}}")
-    os.kill(os.getppid(), signal.SIGINT)
+    os.kill(int(os.environ["DEMO"]), signal.SIGINT)
     time.sleep(600)
 if name == "nnUNetv2_plan_and_preprocess":
     (preprocessed / dataset.name).mkdir(exist_ok=True)
@@ -101,6 +101,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     for step in STEPS:
         (executables / f"nnUNetv2_{step}").write_text(STAND_IN)
         (executables / f"nnUNetv2_{step}").chmod(0o755)
+    (executables / "python").symlink_to(Path(sys.executable).resolve())
     monkeypatch.setattr(sys, "executable", str(executables / "python"))
     monkeypatch.setattr(run, "_PHANTOM", {"num_training": 1, "num_test": 1, "seed": 0})
     stage = Stage(tmp_path)
@@ -233,6 +234,7 @@ def test_ctrl_c_ends_the_command_with_its_workers_and_can_be_continued(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, interruptible: None
 ) -> None:
     monkeypatch.setenv("INTERRUPT", "nnUNetv2_train")
+    monkeypatch.setenv("DEMO", str(os.getpid()))
     with pytest.raises(KeyboardInterrupt):
         stage.play()
     pids = [int(pid) for pid in (stage.folder / "pids").read_text().split()]
