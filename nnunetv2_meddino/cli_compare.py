@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.locks import locked
 
 if TYPE_CHECKING:
     from nnunetv2_meddino.comparison.collect import Selection
@@ -62,12 +63,17 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    _check(options)
+    with locked(options.out):
+        return _compare_alone(options)
+
+
+def _compare_alone(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nnunetv2_meddino.comparison.collect import Selection
     from nnunetv2_meddino.comparison.folders import Folders
 
-    _check(options)
     selection = Selection(
         datasets=tuple(options.datasets),
         trainers=tuple(dict.fromkeys(options.trainers)),

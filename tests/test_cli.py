@@ -12,7 +12,7 @@ import pytest
 
 from nnunetv2_meddino import checks
 from nnunetv2_meddino.cli import WEIGHT_FORMATS, main
-from nnunetv2_meddino.environment import ext_trainer_folder
+from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
 from nnunetv2_meddino.weights.convert import FORMATS
 from tests.nnunet import command, nnunet_environment
 from tests.trainers.test_trainers import tiny_weights
@@ -71,12 +71,12 @@ cli.main(["train", "1", "2d", "0"])
 def test_validation_leaves_the_curves_of_weights_and_biases_alone(monkeypatch, capsys):
     run_training = types.ModuleType("nnunetv2.run.run_training")
     enabled = []
-    run_training.run_training_entry = lambda: enabled.append(os.environ["nnUNet_wandb_enabled"])
+    run_training.run_training_entry = lambda: enabled.append(os.environ[NNUNET_WANDB.name])
     monkeypatch.setitem(sys.modules, run_training.__name__, run_training)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     for option in ("--c", "--val"):
-        os.environ["nnUNet_wandb_enabled"] = "1"
+        os.environ[NNUNET_WANDB.name] = "1"
         assert main(["train", "1", "2d", "0", option]) == 0
     assert enabled == ["1", "0"]
     assert capsys.readouterr().err.count("Weights & Biases is off for --val") == 1

@@ -33,6 +33,8 @@ from nnunetv2_meddino.environment import (
     run_environment,
 )
 from nnunetv2_meddino.errors import CommandError, DataError, DemoError
+from nnunetv2_meddino.locks import NAME as LOCK
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.visualization import CT_WINDOW_HU, read_axial, richest_slice, save_overlay
 
@@ -87,6 +89,14 @@ def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console:
         msg = f"{', '.join(missing)} not found beside {sys.executable}: install nnunetv2 for this Python"
         raise DemoError(msg)
     demo = _Demo((work_dir or Path("meddino_demo")).absolute(), _checked_dataset(data.absolute()) if data else None)
+    demo.refuse_other_folders()
+    with locked(demo.work_dir):
+        result = _run_steps(demo, console)
+    _print_result(result, console)
+    return result
+
+
+def _run_steps(demo: _Demo, console: Console) -> DemoResult:
     finished_s = demo.open()
     console.print(Text(f"Work folder: {demo.work_dir}"), soft_wrap=True)
     steps = demo.steps()
@@ -104,9 +114,7 @@ def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console:
     except (KeyboardInterrupt, Terminated):
         console.print("Stopped. The same command continues from here.")
         raise
-    result = demo.result(sum(finished_s.values()))
-    _print_result(result, console)
-    return result
+    return demo.result(sum(finished_s.values()))
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,15 @@ class _Demo:
     def settings(self) -> dict[str, Any]:
         return {"trainer": TRAINER, "data": str(self.data) if self.data else _PHANTOM}
 
+    def refuse_other_folders(self) -> None:
+        """Raise an error where the work folder holds something that is no demo."""
+        if not self.work_dir.exists():
+            return
+        names = {path.name for path in self.work_dir.iterdir()} if self.work_dir.is_dir() else {self.work_dir.name}
+        if names and not names & {_MARK, LOCK}:
+            msg = f"{self.work_dir} is not the work folder of a demo: choose another (this one was left as it is)"
+            raise DemoError(msg)
+
     def open(self) -> dict[str, float]:
         """Start or continue the work folder; return the steps that have finished and their seconds."""
         mark = self.work_dir / _MARK
@@ -150,11 +167,8 @@ class _Demo:
                 return content["finished_s"]
             msg = f"{self.work_dir} holds a demo with other settings ({content['settings']}): "
             raise DemoError(msg + "choose another work folder or delete this one")
-        if self.work_dir.exists() and (not self.work_dir.is_dir() or any(self.work_dir.iterdir())):
-            msg = f"{self.work_dir} is not the work folder of a demo: choose another (this one was left as it is)"
-            raise DemoError(msg)
         for name in ("logs", *(variable.name for variable in NNUNET_PATHS)):
-            (self.work_dir / name).mkdir(parents=True)
+            (self.work_dir / name).mkdir(exist_ok=True)
         self.save({})
         return {}
 

@@ -15,6 +15,7 @@ from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.run import run_steps
 from nnunetv2_meddino.comparison.steps import Fold, Step
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.locks import locked
 
 PYTHON = Path(sys.executable).name
 
@@ -71,6 +72,17 @@ def test_a_validation_leaves_the_curves_of_weights_and_biases_alone(tmp_path, mo
         run([Step(name, name, (PYTHON, "-c", code, option), training=fold)], tmp_path)
     logs = [(tmp_path / "logs" / f"{name}.log").read_text().splitlines()[-1] for name in ("train", "validate")]
     assert logs == ["1", "0"]
+
+
+def test_a_fold_that_another_command_trains_is_left_to_it(tmp_path):
+    fold = Fold("Dataset701_Abdomen", Method("T", "P", "2d"), "0", tmp_path / "fold_0")
+    steps = [Step("train", "train", (PYTHON, "-c", ""), training=fold), python("other", "")]
+    with locked(fold.folder):
+        failed, screen = run(steps, tmp_path / "out")
+    assert len(failed) == 1
+    assert f"[1/2] train: FAILED\n  another command works in {fold.folder}" in screen
+    assert "[2/2] title of other: done" in screen
+    assert run(steps, tmp_path / "out")[0] == []
 
 
 def test_a_missing_command_is_told_before_anything_runs(tmp_path):

@@ -20,7 +20,8 @@ from rich.console import Console
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
-from nnunetv2_meddino.errors import DataError, DemoError
+from nnunetv2_meddino.errors import BusyError, DataError, DemoError
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.visualization import COLOURS
 
@@ -250,6 +251,13 @@ def test_a_folder_of_someone_else_is_refused_and_left_alone(stage: Stage) -> Non
     with pytest.raises(DemoError, match="not the work folder of a demo"):
         stage.play()
     assert [file.name for file in stage.work_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_two_demos_do_not_write_over_each_other(stage: Stage) -> None:
+    stage.play()
+    with locked(stage.work_dir), pytest.raises(BusyError, match="another command works in"):
+        stage.play()
+    assert stage.play().mean_dice == pytest.approx(0.75)
 
 
 def test_a_work_folder_of_other_settings_is_refused(stage: Stage, real_data: Path) -> None:
