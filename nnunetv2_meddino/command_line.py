@@ -100,17 +100,6 @@ def in_words(error: OSError | MemoryError) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an ``OSError`` tell the file that was to be written: one of a write tells none, others a temporary name."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or Path(error.filename).parent == path.parent):
-            error.filename, error.filename2 = str(path), None
-        raise
-
-
-@contextmanager
 def _ending_signals(received: list[Terminated], unwinds: bool) -> Iterator[None]:
     own = os.getpid()
 

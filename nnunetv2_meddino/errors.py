@@ -42,6 +42,10 @@ class BusyError(MedDINOError):
     """Another command works in the folder; the message says which, and what to do if it is dead."""
 
 
+class OutputError(MedDINOError):
+    """A result cannot be written where it was wanted; the message says where it is instead."""
+
+
 class DemoError(MedDINOError):
     """The demo cannot run, or a step of it failed; the message names the step and its log."""
 

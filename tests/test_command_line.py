@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 
-from nnunetv2_meddino.command_line import ended, naming
+import pretraining.cli
+from nnunetv2_meddino import cli
+from nnunetv2_meddino.command_line import ended
 from nnunetv2_meddino.errors import DataError
 from tests.processes import LIMIT_S, has_ended, until
+from tests.trainers.test_trainers import tiny_weights
 
 
 def raising(error: BaseException):
@@ -51,15 +57,36 @@ def test_what_is_a_fault_of_the_program_keeps_its_traceback():
         ended(raising(ZeroDivisionError()))
 
 
-def test_an_error_of_a_write_gets_the_name_of_the_file(tmp_path):
-    wanted = tmp_path / "scores.json"
-    for name in (None, str(tmp_path / ".scores.json.123.tmp")):
-        with pytest.raises(OSError) as caught, naming(wanted):
-            raise OSError(errno.ENOSPC, "No space left on device", name)
-        assert caught.value.filename == str(wanted)
-    with pytest.raises(OSError) as caught, naming(wanted):
-        (tmp_path / "other" / "file").read_bytes()
-    assert caught.value.filename == str(tmp_path / "other" / "file")
+COMMANDS = {
+    "evaluate": (cli.main, "evaluate -p CASE -r CASE -l LABELS -np 1 -o FILE/x/scores.json"),
+    "features": (cli.main, "features CASE --weights none -o FILE/x/picture.png"),
+    "demo": (cli.main, "demo --work-dir FILE/x"),
+    "convert": (cli.main, "weights convert WEIGHTS FILE/x/w.safetensors --format meddino"),
+    "convert to meta": (cli.main, "weights convert WEIGHTS FILE/x/w.pth --format meta"),
+    "curate": (pretraining.cli.main, "curate --source BTCV=RELEASE --out FILE/x"),
+    "export": (pretraining.cli.main, "export WEIGHTS --out FILE/x/w.safetensors"),
+    "export to meta": (pretraining.cli.main, "export WEIGHTS --format meta --out FILE/x/w.pth"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_that_cannot_write_end_with_one_message(tmp_path, capsys, name):
+    """The folder to write to lies below a file: so it fails for the superuser as well."""
+    case = tmp_path / "RELEASE" / "Training" / "img" / "img0001.nii.gz"
+    case.parent.mkdir(parents=True)
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((16, 16, 16), np.uint8)), case)
+    (tmp_path / "LABELS").write_text('{"organ": 1}')
+    (tmp_path / "FILE").touch()
+    tiny_weights(tmp_path / "weights.safetensors").rename(tmp_path / "WEIGHTS")
+    main, line = COMMANDS[name]
+    names = {"FILE", "CASE", "LABELS", "WEIGHTS", "RELEASE"}
+    words = [re.sub("|".join(names), lambda match: str(tmp_path / match[0]), word) for word in line.split()]
+    words = [str(case) if word == str(tmp_path / "CASE") else word for word in words]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "Not a directory" in error
+    assert str(tmp_path / "FILE") in error
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("printing", ["print('line')", "Console().print('line')"])

@@ -33,6 +33,7 @@ from nnunetv2_meddino.environment import (
     run_environment,
 )
 from nnunetv2_meddino.errors import CommandError, DataError, DemoError
+from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
@@ -174,9 +175,7 @@ class _Demo:
 
     def save(self, finished_s: dict[str, float]) -> None:
         """Remember which steps have finished."""
-        partial = self.work_dir / f".{_MARK}.partial"
-        partial.write_text(json.dumps({"settings": self.settings, "finished_s": finished_s}, indent=2))
-        partial.replace(self.work_dir / _MARK)
+        write_json({"settings": self.settings, "finished_s": finished_s}, self.work_dir / _MARK)
 
     def steps(self) -> list[_Step]:
         steps = [

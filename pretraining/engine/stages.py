@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.files import naming
 from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
@@ -218,7 +219,8 @@ def check_settings(configs: Sequence[RunConfig], run: Path, record: Mapping[str,
 def _write_settings(config: RunConfig, folder: Path, record: Mapping[str, Any]) -> None:
     if not (folder / CONFIG).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CORPUS_HASH).write_text(f"{record['hash']}\n")
+        with naming(folder / CORPUS_HASH):
+            (folder / CORPUS_HASH).write_text(f"{record['hash']}\n")
     save_yaml(config, folder / CONFIG)
 
 

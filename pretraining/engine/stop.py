@@ -19,6 +19,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from nnunetv2_meddino.files import naming
 from pretraining.engine.distributed import true_everywhere
 
 STOP = "stop"
@@ -81,5 +82,6 @@ def tell_running(run: Path) -> None:
 
 def tell_stopped(run: Path) -> None:
     """Say that a run stopped and saved its state; the request is met."""
-    (run / STOPPED).write_text("Stopped on request; the state is saved, and the same command goes on.\n")
+    with naming(run / STOPPED):
+        (run / STOPPED).write_text("Stopped on request; the state is saved, and the same command goes on.\n")
     (run / STOP).unlink(missing_ok=True)
