@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from typing import TypeVar
 from nnunetv2_meddino.errors import OutputError
 
 T = TypeVar("T")
+
+_OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO))
 
 
 @contextmanager
@@ -86,6 +89,11 @@ def written_or_rescued(write: Callable[[Path], T], out: Path) -> T:
         where = error.filename or out
         msg = f"{where} cannot be written: {error.strerror or error}. Nothing is lost: what was computed is in {folder}"
         raise OutputError(f"{msg}; copy it from there.") from error
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether an error says that something cannot be written, and nothing of data that were read."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
 def _system_error(error: Exception) -> int | None:

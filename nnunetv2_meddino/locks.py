@@ -30,6 +30,7 @@ from uuid import uuid4
 
 from nnunetv2_meddino.environment import SLURM_JOB_ID, SLURM_RESTART_COUNT
 from nnunetv2_meddino.errors import BusyError
+from nnunetv2_meddino.files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _taken(path: Path, own: Holder) -> bool:
     except FileExistsError:
         return False
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with naming(path), os.fdopen(descriptor, "w") as file:
             json.dump(asdict(own), file, indent=1)
     except OSError:
         path.unlink(missing_ok=True)
