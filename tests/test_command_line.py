@@ -112,8 +112,8 @@ def test_a_hangup_that_is_ignored_stays_so():
     script = "import signal, sys; from nnunetv2_meddino.command_line import ended\n"
     script += "def work():\n    signal.raise_signal(signal.SIGHUP)\n    return 7\n"
     script += "sys.exit(ended(work))"
-    for ignored, status in (("signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", 7), ("", 129)):
-        code = f"import signal\n{ignored}{script}"
+    for action, status in (("SIG_IGN", 7), ("SIG_DFL", 129)):
+        code = f"import signal\nsignal.signal(signal.SIGHUP, signal.{action})\n{script}"
         assert subprocess.run([sys.executable, "-c", code], timeout=LIMIT_S, check=False).returncode == status
 
 

@@ -14,8 +14,9 @@ from nnunetv2_meddino.processes import run_command
 from tests.processes import FAMILY, LIMIT_S, family, has_ended, until
 
 RUNS_A_COMMAND = f"""
-import os, sys
+import os, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 from nnunetv2_meddino.command_line import ended
 from nnunetv2_meddino.processes import run_command
 

@@ -99,7 +99,9 @@ def test_settings_belong_to_train_alone(capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_and_asks_to_be_run_again(corpus, run, tmp_path, number):
-    command = [sys.executable, "-m", "pretraining.cli", *arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")]
+    code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests may run under nohup
+    code += "from pretraining.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")]
     metrics = tmp_path / "stage1" / "metrics.jsonl"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
