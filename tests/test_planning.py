@@ -123,10 +123,10 @@ def test_a_full_disk_is_not_called_a_fault_of_the_data(empty: Path, monkeypatch:
     make_phantom_dataset(empty / "nnUNet_raw", num_training=1, num_test=0, seed=0)
 
     def full(*arguments: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "fingerprint.json")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(planning, "extract_fingerprint_dataset", full)
-    with pytest.raises(OSError, match="No space left on device: 'fingerprint.json'"):
+    with pytest.raises(OSError, match="No space left on device: '.*/dataset_fingerprint.json'"):
         plan_dataset(DATASET_NAME)
 
 
