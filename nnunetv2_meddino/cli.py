@@ -21,10 +21,9 @@ from nnunetv2_meddino.cli_dataset import add_dataset
 from nnunetv2_meddino.cli_evaluate import add_evaluate
 from nnunetv2_meddino.cli_features import add_features
 from nnunetv2_meddino.cli_seen import add_seen
-from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, run_environment
-from nnunetv2_meddino.errors import MedDINOError
+from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, NNUNET_WANDB, run_environment
 
-EXIT_ERROR = 2
 WEIGHT_FORMATS = ("meddino", "meta", "meddinov3", "timm", "transformers")
 
 
@@ -32,16 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] in (["train"], ["predict"]):
-        return _run_nnunet(arguments[0], arguments[1:])
+        return ended(lambda: _run_nnunet(arguments[0], arguments[1:]), unwinds=False)
     options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except MedDINOError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    return ended(lambda: options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -243,6 +235,10 @@ def _add_nnunet(commands: argparse._SubParsersAction) -> None:
 def _run_nnunet(name: str, arguments: list[str]) -> int:
     """Call nnU-Net's own entry point. The environment is read when torch is loaded, so it is set first."""
     os.environ.update(run_environment())
+    if name == "train" and "--val" in arguments and NNUNET_WANDB.get() in ("1", "True", "true"):
+        os.environ[NNUNET_WANDB.name] = "0"
+        note = "note: Weights & Biases is off for --val: nnU-Net would delete the training's curves in fold_X/wandb.\n"
+        sys.stderr.write(note)
     sys.argv = [f"nnUNetv2_{name}", *arguments]
     if name == "train":
         from nnunetv2.run.run_training import run_training_entry as entry

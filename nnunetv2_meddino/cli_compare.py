@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.files import written_or_rescued
+from nnunetv2_meddino.locks import locked
 
 if TYPE_CHECKING:
     from nnunetv2_meddino.comparison.collect import Selection
@@ -62,12 +64,17 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    _check(options)
+    with locked(options.out):
+        return _compare_alone(options)
+
+
+def _compare_alone(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nnunetv2_meddino.comparison.collect import Selection
     from nnunetv2_meddino.comparison.folders import Folders
 
-    _check(options)
     selection = Selection(
         datasets=tuple(options.datasets),
         trainers=tuple(dict.fromkeys(options.trainers)),
@@ -131,7 +138,7 @@ def _report(options: argparse.Namespace, selection: Selection, folders: Folders,
         datasets = collect(selection, folders, processes=options.processes, report=status.update)
         reference = choose_reference(options.reference, [row.method for d in datasets for row in d.rows])
         status.update("writing the report")
-        report = write_report(datasets, reference, folders, options.out)
+        report = written_or_rescued(lambda out: write_report(datasets, reference, folders, out), options.out)
     for notice in notices(datasets):
         if notice.is_warning:
             _say(console, f"warning: {notice.dataset}: {notice.text}")

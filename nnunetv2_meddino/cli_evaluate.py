@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import check_writable, written_or_rescued
 
 if TYPE_CHECKING:
     from nnunetv2_meddino.evaluation.folders import Evaluation, LabelSet, Pairing, Tolerances
@@ -57,7 +58,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from nnunetv2_meddino.evaluation.files import pair_files
     from nnunetv2_meddino.evaluation.folders import LabelSet, tolerances_by_class
-    from nnunetv2_meddino.evaluation.reports import write_reports
 
     _check_out(options.out)
     if options.processes < 1:
@@ -78,13 +78,24 @@ def _evaluate(options: argparse.Namespace) -> int:
     results = Console()
     _print_table(evaluation, results)
     if options.out is not None:
-        beside = write_reports(evaluation, options.out)
+        beside = _written(evaluation, options.out, results)
         _say(results, f"{options.out}\n{beside}")
     if evaluation.failures:
         done = len(evaluation.results)
         _say(messages, f"{len(evaluation.failures)} of {done + len(evaluation.failures)} cases were not evaluated.")
         return SOME_FAILED
     return 0
+
+
+def _written(evaluation: Evaluation, out: Path, results: Any) -> Path:
+    """Write the reports; where that is possible nowhere, print the JSON."""
+    from nnunetv2_meddino.evaluation.reports import summary_dict, write_reports
+
+    try:
+        return written_or_rescued(lambda path: write_reports(evaluation, path), out)
+    except OSError:
+        _say(results, json.dumps(summary_dict(evaluation)))
+        raise
 
 
 def _print_table(evaluation: Evaluation, console: Any) -> None:
@@ -157,11 +168,7 @@ def _check_out(out: Path | None) -> None:
     if out.is_dir() or out.suffix.lower() == ".csv":
         msg = f"-o {out} must name a JSON file; the CSV file is written beside it."
         raise ConfigurationError(msg)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"-o {out}: its folder cannot be made ({error})."
-        raise ConfigurationError(msg) from error
+    check_writable(out)
 
 
 def _read_json(path: Path) -> Any:

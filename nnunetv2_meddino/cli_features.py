@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_meddino.files import check_writable
+
 
 def add_features(commands: argparse._SubParsersAction) -> None:
     """Add ``features`` to the sub-commands."""
@@ -38,6 +40,7 @@ def _features(options: argparse.Namespace) -> int:
 
     from nnunetv2_meddino.features.picture import feature_picture
 
+    check_writable(options.out)
     with Console(stderr=True).status("") as status:
         out = feature_picture(
             options.image,

@@ -43,6 +43,13 @@ NNUNET_N_PROC_DA = EnvironmentVariable(
     "nnUNet_n_proc_DA",
     "processes that augment training data; 0 (good on a CPU with few cores) does it in the training process",
 )
+NNUNET_WANDB = EnvironmentVariable(
+    "nnUNet_wandb_enabled",
+    "1 sends a training's curves to Weights & Biases as well; nnU-Net deletes fold_X/wandb whenever it is started "
+    "without --c, with --val too",
+)
+SLURM_JOB_ID = EnvironmentVariable("SLURM_JOB_ID", "the job of Slurm that this process belongs to")
+SLURM_RESTART_COUNT = EnvironmentVariable("SLURM_RESTART_COUNT", "how often Slurm has queued the job again")
 NNUNET_PATHS = tuple(
     EnvironmentVariable(name, meaning)
     for name, meaning in (

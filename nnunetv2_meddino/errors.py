@@ -38,6 +38,14 @@ class CommandError(MedDINOError):
     """A command that was started did not succeed; the message holds its last telling lines and its log."""
 
 
+class BusyError(MedDINOError):
+    """Another command works in the folder; the message says which, and what to do if it is dead."""
+
+
+class OutputError(MedDINOError):
+    """A result cannot be written where it was wanted; the message says where it is instead."""
+
+
 class DemoError(MedDINOError):
     """The demo cannot run, or a step of it failed; the message names the step and its log."""
 

@@ -11,7 +11,9 @@ import torch
 
 from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import naming
 from nnunetv2_meddino.json_files import read_json, write_json
+from nnunetv2_meddino.weights.files import write_torch
 
 STOCK_TRAINER = "nnUNetTrainer"
 COPIED = ("dataset.json", "dataset_fingerprint.json")
@@ -61,13 +63,14 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     write_json(plans, unfinished / "plans.json")
     for name in COPIED:
         if (model_folder / name).is_file():
-            shutil.copyfile(model_folder / name, unfinished / name)
+            with naming(unfinished / name):
+                shutil.copyfile(model_folder / name, unfinished / name)
     for checkpoint in folds:
         content = torch.load(checkpoint, map_location="cpu", weights_only=False)
         content.update(trainer_name=STOCK_TRAINER, optimizer_state=None, grad_scaler_state=None)
         target = unfinished / checkpoint.parent.name
         target.mkdir()
-        torch.save(content, target / checkpoint.name)
+        write_torch(target / checkpoint.name, content)
     unfinished.rename(out)
     return out
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_meddino.errors import MedDINOError
+from nnunetv2_meddino.files import replacing
 
 
 def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[str, Any]:
@@ -30,9 +30,5 @@ def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[s
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4))  # the layout of nnU-Net's own plans files
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

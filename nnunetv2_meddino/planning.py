@@ -28,6 +28,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_PATHS
 from nnunetv2_meddino.errors import DataError, PlanError
+from nnunetv2_meddino.files import is_of_the_disk, naming
 from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.overlays import (
     SAME_FIELD_OF_VIEW,
@@ -271,8 +272,13 @@ def _make_plans(raw: Path, preprocessed: Path, plans_name: str, workers: int) ->
     if not fingerprint.exists():
         dataset_id = convert_dataset_name_to_id(raw.name)
         try:
-            extract_fingerprint_dataset(dataset_id, num_processes=workers, check_dataset_integrity=True, verbose=False)
+            with naming(fingerprint):
+                extract_fingerprint_dataset(
+                    dataset_id, num_processes=workers, check_dataset_integrity=True, verbose=False
+                )
         except Exception as error:  # nnU-Net reports faulty data with whatever it trips over, asserts included
+            if is_of_the_disk(error):
+                raise
             msg = f"Data set {raw} cannot be planned: {error}\n{_first_fault(raw, dataset_json)}"
             raise DataError(f"{msg}\nCorrect the files or dataset.json, then plan again.") from error
     read_json(fingerprint, DataError, "Move it away and plan again, which extracts it anew.")

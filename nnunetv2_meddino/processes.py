@@ -1,15 +1,20 @@
-"""Runs one nnU-Net command: its output goes to a log file and, as far as it tells progress, to the screen."""
+"""Child processes, which end with their parent, and their progress.
+
+A command's output goes to a log file and, as far as it tells progress, to the screen.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
-import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +35,7 @@ _NOISE = re.compile(r"\s|.*Warning: |Traceback|Exception in|During handling|The 
 
 
 def run_command(command: list[str], environment: dict[str, str], log: Path, watch: Watch) -> None:
-    """Run a command to its end, in its own process group so that its workers stop with it.
+    """Run a command to its end; it and its workers end with this process, whatever ends that.
 
     The output goes straight to the log, which is read from there: a worker that outlives the command cannot hold the
     call up, as it could by keeping a pipe open.
@@ -48,17 +53,15 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         sink.write(f"$ {' '.join(command)}\n")
         sink.flush()
         source.seek(0, os.SEEK_END)
-        with (
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            ) as child,
-            _stopped_on_exit(child),
-        ):
+        child = subprocess.Popen(
+            supervised(command, _STOP_S),
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
             unfinished, running = "", True
             while running:
                 running = child.poll() is None
@@ -66,6 +69,9 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
                 for line in lines:
                     watch(line)
                 time.sleep(_POLL_S)
+        finally:
+            child.stdin.close()  # type: ignore[union-attr]  # what the supervisor waits for
+            child.wait()
     if child.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         telling = [line for line in lines if line.strip() and not _NOISE.match(line)][-_SHOWN_LINES:]
@@ -74,19 +80,29 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         raise CommandError(msg)
 
 
-@contextmanager
-def _stopped_on_exit(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the process group of ``child`` where it has not ended by itself, or has died and left workers behind."""
-    try:
-        yield
-    finally:
-        if child.poll() != 0:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(_STOP_S)
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+def supervised(command: Sequence[str], grace_s: float) -> list[str]:
+    """Return the command that runs a command and ends it, and its workers, when this process ends.
+
+    It needs a pipe as its standard input (``stdin=subprocess.PIPE``), which is to stay open, and a session of its own.
+
+    Args:
+        command: The program and its arguments.
+        grace_s: Time it has between SIGTERM and SIGKILL.
+    """
+    # isolated and without site-packages: the command's environment is not its own
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), str(grace_s), *command]
+
+
+def end_with_parent() -> None:
+    """Let this worker process end with its parent: where that is killed, it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 class BarWatch:

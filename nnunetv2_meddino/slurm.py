@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import replacing
 
 
 def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str], commands: str) -> None:
@@ -25,13 +26,9 @@ def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str
     """
     header = "".join(f"#SBATCH {option}\n" for option in options)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(f"#!/bin/bash\n{header}set -euo pipefail\n{exports}{commands}\n", encoding="utf-8")
         temporary.chmod(0o755)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def job_path() -> str:

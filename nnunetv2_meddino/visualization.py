@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+
+from nnunetv2_meddino.files import replacing
 
 CT_WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window of abdominal CT: level 40, width 400."""
@@ -121,11 +122,6 @@ def draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[fl
 
 def write_png(figure: Figure, path: Path) -> Path:
     """Write a figure under a temporary name and rename it; return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        FigureCanvasAgg(figure).print_png(str(partial))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
     return path

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError
+from nnunetv2_meddino.command_line import EXIT_ERROR, ended
+from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.cli_submit import add_submit
 from pretraining.cli_train import add_export, add_train
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pretraining.corpus.exclusions import ExclusionList
     from pretraining.corpus.sources import Source
 
-EXIT_ERROR = 2
 NOTHING_CURATED = 1
 DAMAGED = 1
 SEEN = 1
@@ -44,14 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings and not getattr(options, "takes_settings", False):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     options.settings = settings
-    try:
-        return options.run(options)
-    except MedDINOError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command goes on from here.\n")
-        return 130
+    return ended(lambda: options.run(options), interrupted="The same command goes on from here.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,13 +51,14 @@ def _submit(options: argparse.Namespace) -> int:
     from pretraining.configure import stage_configurations
     from pretraining.corpus.exclusions import corpus_record
     from pretraining.engine.slurm import Job, write_job
+    from pretraining.engine.stages import check_settings
 
     if options.nodes < 1 or options.gpus_per_node < 1:
         raise ConfigurationError("--nodes and --gpus-per-node must be at least 1")
     configs = stage_configurations(stages_of(options), options.recipe, options.config, options.settings)
     for config in configs:
         config.data.micro_batches(options.nodes * options.gpus_per_node)
-    corpus_record(options.corpus)
+    check_settings(configs, options.out, corpus_record(options.corpus))
     job = Job(
         nodes=options.nodes,
         processes=options.gpus_per_node,

@@ -8,7 +8,6 @@ value of that field alone; what else it holds then stays as it was.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 import yaml
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import replacing
 from pretraining.options import (
     NONE,
     Option,
@@ -96,13 +96,9 @@ def save_yaml(config: Any, path: str | Path) -> None:
         ConfigurationError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
+        with replacing(path) as temporary:
             temporary.write_text(to_yaml(config))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror or error}. See that its folder exists and has room."
         raise ConfigurationError(msg) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_meddino import checks
 from nnunetv2_meddino.cli import WEIGHT_FORMATS, main
-from nnunetv2_meddino.environment import ext_trainer_folder
+from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
 from nnunetv2_meddino.weights.convert import FORMATS
 from tests.nnunet import command, nnunet_environment
 from tests.trainers.test_trainers import tiny_weights
@@ -65,6 +66,20 @@ cli.main(["train", "1", "2d", "0"])
     del env["OMP_WAIT_POLICY"], env["nnUNet_extTrainer"]
     out = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True).stdout
     assert out.strip() == f"OMP passive {ext_trainer_folder()}"
+
+
+def test_validation_leaves_the_curves_of_weights_and_biases_alone(monkeypatch, capsys):
+    run_training = types.ModuleType("nnunetv2.run.run_training")
+    enabled = []
+    run_training.run_training_entry = lambda: enabled.append(os.environ[NNUNET_WANDB.name])
+    monkeypatch.setitem(sys.modules, run_training.__name__, run_training)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for option in ("--c", "--val"):
+        os.environ[NNUNET_WANDB.name] = "1"
+        assert main(["train", "1", "2d", "0", option]) == 0
+    assert enabled == ["1", "0"]
+    assert capsys.readouterr().err.count("Weights & Biases is off for --val") == 1
 
 
 def test_check_passes_here_and_says_what_to_do(tmp_path):

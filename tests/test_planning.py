@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -25,6 +26,8 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_meddino import planning
+from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
 from nnunetv2_meddino.errors import DataError, PlanError
 from nnunetv2_meddino.overlays import load_overlay, overlay_folder
@@ -114,6 +117,17 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root folder without data sets."""
     use_folders(tmp_path, monkeypatch)
     return tmp_path
+
+
+def test_a_full_disk_is_not_called_a_fault_of_the_data(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_phantom_dataset(empty / "nnUNet_raw", num_training=1, num_test=0, seed=0)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(planning, "extract_fingerprint_dataset", full)
+    with pytest.raises(OSError, match="No space left on device: '.*/dataset_fingerprint.json'"):
+        plan_dataset(DATASET_NAME)
 
 
 # --- the configuration -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nnunetv2_meddino.comparison.steps import Step
-from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, run_environment
-from nnunetv2_meddino.errors import CommandError, ConfigurationError
+from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_WANDB, run_environment
+from nnunetv2_meddino.errors import BusyError, CommandError, ConfigurationError
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, Report, TrainingWatch, Watch, run_command
 
 
@@ -56,7 +58,7 @@ def run_steps(steps: Sequence[Step], out: Path, console: Console) -> list[Failed
         start = time.monotonic()
         try:
             _with_progress(label, console, lambda report, step=step: _run(step, logs, report))  # type: ignore[misc]
-        except CommandError as error:
+        except (CommandError, BusyError) as error:
             failed[step.name] = Failed(step, str(error))
             _say(console, f"{label}: FAILED\n  {error}")
         else:
@@ -76,8 +78,11 @@ def _run(step: Step, logs: Path, report: Report) -> None:
         watch: Watch = BarWatch(report)
     else:
         watch = TrainingWatch(report, step.training.folder / "debug.json")
+        if "--val" in step.command:  # nnU-Net would delete the training's curves, the only copy where W&B is offline
+            environment[NNUNET_WANDB.name] = "0"
     command = [str(executable(step.command[0])), *step.command[1:]]
-    run_command(command, environment, logs / f"{step.name}.log", watch)
+    with nullcontext() if step.training is None else locked(step.training.folder):  # other reports may want it too
+        run_command(command, environment, logs / f"{step.name}.log", watch)
 
 
 def _with_progress(label: str, console: Console, work: Callable[[Report], None]) -> None:

@@ -14,6 +14,7 @@ from nnunetv2_meddino.environment import (
     MEDDINO_WEIGHTS,
     NNUNET_N_PROC_DA,
     NNUNET_PATHS,
+    NNUNET_WANDB,
     run_environment,
 )
 from nnunetv2_meddino.errors import ConfigurationError
@@ -26,6 +27,7 @@ arguments=("$dataset" "$configuration" "$fold" -tr "$trainer" -p "$plans" -devic
 if [ -f "$folder/checkpoint_final.pth" ]; then
   [ -f "$folder/validation/summary.json" ] && exit 0
   arguments+=(--val)
+  export {wandb}=0  # nnU-Net would delete the training's curves
 elif compgen -G "$folder/checkpoint_*.pth" > /dev/null; then
   arguments+=(--c)
 fi
@@ -71,7 +73,8 @@ def write_jobs(steps: Sequence[Step], report_command: Sequence[str], out: Path, 
     write_text("".join(f"{line}\n" for line in lines), tasks)
     options = ["--job-name=meddino-train", f"--array=0-{max(len(trainings) - 1, 0)}", "--requeue"]
     options += ["--gres=gpu:1"] if device == "cuda" else []
-    _script(train, options, _TRAIN.strip().format(tasks=shlex.quote(str(tasks)), device=device), log="%x_%A_%a.log")
+    commands = _TRAIN.strip().format(tasks=shlex.quote(str(tasks)), device=device, wandb=NNUNET_WANDB.name)
+    _script(train, options, commands, log="%x_%A_%a.log")
     _script(report, ["--job-name=meddino-report"], shlex.join(report_command))
     return Jobs(prepare if data else None, train if trainings else None, report)
 

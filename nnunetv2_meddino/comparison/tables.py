@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.scores import METRICS
 from nnunetv2_meddino.comparison.statistics import Interval
+from nnunetv2_meddino.files import replacing
 
 ALL_CLASSES = "all classes"
 """Stands in the column ``class`` for the mean over classes; the column ``label`` is empty there."""
@@ -118,9 +118,5 @@ def _write(rows: Sequence[Mapping[str, Value]], path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

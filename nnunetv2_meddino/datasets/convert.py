@@ -20,6 +20,7 @@ from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Rel
 from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.evaluation.files import Grid, Segmentation, check_same_grid, read_segmentation
+from nnunetv2_meddino.files import naming, replacing
 from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.overlays import BenchmarkDataset, load_overlay
 
@@ -223,9 +224,10 @@ def _write_on_grid_of(case: LabelledCase, labels: Segmentation, target: Path) ->
     image = nibabel.Nifti1Image(labels.labels.T.astype(np.uint8), None, header)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        nibabel.save(image, temporary)
-        _copy_times(case.labels, temporary)
-        temporary.replace(target)
+        with naming(target):
+            nibabel.save(image, temporary)
+            _copy_times(case.labels, temporary)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -293,9 +295,5 @@ def _refuse_other_split(path: Path, split: dict[str, list[str]]) -> None:
 
 def _write_split(split: dict[str, list[str]], path: Path) -> None:
     """Write the file that nnU-Net reads its folds from: a list with one fold."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps([split], indent=4))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,7 +10,9 @@ z to the head.
 
 from __future__ import annotations
 
-import json
+import errno
+import gzip
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+
+from nnunetv2_meddino.json_files import write_json
 
 DATASET_NAME = "Dataset990_MedDINODemo"
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidneys": 3, "spine": 4}
@@ -194,7 +198,7 @@ def make_phantom_dataset(folder: Path, *, num_training: int, num_test: int, seed
         "file_ending": ".nii.gz",
         "description": "Synthetic abdominal CT phantom; no patient data.",
     }
-    (dataset / "dataset.json").write_text(json.dumps(description, indent=2))
+    write_json(description, dataset / "dataset.json")
     return dataset
 
 
@@ -202,3 +206,9 @@ def _write(volume: NDArray[np.generic], spacing_mm: tuple[float, float, float], 
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing(spacing_mm[::-1])
     sitk.WriteImage(image, path)
+    try:  # on a full disk ITK's writer leaves a part of the file and says nothing
+        with gzip.open(path) as written:
+            while written.read(1 << 20):
+                pass
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

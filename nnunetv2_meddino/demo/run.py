@@ -23,9 +23,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from nnunetv2_meddino.command_line import Terminated
 from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
-from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS, NNUNET_PATHS, run_environment
+from nnunetv2_meddino.environment import (
+    MEDDINO_BACKBONE,
+    MEDDINO_WEIGHTS,
+    NNUNET_PATHS,
+    NNUNET_WANDB,
+    run_environment,
+)
 from nnunetv2_meddino.errors import CommandError, DataError, DemoError
+from nnunetv2_meddino.json_files import write_json
+from nnunetv2_meddino.locks import NAME as LOCK
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.visualization import CT_WINDOW_HU, read_axial, richest_slice, save_overlay
 
@@ -80,6 +90,14 @@ def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console:
         msg = f"{', '.join(missing)} not found beside {sys.executable}: install nnunetv2 for this Python"
         raise DemoError(msg)
     demo = _Demo((work_dir or Path("meddino_demo")).absolute(), _checked_dataset(data.absolute()) if data else None)
+    demo.refuse_other_folders()
+    with locked(demo.work_dir):
+        result = _run_steps(demo, console)
+    _print_result(result, console)
+    return result
+
+
+def _run_steps(demo: _Demo, console: Console) -> DemoResult:
     finished_s = demo.open()
     console.print(Text(f"Work folder: {demo.work_dir}"), soft_wrap=True)
     steps = demo.steps()
@@ -94,12 +112,10 @@ def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console:
             demo.save(finished_s)
             finished_s[step.name] = _perform(step, label, console)
             demo.save(finished_s)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         console.print("Stopped. The same command continues from here.")
         raise
-    result = demo.result(sum(finished_s.values()))
-    _print_result(result, console)
-    return result
+    return demo.result(sum(finished_s.values()))
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,15 @@ class _Demo:
     def settings(self) -> dict[str, Any]:
         return {"trainer": TRAINER, "data": str(self.data) if self.data else _PHANTOM}
 
+    def refuse_other_folders(self) -> None:
+        """Raise an error where the work folder holds something that is no demo."""
+        if not self.work_dir.exists():
+            return
+        names = {path.name for path in self.work_dir.iterdir()} if self.work_dir.is_dir() else {self.work_dir.name}
+        if names and not names & {_MARK, LOCK}:
+            msg = f"{self.work_dir} is not the work folder of a demo: choose another (this one was left as it is)"
+            raise DemoError(msg)
+
     def open(self) -> dict[str, float]:
         """Start or continue the work folder; return the steps that have finished and their seconds."""
         mark = self.work_dir / _MARK
@@ -143,19 +168,14 @@ class _Demo:
                 return content["finished_s"]
             msg = f"{self.work_dir} holds a demo with other settings ({content['settings']}): "
             raise DemoError(msg + "choose another work folder or delete this one")
-        if self.work_dir.exists() and (not self.work_dir.is_dir() or any(self.work_dir.iterdir())):
-            msg = f"{self.work_dir} is not the work folder of a demo: choose another (this one was left as it is)"
-            raise DemoError(msg)
         for name in ("logs", *(variable.name for variable in NNUNET_PATHS)):
-            (self.work_dir / name).mkdir(parents=True)
+            (self.work_dir / name).mkdir(exist_ok=True)
         self.save({})
         return {}
 
     def save(self, finished_s: dict[str, float]) -> None:
         """Remember which steps have finished."""
-        partial = self.work_dir / f".{_MARK}.partial"
-        partial.write_text(json.dumps({"settings": self.settings, "finished_s": finished_s}, indent=2))
-        partial.replace(self.work_dir / _MARK)
+        write_json({"settings": self.settings, "finished_s": finished_s}, self.work_dir / _MARK)
 
     def steps(self) -> list[_Step]:
         steps = [
@@ -203,7 +223,7 @@ class _Demo:
         environment = os.environ | run_environment()
         environment |= {variable.name: str(self.work_dir / variable.name) for variable in NNUNET_PATHS}
         environment |= {MEDDINO_BACKBONE.name: "tiny", MEDDINO_WEIGHTS.name: "none"}
-        environment |= {"nnUNet_def_n_proc": "1", "nnUNet_wandb_enabled": "0", "PYTHONUNBUFFERED": "1"}
+        environment |= {"nnUNet_def_n_proc": "1", NNUNET_WANDB.name: "0", "PYTHONUNBUFFERED": "1"}
         environment.pop("nnUNet_n_proc_DA", None)  # 0 there would crash the planner
         command = [str(_executable(command[0])), *command[1:]]
         run_command(command, environment | variables, self.logs / f"{log_name}.log", watch)

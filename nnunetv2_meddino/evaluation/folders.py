@@ -20,6 +20,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing, check_same_grid, read_segmentation
 from nnunetv2_meddino.evaluation.metrics import evaluate_case
 from nnunetv2_meddino.evaluation.results import CaseMetrics
+from nnunetv2_meddino.processes import end_with_parent
 
 DEFAULT_TOLERANCES_MM = (1.0, 2.0)
 """Tolerances of NSD; the first, the headline, is that of the MedDINOv3 paper."""
@@ -260,7 +261,8 @@ def _run(
     """Evaluate in a pool and return the cases that were lost with it."""
     lost = []
     with one_thread_each():
-        pool = ProcessPoolExecutor(min(processes, len(pairs)), multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(processes, len(pairs)), spawn, end_with_parent)
         try:
             try:
                 pool.submit(os.getpid).result()

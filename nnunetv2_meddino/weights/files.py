@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.files import replacing
 from nnunetv2_meddino.weights import identify
 
 _scalar = np.float64(0).__reduce__()[0]  # numpy moved it, so that files hold one of two names for it
@@ -138,26 +137,14 @@ def _read_torch(path: Path) -> dict[str, Any]:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and a header; the file appears under its name only when it is complete."""
     own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(own, temporary, dict(metadata))
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     """Write PyTorch's zip format; the file appears under its name only when it is complete."""
-    with _replacing(path) as temporary:
-        torch.save(dict(content), temporary)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, which becomes ``path`` at the end or vanishes after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # of torch's own file nobody learns what failed
+        torch.save(dict(content), file)
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 
 from nnunetv2_meddino.environment import MEDDINO_WEIGHTS
 from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.files import is_of_the_disk
 from nnunetv2_meddino.weights.catalog import CATALOG
 
 WEIGHT_FILES = ("model.safetensors", "model.pth", "pytorch_model.bin")
@@ -66,6 +67,8 @@ def fetch(name: str) -> Path:
             failure = failure or error
             unreachable = unreachable or isinstance(error, LocalEntryNotFoundError)  # then look only in the cache
         except Exception as error:  # the client lets errors of its HTTP library through, which differs by version
+            if is_of_the_disk(error):
+                raise
             raise _explained(error, place.repository, filename) from error
     assert failure is not None
     raise _explained(failure, place.repository, " or ".join(place.candidates)) from failure

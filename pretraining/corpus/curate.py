@@ -91,12 +91,27 @@ def curate(
     Raises:
         ConfigurationError: Sources contradict each other, or the folder holds a corpus of other settings.
         DataError: A folder is missing or holds no volume, or the corpus cannot be written.
+        BusyError: Another command works on the corpus, or on this part of it.
     """
     if processes < 1:
         msg = f"-np must be 1 or more, not {processes}."
         raise ConfigurationError(msg)
     _check_sources(sources, corpus)
     jobs.prepare(corpus, settings)
+    with jobs.locked_part(corpus, division.part_id, division.num_parts):
+        return _curate_part(sources, corpus, settings, exclusions, keep_near, division, processes, progress)
+
+
+def _curate_part(
+    sources: Sequence[SourceFolder],
+    corpus: Path,
+    settings: StoreSettings,
+    exclusions: Sequence[ExclusionList],
+    keep_near: bool,
+    division: Division,
+    processes: int,
+    progress: Progress,
+) -> PartSummary:
     units: list[Unit] = []
     found: dict[str, int] = {}
     findings: list[Findings] = []

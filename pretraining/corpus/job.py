@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.locks import locked, refuse_if_held
 from pretraining.corpus.exclusions import ExclusionList
 from pretraining.corpus.manifest import CORPUS_FILE, read_corpus, volume_path
 from pretraining.corpus.sources import Source
@@ -27,6 +28,7 @@ from pretraining.corpus.units import file_name
 PARTS = "parts"
 _SETTINGS_FILE = "settings.json"
 _PART_ADVICE = "Move it away and run meddino-pretrain curate for that part again."
+_MERGE_LOCK = "merge.lock"
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,38 @@ def _write_first(path: Path, content: bytes) -> None:
             os.link(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_part(corpus: Path, number: int, num_parts: int) -> Iterator[None]:
+    """Hold the lock of a part: nobody else does it, merges, or divides the work into another number of parts.
+
+    Raises:
+        BusyError: Somebody does.
+    """
+    of = f"_of_{num_parts:05d}.lock"
+    with locked(corpus / PARTS, f"part_{number:05d}{of}"):
+        _refuse_if_held(corpus, lambda name: name.endswith(of))
+        yield
+
+
+@contextmanager
+def locked_corpus(corpus: Path) -> Iterator[None]:
+    """Hold the lock of a merge: nobody else merges, or does a part.
+
+    Raises:
+        BusyError: Somebody does.
+    """
+    with locked(corpus / PARTS, _MERGE_LOCK):
+        _refuse_if_held(corpus, lambda name: name == _MERGE_LOCK)
+        yield
+
+
+def _refuse_if_held(corpus: Path, allowed: Callable[[str], bool]) -> None:
+    """See after the own lock was taken that nobody holds one of the others; of two that do so, one sees the other."""
+    for path in sorted((corpus / PARTS).glob("*.lock")):
+        if not allowed(path.name):
+            refuse_if_held(path)
 
 
 def write_part(corpus: Path, part: Part) -> None:

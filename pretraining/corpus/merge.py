@@ -43,11 +43,16 @@ class Decisions:
 def merge(corpus: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Make the corpus of all finished parts and return ``corpus.json``; may be killed and run again.
 
-    Only one merge may run on a corpus, and no part meanwhile.
-
     Raises:
         DataError: Parts are missing or do not belong together, or the corpus cannot be written.
+        BusyError: Another command works on the corpus or a part of it.
     """
+    jobs.read_parts(corpus)  # before anything is written where nothing is
+    with jobs.locked_corpus(corpus):
+        return _merge(corpus, progress)
+
+
+def _merge(corpus: Path, progress: Progress) -> dict[str, Any]:
     parts = jobs.read_parts(corpus)
     job = parts[0].job
     records = _read_records(corpus, parts, progress)

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.files import naming
 from pretraining.corpus.store import write_whole
 from pretraining.engine.mirrors import Mirror, TensorBoard, WandB
 
@@ -111,9 +112,10 @@ class MetricsLog:
         self.close()
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def _drop_from(path: Path, start_step: int) -> None:

@@ -14,7 +14,8 @@ A run is a folder with a folder for each stage:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Any
 import torch
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.files import naming
 from nnunetv2_meddino.json_files import read_json, write_json
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.seen import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
@@ -45,6 +48,7 @@ _ORIGINS_ADVICE = (
     "It says what the stage was started from, which is recorded nowhere else: restore it from a copy, or train the "
     "stage in a new run folder."
 )
+CORPUS_HASH = "corpus.sha256"
 INITIAL = "initial"
 NONE = "none"
 FREE = (
@@ -83,11 +87,27 @@ def train_stages(
         Whether all are finished; if not, everything is saved.
 
     Raises:
-        MedDINOError: a setting, file or number forbids going on; the message says which.
+        MedDINOError: a setting, file or number forbids going on, or another command trains in the folder; the message
+            says which.
     """
     agreement = Agreement()
-    agreement.first(partial(tell_running, run))
+    with ExitStack() as stack:
+        agreement.first(lambda: stack.enter_context(locked(run)))  # process 0 holds it for all
+        return _train_stages(configs, corpus, run, ranks, agreement, stop, progress)
+
+
+def _train_stages(
+    configs: Sequence[RunConfig],
+    corpus: Path,
+    run: Path,
+    ranks: Ranks,
+    agreement: Agreement,
+    stop: StopRequest,
+    progress: Callable[[str], Progress],
+) -> bool:
     record = agreement.first(lambda: corpus_record(corpus))
+    agreement.first(partial(check_settings, configs, run, record))
+    agreement.first(partial(tell_running, run))
     trained = False
     for config in configs:
         if agreement.first(partial(is_finished, config, run)):
@@ -97,7 +117,7 @@ def train_stages(
             agreement.first(partial(tell_stopped, run))
             return False
         folder = run / config.stage
-        agreement.first(partial(_claim, config, folder, record))
+        agreement.first(partial(_write_settings, config, folder, record))
         torch.manual_seed(config.data.seed)
         model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
         if agreement.first(partial(_goes_on, folder)):  # from a checkpoint, which holds all weights
@@ -167,29 +187,45 @@ def _teacher(config: RunConfig, run: Path, spec: str) -> Path:
     return teacher_path(before, int(wanted))
 
 
-def _claim(config: RunConfig, folder: Path, record: dict[str, Any]) -> None:
-    """Write the configuration of a new stage; that of a stage which goes on must be the same."""
-    path, hash_path = folder / CONFIG, folder / "corpus.sha256"
-    if not path.is_file():
+def check_settings(configs: Sequence[RunConfig], run: Path, record: Mapping[str, Any]) -> None:
+    """Compare the settings of all stages that a run holds, finished or not, with those they would go on with.
+
+    Args:
+        configs: of the stages that are to be trained.
+        run: folder of the run.
+        record: of the corpus.
+
+    Raises:
+        ConfigurationError: settings differ that would make another model, or the corpus does.
+    """
+    for config in configs:
+        folder = run / config.stage
+        path, hash_path = folder / CONFIG, folder / CORPUS_HASH
+        if not path.is_file():
+            continue
+        state = "is finished, with" if is_finished(load_yaml(path, RunConfig), run) else "holds a stage with"
+        before, now = _flat(to_dict(load_yaml(path, RunConfig))), _flat(to_dict(config))
+        changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        fixed = [name for name in changed if not name.startswith(FREE)]
+        if fixed:
+            listed = "; ".join(f"{name} was {before.get(name)}, is now {now.get(name)}" for name in fixed[:6])
+            raise ConfigurationError(
+                f"{folder} {state} other settings: {listed}. Go on with the same settings, or start anew in "
+                "another folder (--out)."
+            )
+        if hash_path.is_file() and hash_path.read_text().strip() != record["hash"]:
+            raise ConfigurationError(
+                f"{folder} was trained on another corpus (its hash is in {hash_path}). Give that corpus, or start anew "
+                "in another folder (--out)."
+            )
+
+
+def _write_settings(config: RunConfig, folder: Path, record: Mapping[str, Any]) -> None:
+    if not (folder / CONFIG).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        hash_path.write_text(f"{record['hash']}\n")
-        save_yaml(config, path)
-        return
-    before, now = _flat(to_dict(load_yaml(path, RunConfig))), _flat(to_dict(config))
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    fixed = [name for name in changed if not name.startswith(FREE)]
-    if fixed:
-        listed = "; ".join(f"{name} was {before.get(name)}, is now {now.get(name)}" for name in fixed[:6])
-        raise ConfigurationError(
-            f"{folder} holds a stage with other settings: {listed}. Go on with the same settings, or start anew in "
-            "another folder (--out)."
-        )
-    if hash_path.is_file() and hash_path.read_text().strip() != record["hash"]:
-        raise ConfigurationError(
-            f"{folder} was trained on another corpus (its hash is in {hash_path}). Give that corpus, or start anew in "
-            "another folder (--out)."
-        )
-    save_yaml(config, path)
+        with naming(folder / CORPUS_HASH):
+            (folder / CORPUS_HASH).write_text(f"{record['hash']}\n")
+    save_yaml(config, folder / CONFIG)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

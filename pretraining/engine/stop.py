@@ -1,13 +1,15 @@
 """Being asked to stop, and telling the launcher that the state is saved.
 
-A run is stopped by SIGTERM or SIGUSR1 to any of its processes, or by the file ``RUN/stop``. The file is the way through
-``torchrun``, which dies of SIGUSR1 and kills its processes 30 s after SIGTERM. A run that stopped leaves
-``RUN/stopped`` until it goes on: ``torchrun`` ends with 1 whatever its processes end with, so that the exit code does
-not tell a stop from an error.
+A run is stopped by SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 to any of its processes, or by the file
+``RUN/stop``. The file is the way through ``torchrun``, which dies of SIGUSR1 and kills its processes 30 s after SIGTERM
+or SIGHUP. Where ``torchrun`` itself is killed, its processes would train on alone: its end stops them as well. A run
+that stopped leaves ``RUN/stopped`` until it goes on: ``torchrun`` ends with 1 whatever its processes end with, so that
+the exit code does not tell a stop from an error.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 
+from nnunetv2_meddino.files import naming
 from pretraining.engine.distributed import true_everywhere
 
 STOP = "stop"
@@ -25,6 +29,8 @@ STOPPED = "stopped"
 class StopRequest:
     """Whether the process was asked to stop; SIGTERM and SIGUSR1 are such requests, as Slurm sends before it kills.
 
+    So are SIGHUP, unless it is ignored (``nohup``), and the end of ``torchrun``.
+
     Args:
         file: asks by being there; None leaves the signals.
     """
@@ -32,6 +38,7 @@ class StopRequest:
     def __init__(self, file: Path | None = None) -> None:
         self.received: str | None = None
         self.file = file
+        self._launcher = os.getppid() if dist.is_torchelastic_launched() else None
 
     def look(self) -> None:
         """Look for the file."""
@@ -46,6 +53,8 @@ class StopRequest:
         """
         if first:
             self.look()
+        if self.received is None and self._launcher not in (None, os.getppid()):
+            self.received = "the end of torchrun"
         return not true_everywhere(torch.tensor(self.received is None))
 
     @contextmanager
@@ -55,7 +64,10 @@ class StopRequest:
         def handler(number: int, frame: FrameType | None) -> None:
             self.received = signal.Signals(number).name
 
-        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        numbers = [signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, handler) for number in numbers}
         try:
             yield self
         finally:
@@ -70,5 +82,6 @@ def tell_running(run: Path) -> None:
 
 def tell_stopped(run: Path) -> None:
     """Say that a run stopped and saved its state; the request is met."""
-    (run / STOPPED).write_text("Stopped on request; the state is saved, and the same command goes on.\n")
+    with naming(run / STOPPED):
+        (run / STOPPED).write_text("Stopped on request; the state is saved, and the same command goes on.\n")
     (run / STOP).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from nnunetv2_meddino.errors import ConfigurationError, TrainingError
+from nnunetv2_meddino.processes import supervised
 from pretraining.engine.slurm import (
     FIRST_PORT,
     NOTICE_S,
@@ -31,6 +32,8 @@ from pretraining.engine.slurm import (
 )
 from pretraining.engine.stop import STOP, STOPPED
 
+STOP_S = 60.0
+"""For a training whose task was ended: ``torchrun`` gives its processes 30 s to save."""
 LEFT_S = 30
 """Kept of the notice for queueing the job again, if the training has not stopped by then."""
 LOOK_EVERY_S = 0.5
@@ -66,8 +69,9 @@ class TrainingJob:
         number = environment.raw_job_id
         endpoint = f"{environment.hostnames[0]}:{FIRST_PORT + int(number) % NUM_PORTS}"
         start = launcher(self.processes, nodes=environment.num_nodes, endpoint=endpoint, job_id=number)
+        command = supervised([*start, *training_command(self.arguments)], STOP_S)
         # in a session of its own, since Slurm's signals to a task go to its process group, and torchrun dies of them
-        self._launched = subprocess.Popen([*start, *training_command(self.arguments)], start_new_session=True)
+        self._launched = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         status = self._launched.wait()
         if status and not (self.run / STOPPED).exists():
             raise TrainingError(f"The training ended with {status}; its log says why.")

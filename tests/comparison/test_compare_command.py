@@ -8,6 +8,7 @@ import pytest
 
 from nnunetv2_meddino.cli import main
 from nnunetv2_meddino.comparison.folders import Folders
+from nnunetv2_meddino.locks import locked
 from tests.comparison.results import make_folders, set_environment, write_dataset, write_method
 from tests.comparison.test_steps import preprocess
 from tests.nnunet import command
@@ -67,6 +68,13 @@ def test_a_failed_step_is_named_with_its_cause_and_the_exit_code_says_so(folders
     assert "3 of 3 steps were not done" in out
     assert "2 rows" in out
     assert (tmp_path / "here" / "logs" / f"preprocess_{NAME}_nnUNetPlans_2d.log").is_file()
+
+
+def test_two_reports_do_not_write_over_each_other(folders, tmp_path, capsys):
+    with locked(tmp_path / "meddino_compare"):
+        assert compare("-d", 701) == 2
+    assert f"BusyError: another command works in {Path('meddino_compare')}" in capsys.readouterr().err
+    assert not (tmp_path / "meddino_compare" / "report.html").exists()
 
 
 def test_jobs_are_written_where_there_is_no_slurm(folders, tmp_path, capsys, monkeypatch):

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.run import run_steps
-from nnunetv2_meddino.comparison.steps import Step
+from nnunetv2_meddino.comparison.steps import Fold, Step
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.locks import locked
 
 PYTHON = Path(sys.executable).name
 
@@ -62,6 +64,27 @@ def test_commands_find_our_trainers_and_planning_is_spared_a_setting_that_crashe
     assert printed.startswith("None ") and printed.endswith("nnunet_ext")
 
 
+def test_a_validation_leaves_the_curves_of_weights_and_biases_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    fold = Fold("Dataset701_Abdomen", Method("T", "P", "2d"), "0", tmp_path / "fold_0")
+    code = "import os; print(os.environ['nnUNet_wandb_enabled'])"
+    for name, option in (("train", "--c"), ("validate", "--val")):
+        run([Step(name, name, (PYTHON, "-c", code, option), training=fold)], tmp_path)
+    logs = [(tmp_path / "logs" / f"{name}.log").read_text().splitlines()[-1] for name in ("train", "validate")]
+    assert logs == ["1", "0"]
+
+
+def test_a_fold_that_another_command_trains_is_left_to_it(tmp_path):
+    fold = Fold("Dataset701_Abdomen", Method("T", "P", "2d"), "0", tmp_path / "fold_0")
+    steps = [Step("train", "train", (PYTHON, "-c", ""), training=fold), python("other", "")]
+    with locked(fold.folder):
+        failed, screen = run(steps, tmp_path / "out")
+    assert len(failed) == 1
+    assert f"[1/2] train: FAILED\n  another command works in {fold.folder}" in screen
+    assert "[2/2] title of other: done" in screen
+    assert run(steps, tmp_path / "out")[0] == []
+
+
 def test_a_missing_command_is_told_before_anything_runs(tmp_path):
     with pytest.raises(ConfigurationError, match="no_such_command not found beside"):
         run([python("first", ""), Step("x", "x", ("no_such_command",))], tmp_path)
@@ -74,8 +97,9 @@ import signal
 from pathlib import Path
 from rich.console import Console
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are born with Ctrl-C ignored
+from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.run import run_steps
-from nnunetv2_meddino.comparison.steps import Step
+from nnunetv2_meddino.comparison.steps import Fold, Step
 code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
 run_steps([Step("long", "long", ({PYTHON!r}, "-c", code))], Path("."), Console())
 """

@@ -84,6 +84,16 @@ def test_a_requeued_training_continues_and_a_finished_one_is_left_alone(folders,
     assert [call.split("-device cuda")[1] for call in calls(tmp_path)] == ["", " --c", " --val"]
 
 
+def test_a_validation_leaves_the_curves_of_weights_and_biases_alone(folders, tmp_path):
+    fake(tmp_path / "bin" / "nnUNetv2_train", f'echo "$nnUNet_wandb_enabled" >> "{tmp_path}/calls"')
+    written = jobs(folders, tmp_path / "out")
+    fold = folders.results / NAME / "nnUNetTrainer__nnUNetPlans__2d" / "fold_1"
+    bash(written.train, SLURM_ARRAY_TASK_ID="1", nnUNet_wandb_enabled="1")
+    write_fold(fold, epochs=(10, 10))
+    bash(written.train, SLURM_ARRAY_TASK_ID="1", nnUNet_wandb_enabled="1")
+    assert calls(tmp_path) == ["1", "0"]
+
+
 def test_a_failing_step_fails_its_job(folders, tmp_path):
     written = jobs(folders, tmp_path / "out")
     for name, script in (("nnUNetv2_train", written.train), ("nnUNetv2_plan_and_preprocess", written.prepare)):

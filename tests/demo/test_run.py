@@ -20,7 +20,8 @@ from rich.console import Console
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
-from nnunetv2_meddino.errors import DataError, DemoError
+from nnunetv2_meddino.errors import BusyError, DataError, DemoError
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.visualization import COLOURS
 
@@ -50,7 +51,7 @@ if os.environ.get("INTERRUPT") == name:
     worker = subprocess.Popen([sys.executable, "-c", ignore], stdout=subprocess.PIPE)
     worker.stdout.readline()
     Path(os.environ["DIARY"]).with_name("pids").write_text(f"{{os.getpid()}} {{worker.pid}}")
-    os.kill(os.getppid(), signal.SIGINT)
+    os.kill(int(os.environ["DEMO"]), signal.SIGINT)
     time.sleep(600)
 if name == "nnUNetv2_plan_and_preprocess":
     (preprocessed / dataset.name).mkdir(exist_ok=True)
@@ -101,6 +102,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     for step in STEPS:
         (executables / f"nnUNetv2_{step}").write_text(STAND_IN)
         (executables / f"nnUNetv2_{step}").chmod(0o755)
+    (executables / "python").symlink_to(Path(sys.executable).resolve())
     monkeypatch.setattr(sys, "executable", str(executables / "python"))
     monkeypatch.setattr(run, "_PHANTOM", {"num_training": 1, "num_test": 1, "seed": 0})
     stage = Stage(tmp_path)
@@ -233,6 +235,7 @@ def test_ctrl_c_ends_the_command_with_its_workers_and_can_be_continued(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, interruptible: None
 ) -> None:
     monkeypatch.setenv("INTERRUPT", "nnUNetv2_train")
+    monkeypatch.setenv("DEMO", str(os.getpid()))
     with pytest.raises(KeyboardInterrupt):
         stage.play()
     pids = [int(pid) for pid in (stage.folder / "pids").read_text().split()]
@@ -248,6 +251,13 @@ def test_a_folder_of_someone_else_is_refused_and_left_alone(stage: Stage) -> Non
     with pytest.raises(DemoError, match="not the work folder of a demo"):
         stage.play()
     assert [file.name for file in stage.work_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_two_demos_do_not_write_over_each_other(stage: Stage) -> None:
+    stage.play()
+    with locked(stage.work_dir), pytest.raises(BusyError, match="another command works in"):
+        stage.play()
+    assert stage.play().mean_dice == pytest.approx(0.75)
 
 
 def test_a_work_folder_of_other_settings_is_refused(stage: Stage, real_data: Path) -> None:

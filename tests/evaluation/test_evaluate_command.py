@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -122,6 +123,46 @@ def test_the_table_names_definitions_and_tolerance_and_agrees_with_the_files(hom
         assert [row["class"] for row in csv.DictReader(file)] == ["liver", "spleen"]
 
 
+def full_disk(monkeypatch: pytest.MonkeyPatch, everywhere: bool) -> None:
+    """Let the disk become full while cases are evaluated, with that of temporary files where ``everywhere``."""
+    write_text = Path.write_text
+
+    def failing(path: Path, *arguments: object, **options: object) -> int:
+        if everywhere or "meddino_" not in path.parent.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", failing)
+
+
+def test_scores_that_cannot_be_written_are_kept_elsewhere(home, capsys, monkeypatch):
+    (home / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(home / "temporary"))
+    full_disk(monkeypatch, everywhere=False)
+    assert meddino_evaluate(*BASIC, "-o", "out.json", "-np", 1) == 2
+    printed = capsys.readouterr()
+    assert "liver" in printed.out
+    (kept,) = (home / "temporary").rglob("out.json")
+    assert printed.err == (
+        "OutputError: out.json cannot be written: No space left on device. Nothing is lost: what was computed is in "
+        f"{kept.parent}; copy it from there.\n"
+    )
+    assert json.loads(kept.read_text())["mean"].keys() == {"1", "2"}
+    assert kept.with_suffix(".csv").is_file()
+
+
+def test_scores_that_can_be_written_nowhere_are_printed(home, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    full_disk(monkeypatch, everywhere=True)
+    assert meddino_evaluate(*BASIC, "-o", "out.json", "-np", 1) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["mean"].keys() == {"1", "2"}
+    assert printed.err == (
+        "OSError: out.json: No space left on device. Make room there, or write to another place, and run the same "
+        "command again.\n"
+    )
+
+
 def test_two_files_of_different_names_and_formats_are_one_case(home, capsys):
     write(home / "somewhere.nrrd")
     assert meddino_evaluate("-p", "somewhere.nrrd", "-r", "ref/good.nii.gz", "-l", "labels.json", "-o", "out.json") == 0
@@ -151,7 +192,7 @@ def test_nothing_evaluated_is_exit_code_2_and_writes_nothing(home, capsys):
         (("-p", "pred", "-r", "ref", "-l", "pred/good.nii.gz"), "good.nii.gz cannot be read as JSON"),
         ((*BASIC, "-o", "pred"), "-o pred must name a JSON file"),
         ((*BASIC, "-o", "out.csv"), "-o out.csv must name a JSON file"),
-        ((*BASIC, "-o", "labels.json/out.json"), "its folder cannot be made"),
+        ((*BASIC, "-o", "labels.json/out.json"), "labels.json: File exists. There is something of that name already"),
         ((*BASIC, "-np", "0"), "-np must be 1 or more"),
         ((*BASIC, "--nsd-tolerance", "wide"), "--nsd-tolerance wide is no length"),
         ((*BASIC, "--nsd-tolerance", "1", "kidney=2"), "unknown classes: kidney"),

@@ -17,6 +17,7 @@ BIN = Path(sys.executable).parent
 ENVIRONMENT = {
     **{"PATH": f"{BIN}{os.pathsep}/usr/sbin:/usr/bin:/sbin:/bin", "HOME": os.environ.get("HOME", "/")},
     **{"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+    **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},  # the same code as in this process
 }
 LIMIT_S = 120
 """Much more than anything here takes."""

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from pretraining.cli import main
+from tests.pretraining.launched import launched, torchrun, train_arguments, until_step
 from tests.pretraining.training import ANY_STAGE, SMALL, STEPS, losses, small_corpus
+from tests.processes import until
 
 STAGES = ("stage1", "stage2", "stage3")
 
@@ -95,9 +97,11 @@ def test_settings_belong_to_train_alone(capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_and_asks_to_be_run_again(corpus, run, tmp_path, number):
-    command = [sys.executable, "-m", "pretraining.cli", *arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")]
+    code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests may run under nohup
+    code += "from pretraining.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")]
     metrics = tmp_path / "stage1" / "metrics.jsonl"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
@@ -112,3 +116,15 @@ def test_signal_saves_and_asks_to_be_run_again(corpus, run, tmp_path, number):
     saved = sorted((tmp_path / "stage1" / "checkpoints").glob("step_*"))[-1]
     assert len(losses(tmp_path / "stage1")) == int(saved.name.removeprefix("step_"))
     assert losses(tmp_path / "stage1")[:3] == losses(run / "stage1")[:3]
+
+
+def test_training_whose_torchrun_was_killed_saves_and_ends(corpus, tmp_path):
+    run = tmp_path / "run"
+    arguments = train_arguments(corpus, run, "--engine.steps", "500")
+    command = torchrun(["--standalone", "--nproc-per-node=2"], arguments)
+    with launched(command, tmp_path / "log") as process:
+        until_step(run, 2, process)
+        process.kill()
+    until((run / "stopped").exists)
+    saved = sorted((run / "stage1" / "checkpoints").glob("step_*"))[-1]
+    assert len(losses(run / "stage1")) == int(saved.name.removeprefix("step_"))

@@ -246,8 +246,9 @@ def test_refuses_in_a_file(text, message, tmp_path):
 def test_missing_file_and_folder_are_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"none\.yaml cannot be read"):
         load_yaml(tmp_path / "none.yaml", Config)
-    with pytest.raises(ConfigurationError, match=r"run\.yaml cannot be written: No such file"):
-        save_yaml(Config(), tmp_path / "missing" / "run.yaml")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"run\.yaml cannot be written: Not a directory"):
+        save_yaml(Config(), tmp_path / "file" / "missing" / "run.yaml")
 
 
 def test_a_file_changes_only_what_it_holds(tmp_path):

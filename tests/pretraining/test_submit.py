@@ -44,6 +44,14 @@ def test_signalled_training_is_saved_requeued_and_finished(slurm, script, corpus
     assert losses(run / "stage1") == [pytest.approx(loss, rel=1e-5) for loss in losses(tmp_path / "alone" / "stage1")]
 
 
+def test_a_run_of_other_settings_is_refused_before_the_job_waits_for_its_turn(slurm, corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(small_config(), corpus, run)
+    assert main(["submit", *train_arguments(corpus, run, "--optim.lr", "1e-5")]) == 2
+    assert "stage1 is finished, with other settings: optim.lr.peak was" in capsys.readouterr().err
+    assert not (run / "submit").exists()
+
+
 RECORD = """printf '%s\\n' "$@" > "$SLURM_STATE/torchrun.$BASHPID" """
 STOPS = 'touch "$(dirname "$SLURM_STATE")/a run/stopped"; exit 1'
 

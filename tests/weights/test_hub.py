@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from nnunetv2_meddino.weights import hub
 from nnunetv2_meddino.weights.hub import HubFile, parse_hub_id
 
 CONTENT = b"weights" * 1000
@@ -135,3 +137,12 @@ def test_offline_says_what_to_do(results):
 )
 def test_hub_ids_are_recognised(spec, expected):
     assert parse_hub_id(spec) == expected
+
+
+def test_a_full_disk_is_no_fault_of_the_hub(monkeypatch):
+    def full(*arguments: object, **options: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
+
+    monkeypatch.setattr(hub, "hf_hub_download", full)
+    with pytest.raises(OSError, match="No space left on device: '/cache/blob'"):
+        hub.fetch("org/fine")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError
 from pretraining.corpus import curate as curation
 from pretraining.corpus import job, manifest, pool, units
 from pretraining.corpus.cases import survey
@@ -508,3 +508,33 @@ def test_real_volumes(tmp_path):
     assert merge(corpus)["duplicates"] == {"exact": 0, "near": 4, "near_kept": 0}
     lines = map(json.loads, (corpus / "duplicates.jsonl").read_text().splitlines())
     assert {line["case"] for line in lines if line["of"].split("/")[1] in chest} == {"chest_lidc0314_aniso8mm"}
+
+
+def test_parts_are_done_beside_each_other_but_nothing_else_is(mixed, tmp_path):
+    sources, corpus = [SourceFolder(source("one"), mixed / "one")], tmp_path / "corpus"
+
+    def part(number: int, num_parts: int) -> None:
+        curate(sources, corpus, settings=StoreSettings(), division=Division(number, num_parts))
+
+    part(1, 2)
+    with job.locked_part(corpus, 0, 2):
+        part(1, 2)
+        with pytest.raises(BusyError, match=f"another command works in {corpus}"):
+            part(0, 2)
+        with pytest.raises(BusyError):
+            part(0, 1)
+    part(0, 2)
+    with job.locked_part(corpus, 0, 2), pytest.raises(BusyError):
+        merge(corpus)
+    with job.locked_corpus(corpus):
+        for work in (lambda: merge(corpus), lambda: part(0, 2)):
+            with pytest.raises(BusyError):
+                work()
+    merge(corpus)
+    assert not list(corpus.rglob("*.lock"))
+
+
+def test_a_folder_without_parts_stays_as_it_was(tmp_path):
+    with pytest.raises(DataError, match="no finished part to merge"):
+        merge(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError, WeightsError
+from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, WeightsError
+from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
 from nnunetv2_meddino.weights.seen import seen_cases, unlisted
@@ -92,6 +93,33 @@ def test_finished_stages_are_passed_over_and_the_rest_goes_on(corpus, run, tmp_p
     assert train_all(configs, corpus, tmp_path)
     assert ran == [("stage2", step) for step in range(STEPS)] + [("stage3", step) for step in range(STEPS)]
     assert losses(tmp_path / "stage3") == losses(run / "stage3")
+
+
+def test_finished_stage_is_not_passed_over_with_other_settings_or_another_corpus(corpus, run, tmp_path):
+    before = (run / "stage1" / "config.yaml").read_bytes()
+    wanted = "stage1 is finished, with other settings: optim.lr.peak was .*, is now 1e-05. Go on with the same settings"
+    with pytest.raises(ConfigurationError, match=wanted):
+        train(small_config("stage1", "--optim.lr", "1e-5"), corpus, run)
+    assert train(small_config("stage1", "--data.workers", "2"), corpus, run), "that makes no other model"
+    write_volume(phantom(7), tmp_path / "raw" / "case_7.nii.gz")
+    curated(tmp_path / "other", ("two", tmp_path / "raw"))
+    with pytest.raises(ConfigurationError, match="trained on another corpus"):
+        train(small_config("stage1"), tmp_path / "other", run)
+    assert (run / "stage1" / "config.yaml").read_bytes() == before
+
+
+def test_settings_of_all_stages_are_compared_before_one_is_trained(corpus, run, tmp_path):
+    (tmp_path / "stage2").symlink_to(run / "stage2")
+    configs = [small_config("stage1"), small_config("stage2", "--optim.lr", "1e-5")]
+    with pytest.raises(ConfigurationError, match="stage2 is finished, with other settings"):
+        train_all(configs, corpus, tmp_path)
+    assert not (tmp_path / "stage1").exists()
+
+
+def test_two_trainings_of_a_run_do_not_write_over_each_other(corpus, tmp_path):
+    with locked(tmp_path), pytest.raises(BusyError, match=f"another command works in {tmp_path}"):
+        train(small_config(), corpus, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stage_killed_before_its_first_checkpoint_begins_anew(corpus, run, tmp_path, monkeypatch):

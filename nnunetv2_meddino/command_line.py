@@ -1,0 +1,162 @@
+"""How a command ends: its exit code, and one message where something went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from nnunetv2_meddino.errors import MedDINOError
+
+EXIT_ERROR = 2
+_INTERRUPTED = 128 + signal.SIGINT
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+_ADVICE = {
+    errno.ENOSPC: "Make room there, or write to another place",
+    errno.EDQUOT: "The quota is reached: make room there, or write to another place",
+    errno.EACCES: "See that you may read and write there, or name another place",
+    errno.EPERM: "See that you may read and write there, or name another place",
+    errno.EROFS: "Name a place that can be written to",
+    errno.ENOENT: "Check the path",
+    errno.ENOTDIR: "A part of the path is a file: name another place",
+    errno.EISDIR: "It is a folder: name a file",
+    errno.EEXIST: "There is something of that name already: name another place",
+    errno.ENAMETOOLONG: "Name a shorter path",
+    errno.EFBIG: "No file may become that large here: see ulimit -f, or write to another file system",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n), or give fewer processes (-np)",
+    errno.ENFILE: "Too many files are open on this machine: try again later, or give fewer processes (-np)",
+    errno.ENOMEM: "Not enough memory: give fewer processes (-np), or end other programs",
+    errno.EIO: "The disk or the network file system fails: check it",
+    errno.ESTALE: "The network file system fails: check it",
+}
+
+
+class Terminated(BaseException):
+    """A SIGTERM or SIGHUP ended the process; like ``KeyboardInterrupt`` no error, and caught by none but ``ended``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def ended(work: Callable[[], int], *, interrupted: str = "", unwinds: bool = True) -> int:
+    """Do the work of a command and return its exit code; whatever ends it is told in one message.
+
+    Meanwhile SIGTERM and SIGHUP (a closed terminal) end all processes that it has started, and then this one. A SIGHUP
+    that is ignored (``nohup``) stays so.
+
+    Args:
+        work: Returns the exit code.
+        interrupted: What to say besides after Ctrl-C or a signal.
+        unwinds: Whether the work is left through its ``finally`` then; nnU-Net's own could wait for the ended workers.
+
+    Returns:
+        What ``work`` returned; 2 after an error; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where
+        nobody reads the output any more (``| head``).
+    """
+    received: list[Terminated] = []
+    try:
+        with _ending_signals(received, unwinds):
+            code = work()
+            sys.stdout.flush()
+            return code
+    except Terminated as error:
+        return _told(f"Ended by {error}. {interrupted}", error.exit_code)
+    except KeyboardInterrupt:
+        return _told(f"Interrupted. {interrupted}", _INTERRUPTED)
+    except MedDINOError as error:
+        return _told(f"{type(error).__name__}: {error}", EXIT_ERROR)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich's answer to it, which has seen to the output
+            return _PIPE_CLOSED
+        raise
+    except (OSError, MemoryError) as error:
+        if received:  # a closed terminal takes no last words either
+            return received[0].exit_code
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            _discard_output()
+            return _PIPE_CLOSED
+        return _told(f"{type(error).__name__}: {in_words(error)}", EXIT_ERROR)
+
+
+def in_words(error: OSError | MemoryError) -> str:
+    """Return what happened, where, and what to do."""
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"There is not enough memory{said}. {_ADVICE[errno.ENOMEM]}, and run the same command again."
+    where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    what = f"{where}: {error.strerror}" if where and error.strerror else str(error) or type(error).__name__
+    advice = _ADVICE.get(error.errno or 0, "Mend the cause")
+    return f"{what}. {advice}, and run the same command again."
+
+
+@contextmanager
+def _ending_signals(received: list[Terminated], unwinds: bool) -> Iterator[None]:
+    own = os.getpid()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        forked = os.getpid() != own  # a worker, which ends as it would without this
+        if not forked:
+            _end_descendants()
+        if forked or not unwinds:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(Terminated(number))
+        raise received[-1]
+
+    listened = []
+    if threading.current_thread() is threading.main_thread():
+        listened = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in listened:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in listened:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end_descendants() -> None:
+    """Send SIGTERM to all processes that this one has started, and to theirs; on Linux alone, which tells them."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # the name, in parentheses, may hold anything
+            state = file.read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(state[1]), []).append(int(file.parent.name))
+    waiting = [os.getpid()]
+    while waiting:
+        for pid in children.get(waiting.pop(), []):
+            waiting.append(pid)
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def _told(message: str, code: int) -> int:
+    with suppress(OSError):  # a closed terminal
+        sys.stderr.write(f"{message.strip()}\n")
+    return code
+
+
+def _reader_is_gone() -> bool:
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush succeed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -1,0 +1,281 @@
+"""One command at a time in a folder: a file that says who works there, and that a dead holder gives up by itself.
+
+A file made with ``O_EXCL`` holds on every file system that a cluster shares, where ``flock`` may not. Nobody has to
+delete one that a killed command left:
+
+- On the machine of the holder its process is looked up (boot, process id and start time: a new process of an old id is
+  another one).
+- Elsewhere the holder is dead if the same Slurm job was queued again since, or if the file was not touched for
+  ``DEAD_S``: a thread of the holder touches it every ``BEAT_S``. So that clocks need not agree, ages are differences of
+  times that the file system itself wrote. Who finds a younger file waits until it is touched, or old enough.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from nnunetv2_meddino.environment import SLURM_JOB_ID, SLURM_RESTART_COUNT
+from nnunetv2_meddino.errors import BusyError
+from nnunetv2_meddino.files import naming
+
+logger = logging.getLogger(__name__)
+
+NAME = ".meddino.lock"
+
+BEAT_S = 30.0
+DEAD_S = 300.0
+"""More than a network file system may show an old time (a minute), several times over."""
+
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works in a folder.
+
+    Attributes:
+        token: Of this lock alone.
+        host: Name of the machine.
+        machine: What process ids belong to: boot of the machine, and its process name space (a container's is its own).
+        pid: Process id.
+        started: When the process was started, in ticks since the boot.
+        job: Slurm's job; None outside of Slurm.
+        restarts: How often the job had been queued again.
+        command: The command line.
+        since: When the lock was taken.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    job: str | None
+    restarts: int
+    command: str
+    since: str
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """Return this process."""
+        program = Path(sys.argv[0]).name
+        return cls(
+            token=uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            started=_started(os.getpid()) or "",
+            job=SLURM_JOB_ID.get(),
+            restarts=_restarts(),
+            command=shlex.join([program, *sys.argv[1:]]),
+            since=datetime.now().astimezone().isoformat(timespec="seconds"),
+        )
+
+
+@contextmanager
+def locked(folder: Path, name: str = NAME) -> Iterator[None]:
+    """Hold the lock of a folder; it is given up at the end, and by itself if this process dies.
+
+    Args:
+        folder: Made where it is missing.
+        name: Of the file, for a folder with several locks.
+
+    Raises:
+        BusyError: Another command works there.
+        OSError: The folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, own = folder / name, Holder.this_process()
+    while not _taken(path, own):
+        _wait_for_death(path)
+    given_up = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, own.token, given_up), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        given_up.set()
+        beat.join()
+        if _token(path) == own.token:
+            path.unlink(missing_ok=True)
+
+
+def refuse_if_held(path: Path) -> None:
+    """Return where nobody alive holds a lock; the file that a dead holder left is deleted.
+
+    Raises:
+        BusyError: Somebody does.
+    """
+    if path.exists():
+        _wait_for_death(path)
+
+
+def _taken(path: Path, own: Holder) -> bool:
+    """Make the file; False where there is one."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with naming(path), os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(own), file, indent=1)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _wait_for_death(path: Path) -> None:
+    """Return once the lock is gone, for its holder gave it up or is found dead.
+
+    Raises:
+        BusyError: The holder lives.
+    """
+    first, told = None, False
+    while (seen := _seen(path)) is not None:
+        touched_s, holder = seen
+        if first is None:
+            first = touched_s
+        alive = None if holder is None else _lives(holder)
+        age_s = _now_s(path) - touched_s
+        if alive is False or (alive is None and age_s >= DEAD_S):
+            _remove(path, holder)
+            return
+        if alive or touched_s != first:
+            raise BusyError(_refusal(path, holder))
+        if not told:
+            told = True
+            logger.warning(
+                "%s may be left by a command that died: %s. Waiting for a sign of life, up to %.0f s",
+                path,
+                _words(holder),
+                DEAD_S - age_s,
+            )
+        _pause()
+
+
+def _pause() -> None:
+    time.sleep(_LOOK_EVERY_S)
+
+
+def _seen(path: Path) -> tuple[float, Holder | None] | None:
+    """Return when the file was touched and who holds it (None while that is not written); None where it is gone."""
+    try:
+        touched_s = path.stat().st_mtime
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        return touched_s, Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        return touched_s, None
+
+
+def _lives(holder: Holder) -> bool | None:
+    """Whether a holder lives; None where that cannot be known from here."""
+    if holder.machine and holder.machine == _machine():
+        return None if _is_hidden(holder.pid) else _started(holder.pid) == holder.started
+    if holder.job is not None and holder.job == SLURM_JOB_ID.get() and holder.restarts < _restarts():
+        return False
+    return None
+
+
+def _remove(path: Path, dead: Holder | None) -> None:
+    """Delete the lock of a dead holder, and no other that has taken its place meanwhile."""
+    aside = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:  # another command was quicker
+        return
+    if _token(aside) == (None if dead is None else dead.token):
+        logger.warning("%s was left by a command that is dead and is taken over: %s", path, _words(dead))
+    else:
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
+
+
+def _beat(path: Path, token: str, given_up: threading.Event) -> None:
+    while not given_up.wait(BEAT_S):
+        try:
+            if _token(path) != token:
+                logger.error("%s is no longer held by this command: another may be at work in the folder", path)
+                return
+            os.utime(path)
+        except OSError as error:  # of the network: it may pass
+            logger.warning("%s could not be touched: %s", path, error)
+
+
+def _token(path: Path) -> str | None:
+    seen = _seen(path)
+    return None if seen is None or seen[1] is None else seen[1].token
+
+
+def _now_s(path: Path) -> float:
+    """Return the time as the file system of a lock has it."""
+    probe = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _refusal(path: Path, holder: Holder | None) -> str:
+    return (
+        f"another command works in {path.parent}: {_words(holder)}. Wait for its end, or end it, and run this one "
+        f"again. Only if it is certainly dead: delete {path}"
+    )
+
+
+def _words(holder: Holder | None) -> str:
+    if holder is None:
+        return "of unknown origin"
+    job = "" if holder.job is None else f", Slurm job {holder.job}"
+    return f"{holder.command} (process {holder.pid} on {holder.host}{job}, since {holder.since})"
+
+
+def _machine() -> str:
+    """Return what tells machines and process name spaces apart; empty where the system does not say."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process was started; None where it has ended."""
+    try:
+        fields: list[Any] = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]  # ended, but its parent has not asked
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is another user's, of which the system may not tell more than that it is there."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return _started(pid) is None
+    except ProcessLookupError:
+        pass
+    return False
+
+
+def _restarts() -> int:
+    return int(SLURM_RESTART_COUNT.get() or 0)

@@ -1,0 +1,149 @@
+"""How commands end: exit codes and last words."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
+
+import pretraining.cli
+from nnunetv2_meddino import cli
+from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.errors import DataError
+from tests.processes import LIMIT_S, has_ended, until
+from tests.trainers.test_trainers import tiny_weights
+
+
+def raising(error: BaseException):
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/full/scores.json"),
+            2,
+            "OSError: /full/scores.json: No space left on device. Make room there, or write to another place, and run "
+            "the same command again.\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/a", None, "/b"),
+            2,
+            "OSError: /a -> /b: Read-only file system. Name a place that can be written to, and run the same command "
+            "again.\n",
+        ),
+        (MemoryError(), 2, "MemoryError: There is not enough memory. Not enough memory: give fewer"),
+        (DataError("what, where, what to do"), 2, "DataError: what, where, what to do\n"),
+        (KeyboardInterrupt(), 130, "Interrupted. It goes on.\n"),
+    ],
+)
+def test_an_error_is_one_message_and_an_exit_code(capsys, error, code, said):
+    assert ended(raising(error), interrupted="It goes on.") == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_is_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        ended(raising(ZeroDivisionError()))
+
+
+COMMANDS = {
+    "evaluate": (cli.main, "evaluate -p CASE -r CASE -l LABELS -np 1 -o FILE/x/scores.json"),
+    "features": (cli.main, "features CASE --weights none -o FILE/x/picture.png"),
+    "demo": (cli.main, "demo --work-dir FILE/x"),
+    "convert": (cli.main, "weights convert WEIGHTS FILE/x/w.safetensors --format meddino"),
+    "convert to meta": (cli.main, "weights convert WEIGHTS FILE/x/w.pth --format meta"),
+    "curate": (pretraining.cli.main, "curate --source BTCV=RELEASE --out FILE/x"),
+    "export": (pretraining.cli.main, "export WEIGHTS --out FILE/x/w.safetensors"),
+    "export to meta": (pretraining.cli.main, "export WEIGHTS --format meta --out FILE/x/w.pth"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_that_cannot_write_end_with_one_message(tmp_path, capsys, name):
+    """The folder to write to lies below a file: so it fails for the superuser as well."""
+    case = tmp_path / "RELEASE" / "Training" / "img" / "img0001.nii.gz"
+    case.parent.mkdir(parents=True)
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((16, 16, 16), np.uint8)), case)
+    (tmp_path / "LABELS").write_text('{"organ": 1}')
+    (tmp_path / "FILE").touch()
+    tiny_weights(tmp_path / "weights.safetensors").rename(tmp_path / "WEIGHTS")
+    main, line = COMMANDS[name]
+    names = {"FILE", "CASE", "LABELS", "WEIGHTS", "RELEASE"}
+    words = [re.sub("|".join(names), lambda match: str(tmp_path / match[0]), word) for word in line.split()]
+    words = [str(case) if word == str(tmp_path / "CASE") else word for word in words]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "Not a directory" in error
+    assert str(tmp_path / "FILE") in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("printing", ["print('line')", "Console().print('line')"])
+def test_output_that_nobody_reads_ends_without_a_word(printing):
+    script = f"""
+import sys
+from rich.console import Console
+from nnunetv2_meddino.command_line import ended
+def work():
+    while True:
+        {printing}
+sys.exit(ended(work))
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(LIMIT_S) == 141
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    script = "import signal, sys; from nnunetv2_meddino.command_line import ended\n"
+    script += "def work():\n    signal.raise_signal(signal.SIGHUP)\n    return 7\n"
+    script += "sys.exit(ended(work))"
+    for action, status in (("SIG_IGN", 7), ("SIG_DFL", 129)):
+        code = f"import signal\nsignal.signal(signal.SIGHUP, signal.{action})\n{script}"
+        assert subprocess.run([sys.executable, "-c", code], timeout=LIMIT_S, check=False).returncode == status
+
+
+def test_code_that_is_not_made_for_it_dies_of_the_signal_at_once_and_so_do_its_workers(tmp_path):
+    script = """
+import multiprocessing, os, signal, sys
+from nnunetv2_meddino.command_line import ended
+
+def worker(pipe):
+    pipe.send(os.getpid())
+    while True:
+        signal.pause()
+
+def work():
+    ours, theirs = multiprocessing.Pipe()
+    multiprocessing.get_context("fork").Process(target=worker, args=(theirs,)).start()
+    pid = ours.recv()
+    open("worker.partial", "w").write(str(pid))
+    os.replace("worker.partial", "worker")
+    try:
+        while True:
+            signal.pause()
+    finally:
+        open("unwound", "w")
+
+sys.exit(ended(work, unwinds=False))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as process:
+        until((tmp_path / "worker").exists)
+        process.terminate()
+        assert process.wait(LIMIT_S) == -signal.SIGTERM
+    until(lambda: has_ended(int((tmp_path / "worker").read_text())))
+    assert not (tmp_path / "unwound").exists()
