@@ -17,12 +17,12 @@ import pytest
 from matplotlib import colors, image
 from rich.console import Console
 
+from nnunetv2_meddino.colours import COLOURS
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
 from nnunetv2_meddino.errors import DataError, DemoError
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, TrainingWatch
-from nnunetv2_meddino.visualization import COLOURS
 
 # Leaves what the real commands leave, fails or hangs on request, and keeps a diary of how it was called.
 STAND_IN = f"""#!{sys.executable}
