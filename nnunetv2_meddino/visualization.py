@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CT_WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window of abdominal CT: level 40, width 400."""
 
 _PANEL_HEIGHT_INCH, _DPI = 4.2, 130
+_LEGEND_POINTS, _LEGEND_ROW_INCH = 11, 0.23
 _FILL_OPACITY = 0.35
 
 
@@ -68,9 +70,13 @@ def save_overlay(
 
     aspect = spacing_mm[0] / spacing_mm[1]
     panel_width = _PANEL_HEIGHT_INCH * image.shape[1] / (image.shape[0] * aspect)
-    size_inch = (max(panel_width * len(panels), 6), _PANEL_HEIGHT_INCH + 1)
-    figure = Figure(figsize=size_inch, facecolor=BACKGROUND, dpi=_DPI)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.11, top=0.85, wspace=0.02)
+    width = max(panel_width * len(panels), 6)
+    handles = legend_handles(colours, label_names)
+    columns = legend_columns(handles, width, _LEGEND_POINTS)
+    bottom = 0.2 + _LEGEND_ROW_INCH * math.ceil(len(handles) / columns)
+    height = _PANEL_HEIGHT_INCH + bottom + 0.5
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND, dpi=_DPI)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom / height, top=1 - 0.75 / height, wspace=0.02)
     for axes, (name, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
@@ -78,9 +84,9 @@ def save_overlay(
         axes.set_title(name, color=FOREGROUND, fontsize=11)
         axes.set_axis_off()
     figure.suptitle(title, color=FOREGROUND, fontsize=12, y=0.975)
-    if handles := legend_handles(colours, label_names):
-        style = {"frameon": False, "labelcolor": FOREGROUND, "fontsize": 11, "handlelength": 1.1, "handleheight": 1.1}
-        figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 7), **style)
+    if handles:
+        style = {"frameon": False, "labelcolor": FOREGROUND, "handlelength": 1.1, "handleheight": 1.1}
+        figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=_LEGEND_POINTS, **style)
     return write_png(figure, path)
 
 
@@ -108,6 +114,13 @@ def legend_handles(colours: Mapping[int, tuple[float, float, float]], label_name
     if len(colours) > SURELY_DISTINCT:
         names = {value: f"{value} {label_names.get(value, '')}".rstrip() for value in colours}
     return [Patch(facecolor=colour, label=names[value]) for value, colour in colours.items()]
+
+
+def legend_columns(handles: Sequence[Patch], width_inch: float, points: float) -> int:
+    """Return how many entries of a legend surely stand side by side in a width, at a font size in points."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    entry_inch = (0.62 * longest + 4.8) * points / 72  # a letter is 0.62 of the font size wide on average
+    return max(1, min(len(handles), int(width_inch / entry_inch)))
 
 
 def _deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:

@@ -22,10 +22,11 @@ from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.files import read_segmentation
 from nnunetv2_meddino.imaging.grid import Grid, to_axial
 from nnunetv2_meddino.imaging.io import read_picture
-from nnunetv2_meddino.visualization import CT_WINDOW_HU, draw_labels, legend_handles, write_png
+from nnunetv2_meddino.visualization import CT_WINDOW_HU, draw_labels, legend_columns, legend_handles, write_png
 
 WORST_CASES = 3
 _DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 3
+_LEGEND_POINTS, _LEGEND_ROW_INCH = 8, 0.19
 _PANEL_LETTERS, _TITLE_LETTERS = 30, 90
 _TRUTH = "reference segmentation"
 
@@ -115,9 +116,13 @@ def _check_same_grid(grids: Mapping[str, tuple[tuple[int, ...], Grid]]) -> None:
         size != first_size or not np.allclose(grid.directions, first.directions, atol=1e-2)
         for size, grid in grids.values()
     ):
-        shown = "; ".join(f"{name} {size} {grid.directions.ravel().tolist()}" for name, (size, grid) in grids.items())
-        msg = f"Size or direction differ between the files of this case: {shown}."
+        shown = "; ".join(f"{name} {size} {_rows(grid)}" for name, (size, grid) in grids.items())
+        msg = f"Size or direction (z, y, x) differ between the files of this case: {shown}."
         raise DataError(msg)
+
+
+def _rows(grid: Grid) -> list[list[float]]:
+    return (np.round(grid.directions, 4) + 0.0).tolist()  # without the sign of zero
 
 
 def _label_names(dataset: DatasetResults) -> dict[int, str]:
@@ -138,10 +143,13 @@ def _figure(
     columns = min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)
     height = _PANEL_INCH * image.shape[0] * aspect / image.shape[1]
-    size = (columns * _PANEL_INCH, rows * (height + 0.3) + 0.6)
-    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
     shown = sorted({int(v) for _, labels in panels if labels is not None for v in np.unique(labels)} - {0})
     colours = structure_colours(shown)
+    handles = legend_handles(colours, label_names)
+    side_by_side = legend_columns(handles, columns * _PANEL_INCH, _LEGEND_POINTS)
+    legend_inch = _LEGEND_ROW_INCH * math.ceil(len(handles) / side_by_side)
+    size = (columns * _PANEL_INCH, rows * (height + 0.3) + 0.4 + legend_inch)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -151,7 +159,7 @@ def _figure(
             draw_labels(axes, labels, colours)
         axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color=INK)
     figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color=INK)
-    if handles := legend_handles(colours, label_names):
-        columns = min(len(handles), 5)
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    if handles:
+        place = {"loc": "outside lower center", "ncols": side_by_side}
+        figure.legend(handles=handles, frameon=False, fontsize=_LEGEND_POINTS, **place)
     return figure

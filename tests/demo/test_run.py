@@ -303,6 +303,20 @@ def test_a_folder_that_is_no_raw_data_set_is_refused(stage: Stage, real_data: Pa
     assert not stage.work_dir.exists()
 
 
+def test_damaged_files_of_a_data_set_are_named_before_anything_is_planned(stage: Stage, real_data: Path) -> None:
+    image, label = real_data / "imagesTr" / "phantomTr_001_0000.nii.gz", real_data / "labelsTr" / "phantomTr_002.nii.gz"
+    whole = {file: file.read_bytes() for file in (image, label)}
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"(?s)2 of \d+ files.*phantomTr_001_0000\.nii.*phantomTr_002\.nii"):
+        stage.play(real_data)
+    assert stage.called() == []
+    for file, content in whole.items():
+        file.write_bytes(content)
+    stage.play(real_data)
+    assert stage.called()[:2] == ["plan_and_preprocess", "train"]
+
+
 def test_training_output_is_told_as_epochs_loss_and_dice(tmp_path: Path) -> None:
     (tmp_path / "debug.json").write_text('{"num_epochs": "12"}')
     seen: list[tuple] = []
