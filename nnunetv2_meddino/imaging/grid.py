@@ -80,7 +80,8 @@ def to_axial(voxels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], tuple[floa
     axes = [int(np.flatnonzero(towards == patient_axis)[0]) for patient_axis in (2, 1, 0)]
     before = voxels.ndim - 3
     turned = voxels.transpose(*range(before), *(before + axis for axis in axes))
-    turned = turned[(..., *(slice(None, None, int(signs[axis])) for axis in axes))]
+    flips: tuple[Any, ...] = (..., *(slice(None, None, int(signs[axis])) for axis in axes))
+    turned = turned[flips]
     z, y, x = (grid.spacing_mm[axis] for axis in axes)
     return turned, (z, y, x)
 

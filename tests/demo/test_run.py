@@ -304,11 +304,11 @@ def test_a_folder_that_is_no_raw_data_set_is_refused(stage: Stage, real_data: Pa
 
 
 def test_damaged_files_of_a_data_set_are_named_before_anything_is_planned(stage: Stage, real_data: Path) -> None:
-    image, label = real_data / "imagesTr" / "phantomTr_001_0000.nii.gz", real_data / "labelsTr" / "phantomTr_002.nii.gz"
+    image, label = real_data / "imagesTr" / "phantomTr_000_0000.nii.gz", real_data / "labelsTr" / "phantomTr_002.nii.gz"
     whole = {file: file.read_bytes() for file in (image, label)}
     for file, content in whole.items():
         file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"(?s)2 of \d+ files.*phantomTr_001_0000\.nii.*phantomTr_002\.nii"):
+    with pytest.raises(DataError, match=r"(?s)2 of \d+ files.*phantomTr_000_0000\.nii.*phantomTr_002\.nii"):
         stage.play(real_data)
     assert stage.called() == []
     for file, content in whole.items():
