@@ -160,6 +160,6 @@ def _figure(
         axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color=INK)
     figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color=INK)
     if handles:
-        place = {"loc": "outside lower center", "ncols": side_by_side}
-        figure.legend(handles=handles, frameon=False, fontsize=_LEGEND_POINTS, **place)
+        style = {"frameon": False, "fontsize": _LEGEND_POINTS, "ncols": side_by_side}
+        figure.legend(handles=handles, loc="outside lower center", **style)
     return figure
