@@ -25,13 +25,7 @@ INK, SOFT, LINE, JOIN = "#1c2430", "#5b6675", "#d5dae1", "#8a97a8"
 """Of pictures on white: text, lesser text, grid lines, lines that join points."""
 
 
-def structure_colours(shown: Iterable[int], declared: Iterable[int] = ()) -> dict[int, tuple[float, float, float]]:
-    """Give each label a colour, red, green and blue from 0 to 1: first those shown, by number, then the others.
-
-    Args:
-        shown: Labels that a picture shows; 0, the background, gets none.
-        declared: Labels that the data set has.
-    """
-    first = sorted(set(shown) - {0})
-    order = [*first, *sorted(set(declared) - {0, *first})]
+def structure_colours(shown: Iterable[int]) -> dict[int, tuple[float, float, float]]:
+    """Give each label that a picture shows, but not 0, the background, a colour: red, green and blue from 0 to 1."""
+    order = sorted(set(shown) - {0})
     return {value: to_rgb(COLOURS[index % len(COLOURS)]) for index, value in enumerate(order)}
