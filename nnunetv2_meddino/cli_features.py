@@ -13,7 +13,9 @@ def add_features(commands: argparse._SubParsersAction) -> None:
     description = "picture of an image's dense features: PCA and similarity of the patches, one row per weights"
     command = commands.add_parser("features", help=description, description=description)
     command.set_defaults(run=_features)
-    command.add_argument("image", metavar="IMAGE", type=Path, help="PNG, JPEG or any volume that SimpleITK reads")
+    command.add_argument(
+        "image", metavar="IMAGE", type=Path, help="PNG, JPEG or any volume that SimpleITK or nibabel reads"
+    )
     command.add_argument(
         "--weights",
         nargs="+",

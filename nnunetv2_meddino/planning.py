@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import SimpleITK
+import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
@@ -29,6 +29,7 @@ from nnunetv2_meddino import __version__
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_PATHS
 from nnunetv2_meddino.errors import DataError, PlanError
 from nnunetv2_meddino.files import is_of_the_disk, naming
+from nnunetv2_meddino.imaging.io import read_grid
 from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.overlays import (
     SAME_FIELD_OF_VIEW,
@@ -319,11 +320,9 @@ def _warn_unless_axial(image: str, reader: str) -> None:
     """Warn where axis 0 of the array that a reader without reorientation returns does not run from head to foot."""
     if reader not in ("SimpleITKIO", "NibabelIO"):
         return
-    header = SimpleITK.ImageFileReader()
-    header.SetFileName(image)
-    header.ReadImageInformation()
-    slice_direction = [abs(cosine) for cosine in header.GetDirection()[2::3]]
-    if header.GetDimension() == 3 and max(slice_direction) != slice_direction[2]:
+    _, grid = read_grid(Path(image))
+    slice_direction = np.abs(grid.directions[0])
+    if not grid.in_plane and slice_direction.max() != slice_direction[2]:
         msg = "%s is not stored in axial slices, so 2D slices will not be axial. If that is not meant, set %s in "
         fix = '"overwrite_image_reader_writer": "NibabelIOWithReorient"'
         logger.warning(msg + "dataset.json before planning.", image, fix)

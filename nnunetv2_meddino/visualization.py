@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
+from nnunetv2_meddino.colours import BACKGROUND, FOREGROUND, SURELY_DISTINCT, structure_colours
 from nnunetv2_meddino.files import replacing
 
 CT_WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window of abdominal CT: level 40, width 400."""
 
-# Okabe and Ito's palette, then four of Paul Tol's: told apart by colour-blind readers. Black and grey are the image's.
-COLOURS = (
-    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2"),
-    *("#44AA99", "#AA4499", "#DDCC77", "#882255"),
-)
-
-_BACKGROUND, _FOREGROUND = "#101014", "#E8E8E8"
 _PANEL_HEIGHT_INCH, _DPI = 4.2, 130
+_LEGEND_POINTS, _LEGEND_ROW_INCH = 11, 0.23
 _FILL_OPACITY = 0.35
-
-
-def read_axial(path: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """Read a volume so that its slices show as a radiologist expects: axial, patient's right on the left, front up.
-
-    Args:
-        path: Any image SimpleITK reads. A 2D image becomes one slice and keeps its orientation; of a colour image the
-            first channel is taken.
-
-    Returns:
-        The voxels ``(z, y, x)`` and the spacing in mm in the same axis order.
-    """
-    image = sitk.ReadImage(str(path))
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        image = sitk.VectorIndexSelectionCast(image, 0)
-    image = sitk.DICOMOrient(image, "LPS") if image.GetDimension() == 3 else sitk.JoinSeries(image)
-    x, y, z = image.GetSpacing()
-    return sitk.GetArrayFromImage(image), (z, y, x)
 
 
 def richest_slice(labels: NDArray[Any]) -> int:
@@ -87,37 +65,69 @@ def save_overlay(
     maps = [("prediction", prediction)] if reference is None else [("reference", reference), ("prediction", prediction)]
     panels: list[tuple[str, NDArray[Any] | None]] = [("image", None), *maps]
     shown = sorted({int(value) for _, labels in maps for value in np.unique(labels)} - {0})
-    colours = {value: to_rgb(COLOURS[i % len(COLOURS)]) for i, value in enumerate(sorted({*label_names, *shown} - {0}))}
+    colours = structure_colours(shown)
     limits = window_hu or tuple(np.percentile(image, (1, 99)))
 
     aspect = spacing_mm[0] / spacing_mm[1]
     panel_width = _PANEL_HEIGHT_INCH * image.shape[1] / (image.shape[0] * aspect)
-    size_inch = (max(panel_width * len(panels), 6), _PANEL_HEIGHT_INCH + 1)
-    figure = Figure(figsize=size_inch, facecolor=_BACKGROUND, dpi=_DPI)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.11, top=0.85, wspace=0.02)
+    width = max(panel_width * len(panels), 6)
+    handles = legend_handles(colours, label_names)
+    columns = legend_columns(handles, width, _LEGEND_POINTS)
+    bottom = 0.2 + _LEGEND_ROW_INCH * math.ceil(len(handles) / columns)
+    height = _PANEL_HEIGHT_INCH + bottom + 0.5
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND, dpi=_DPI)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom / height, top=1 - 0.75 / height, wspace=0.02)
     for axes, (name, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
             draw_labels(axes, labels, colours)
-        axes.set_title(name, color=_FOREGROUND, fontsize=11)
+        axes.set_title(name, color=FOREGROUND, fontsize=11)
         axes.set_axis_off()
-    figure.suptitle(title, color=_FOREGROUND, fontsize=12, y=0.975)
-    handles = [Patch(facecolor=colours[value], label=label_names.get(value, f"label {value}")) for value in shown]
+    figure.suptitle(title, color=FOREGROUND, fontsize=12, y=0.975)
     if handles:
-        style = {"frameon": False, "labelcolor": _FOREGROUND, "fontsize": 11, "handlelength": 1.1, "handleheight": 1.1}
-        figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 7), **style)
+        style = {"frameon": False, "labelcolor": FOREGROUND, "handlelength": 1.1, "handleheight": 1.1}
+        figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=_LEGEND_POINTS, **style)
     return write_png(figure, path)
 
 
 def draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:
-    """Tint every structure of a label map ``(y, x)`` and trace its outline; colours are RGB from 0 to 1."""
+    """Tint every structure of a label map ``(y, x)`` and trace its outline; colours are RGB from 0 to 1.
+
+    Where there are more structures than colours that everybody can tell apart, each also bears its number.
+    """
     tint = np.zeros((*labels.shape, 4))
     for value, colour in colours.items():
         mask = labels == value
         tint[mask] = (*colour, _FILL_OPACITY)
         if mask.any() and not mask.all():
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.3)
+        if mask.any() and len(colours) > SURELY_DISTINCT:
+            y, x = _deepest_point(mask)
+            outline = [withStroke(linewidth=1.6, foreground="black")]
+            axes.text(x, y, str(value), color="white", fontsize=5, ha="center", va="center", path_effects=outline)
     axes.imshow(tint, aspect=axes.get_aspect(), interpolation="nearest")
+
+
+def legend_handles(colours: Mapping[int, tuple[float, float, float]], label_names: Mapping[int, str]) -> list[Patch]:
+    """Return a legend's entries: each structure's colour and name, and its number where ``draw_labels`` writes it."""
+    names = {value: label_names.get(value, f"label {value}") for value in colours}
+    if len(colours) > SURELY_DISTINCT:
+        names = {value: f"{value} {label_names.get(value, '')}".rstrip() for value in colours}
+    return [Patch(facecolor=colour, label=names[value]) for value, colour in colours.items()]
+
+
+def legend_columns(handles: Sequence[Patch], width_inch: float, points: float) -> int:
+    """Return how many entries of a legend surely stand side by side in a width, at a font size in points."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    entry_inch = (0.62 * longest + 4.8) * points / 72  # a letter is 0.62 of the font size wide on average
+    return max(1, min(len(handles), int(width_inch / entry_inch)))
+
+
+def _deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return the pixel (y, x) of a mask that is furthest from its edge."""
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), mask.shape)
+    return int(y), int(x)
 
 
 def write_png(figure: Figure, path: Path) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.colours import COLOURS
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.visualization import COLOURS
 from pretraining.corpus.manifest import read_volumes
 from pretraining.corpus.montage import Tile, choose_slices, save_tiles, short_name
 from pretraining.corpus.slices import SliceDataset, Slices

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
 from matplotlib import colors, image
+from matplotlib.figure import Figure
 
-from nnunetv2_meddino.visualization import COLOURS, read_axial, richest_slice, save_overlay
+from nnunetv2_meddino.colours import COLOURS, SURELY_DISTINCT
+from nnunetv2_meddino.visualization import richest_slice, save_overlay
 
 NAMES = {1: "liver", 2: "spleen"}
 
@@ -58,7 +59,7 @@ def test_picture_keeps_the_patients_proportions(tmp_path: Path, square: np.ndarr
 
 
 def test_a_label_without_a_name_is_still_shown(tmp_path: Path, square: np.ndarray) -> None:
-    assert pixels(draw(tmp_path / "o.png", square * 9), COLOURS[2], opacity=0.35).sum() > 20_000
+    assert pixels(draw(tmp_path / "o.png", square * 9), COLOURS[0], opacity=0.35).sum() > 20_000
 
 
 def test_window_maps_hu_to_grey(tmp_path: Path) -> None:
@@ -110,21 +111,42 @@ def test_richest_slice_shows_most_structures_then_most_foreground() -> None:
     assert richest_slice(labels) == 2
 
 
-@pytest.mark.parametrize("orientation", ["LPS", "RAS", "LAI", "PIL"])
-def test_volumes_are_turned_to_axial_slices_with_the_patients_right_on_the_left(
-    tmp_path: Path, orientation: str
+def test_structures_shown_get_the_first_colours_whatever_their_numbers(tmp_path: Path, square: np.ndarray) -> None:
+    names = {value: f"organ {value}" for value in range(1, 31)}
+    labels = np.where(square, 30, 0)
+    labels[70:90, 30:70] = 12
+    picture = draw(tmp_path / "o.png", labels, label_names=names)
+    assert pixels(picture, COLOURS[0], opacity=0.35).sum() > 10_000
+    assert pixels(picture, COLOURS[1], opacity=0.35).sum() > 20_000
+
+
+@pytest.mark.parametrize("count", [SURELY_DISTINCT, SURELY_DISTINCT + 1])
+def test_many_structures_bear_their_number_in_picture_and_legend(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    array = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
-    stored = sitk.GetImageFromArray(array)
-    stored.SetSpacing((1.0, 2.0, 5.0))
-    sitk.WriteImage(sitk.DICOMOrient(stored, orientation), tmp_path / "v.nii.gz")
-    voxels, spacing_mm = read_axial(tmp_path / "v.nii.gz")
-    np.testing.assert_array_equal(voxels, array)
-    assert spacing_mm == pytest.approx((5.0, 2.0, 1.0))
-
-
-def test_a_flat_colour_image_becomes_one_slice(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(0).integers(0, 255, (6, 7, 3), dtype=np.uint8)
-    sitk.WriteImage(sitk.GetImageFromArray(rgb, isVector=True), tmp_path / "p.png")
-    voxels, _ = read_axial(tmp_path / "p.png")
-    np.testing.assert_array_equal(voxels, rgb[None, ..., 0])
+    labels = np.repeat(np.repeat(np.arange(count + 1)[None], 40, axis=0), 8, axis=1)
+    labels[10:30, -8:] = 0  # the last one is in two parts: its centre of mass lies outside
+    figures: list[Figure] = []
+    monkeypatch.setattr("nnunetv2_meddino.visualization.write_png", lambda figure, path: figures.append(figure) or path)
+    names = {value: f"organ {value}" for value in range(1, count)}
+    save_overlay(
+        np.zeros(labels.shape),
+        None,
+        labels,
+        tmp_path / "o.png",
+        spacing_mm=(1, 1),
+        label_names=names,
+        window_hu=(0, 1),
+        title="",
+    )
+    (figure,) = figures
+    texts = figure.axes[1].texts
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    if count <= SURELY_DISTINCT:
+        assert not texts
+        assert legend == [*names.values(), f"label {count}"]
+        return
+    assert legend == [*(f"{value} {name}" for value, name in names.items()), str(count)]
+    places = {int(text.get_text()): text.get_position() for text in texts}
+    assert sorted(places) == list(range(1, count + 1))
+    assert all(labels[y, x] == value for value, (x, y) in places.items())

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.colours import COLOURS, INK, JOIN, LINE, SOFT
 from nnunetv2_meddino.comparison.scores import Metric
-from nnunetv2_meddino.visualization import COLOURS, write_png
+from nnunetv2_meddino.visualization import write_png
 
-_INK, _SOFT, _LINE = "#1c2430", "#5b6675", "#d5dae1"
 _WIDTH_INCH, _ROW_INCH, _DPI = 4.9, 0.62, 200
 _LABEL_ABOVE = 0.34  # rows
 _JITTER = 0.1
@@ -47,7 +47,7 @@ def draw_metric(
             label,
             transform=axes.get_yaxis_transform(),
             fontsize=8.5,
-            color=_INK,
+            color=INK,
             va="center",
             zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
@@ -62,23 +62,21 @@ def draw_metric(
             showfliers=False,
             patch_artist=True,
             zorder=2,
-            boxprops={"facecolor": colour, "alpha": 0.22, "edgecolor": _SOFT, "linewidth": 0.8},
-            medianprops={"color": _INK, "linewidth": 1.3},
-            whiskerprops={"color": _SOFT, "linewidth": 0.8},
-            capprops={"color": _SOFT, "linewidth": 0.8},
+            boxprops={"facecolor": colour, "alpha": 0.22, "edgecolor": SOFT, "linewidth": 0.8},
+            medianprops={"color": INK, "linewidth": 1.3},
+            whiskerprops={"color": SOFT, "linewidth": 0.8},
+            capprops={"color": SOFT, "linewidth": 0.8},
         )
         shift = _offsets(len(scores))
-        axes.scatter(scores, row + shift, s=13, color=colour, edgecolors=_INK, linewidths=0.3, zorder=3)
-        axes.scatter(
-            [defined.mean()], [row], s=34, marker="D", color="white", edgecolors=_INK, linewidths=1.1, zorder=4
-        )
+        axes.scatter(scores, row + shift, s=13, color=colour, edgecolors=INK, linewidths=0.3, zorder=3)
+        axes.scatter([defined.mean()], [row], s=34, marker="D", color="white", edgecolors=INK, linewidths=1.1, zorder=4)
     axes.set_yticks([])
     axes.set_ylim(len(values) - 0.7, -0.55)
     direction = "higher is better" if metric.higher_is_better else "lower is better"
-    axes.set_xlabel(f"{metric.title} ({direction})", color=_SOFT, fontsize=9)
-    axes.set_title(title, color=_INK, fontsize=10.5, loc="left", fontweight="bold")
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis="x", color=_LINE, linewidth=0.6)
+    axes.set_xlabel(f"{metric.title} ({direction})", color=SOFT, fontsize=9)
+    axes.set_title(title, color=INK, fontsize=10.5, loc="left", fontweight="bold")
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -94,7 +92,7 @@ def _draw_lines(axes: Axes, rows: Sequence[tuple[Sequence[str], NDArray[np.float
         for index, case in enumerate(cases_a):
             if (other := where.get(case)) is not None:
                 ends = [row + shift_a[index], row + 1 + shift_b[other]]
-                axes.plot([a[index], b[other]], ends, color="#8a97a8", linewidth=0.7, alpha=opacity, zorder=1)
+                axes.plot([a[index], b[other]], ends, color=JOIN, linewidth=0.7, alpha=opacity, zorder=1)
 
 
 def _offsets(count: int) -> NDArray[np.float64]:

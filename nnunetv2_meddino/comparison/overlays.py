@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.colours import INK, structure_colours
 from nnunetv2_meddino.comparison.analysis import common_cases
 from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.folders import Folders, Method
 from nnunetv2_meddino.comparison.scores import METRICS, case_means
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.visualization import COLOURS, CT_WINDOW_HU, draw_labels, read_axial, write_png
+from nnunetv2_meddino.evaluation.files import read_segmentation
+from nnunetv2_meddino.imaging.grid import Grid, to_axial
+from nnunetv2_meddino.imaging.io import read_picture
+from nnunetv2_meddino.visualization import CT_WINDOW_HU, draw_labels, legend_columns, legend_handles, write_png
 
 WORST_CASES = 3
 _DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 3
+_LEGEND_POINTS, _LEGEND_ROW_INCH = 8, 0.19
 _PANEL_LETTERS, _TITLE_LETTERS = 30, 90
 _TRUTH = "reference segmentation"
 
@@ -82,11 +84,16 @@ def draw_case(
         for row in dataset.rows
         if worst.case in row.scores.cases
     }
-    files["image"] = folders.raw / dataset.name / "imagesTr" / f"{worst.case}_0000{ending}"
-    volumes = {name: _read(file) for name, file in files.items()}
-    _check_same_grid(files)
-    image, spacing_mm = volumes.pop("image")
-    labels = {name: volume for name, (volume, _) in volumes.items()}
+    picture = read_picture(folders.raw / dataset.name / "imagesTr" / f"{worst.case}_0000{ending}")
+    maps = {name: read_segmentation(file) for name, file in files.items()}
+    _check_same_grid(
+        {
+            **{name: (found.labels.shape, found.grid) for name, found in maps.items()},
+            "image": (picture.channels.shape[1:], picture.grid),
+        }
+    )
+    image, spacing_mm = to_axial(picture.channels[0], picture.grid)
+    labels = {name: to_axial(found.labels, found.grid)[0] for name, found in maps.items()}
     reference = labels[_TRUTH]
     wrong = sum(np.count_nonzero(volume != reference, axis=(1, 2)) for volume in labels.values())
     z = int(np.argmax(wrong)) if np.any(wrong) else int(np.argmax(np.count_nonzero(reference, axis=(1, 2))))
@@ -102,27 +109,20 @@ def _prediction(row: MethodResults, case: str, ending: str) -> Path:
     return next((file for file in files if file.is_file()), files[0])
 
 
-def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    try:
-        return read_axial(path)
-    except RuntimeError as error:
-        msg = f"{path} is missing or cannot be read ({str(error).strip().splitlines()[-1]})."
-        raise DataError(msg) from error
-
-
-def _check_same_grid(files: Mapping[str, Path]) -> None:
+def _check_same_grid(grids: Mapping[str, tuple[tuple[int, ...], Grid]]) -> None:
     """Refuse files whose size or direction differ: turned by their headers, they would not lie on one another."""
-    grids = {}
-    for name, file in files.items():
-        header = sitk.ImageFileReader()
-        header.SetFileName(str(file))
-        header.ReadImageInformation()
-        grids[name] = (header.GetSize(), header.GetDirection())
-    first_size, first_direction = grids["image"]
-    if any(s != first_size or not np.allclose(d, first_direction, atol=1e-2) for s, d in grids.values()):
-        shown = "; ".join(f"{name} {size} {direction}" for name, (size, direction) in grids.items())
-        msg = f"Size or direction differ between the files of this case: {shown}."
+    first_size, first = grids["image"]
+    if any(
+        size != first_size or not np.allclose(grid.directions, first.directions, atol=1e-2)
+        for size, grid in grids.values()
+    ):
+        shown = "; ".join(f"{name} {size} {_rows(grid)}" for name, (size, grid) in grids.items())
+        msg = f"Size or direction (z, y, x) differ between the files of this case: {shown}."
         raise DataError(msg)
+
+
+def _rows(grid: Grid) -> list[list[float]]:
+    return (np.round(grid.directions, 4) + 0.0).tolist()  # without the sign of zero
 
 
 def _label_names(dataset: DatasetResults) -> dict[int, str]:
@@ -143,10 +143,13 @@ def _figure(
     columns = min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)
     height = _PANEL_INCH * image.shape[0] * aspect / image.shape[1]
-    size = (columns * _PANEL_INCH, rows * (height + 0.3) + 0.6)
-    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
     shown = sorted({int(v) for _, labels in panels if labels is not None for v in np.unique(labels)} - {0})
-    colours = {v: to_rgb(COLOURS[i % len(COLOURS)]) for i, v in enumerate(sorted({*label_names, *shown}))}
+    colours = structure_colours(shown)
+    handles = legend_handles(colours, label_names)
+    side_by_side = legend_columns(handles, columns * _PANEL_INCH, _LEGEND_POINTS)
+    legend_inch = _LEGEND_ROW_INCH * math.ceil(len(handles) / side_by_side)
+    size = (columns * _PANEL_INCH, rows * (height + 0.3) + 0.4 + legend_inch)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -154,10 +157,9 @@ def _figure(
         axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
             draw_labels(axes, labels, colours)
-        axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color="#1c2430")
-    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color="#1c2430")
-    handles = [Patch(facecolor=colours[v], label=label_names.get(v, f"label {v}")) for v in shown]
+        axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color=INK)
+    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color=INK)
     if handles:
-        columns = min(len(handles), 5)
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        style = {"frameon": False, "fontsize": _LEGEND_POINTS, "ncols": side_by_side}
+        figure.legend(handles=handles, loc="outside lower center", **style)
     return figure

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from nnunetv2_meddino import __version__
 from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Release, find_release, problem_list
 from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
-from nnunetv2_meddino.evaluation.files import Grid, Segmentation, check_same_grid, read_segmentation
+from nnunetv2_meddino.evaluation.files import Segmentation, check_same_grid, read_segmentation
 from nnunetv2_meddino.files import naming, replacing
+from nnunetv2_meddino.imaging.io import read_grid
 from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.overlays import BenchmarkDataset, load_overlay
 
@@ -182,7 +183,6 @@ def _place_labels(layout: Layout, case: LabelledCase, facts: BenchmarkDataset, t
         msg = f"{case.labels} holds the labels {found[:5]}; {facts.name} declares 0 to {allowed}."
         raise DataError(msg)
     image = _header(case.image)
-    labels = replace(labels, grid=_header(case.labels).grid)
     try:
         check_same_grid(image, labels)
     except DataError:
@@ -194,27 +194,16 @@ def _place_labels(layout: Layout, case: LabelledCase, facts: BenchmarkDataset, t
 
 
 def _header(path: Path) -> Segmentation:
-    """Return shape and grid of a NIfTI file from its header alone; the voxels are all 0 and take no memory.
+    """Return shape and grid of an image from its header alone; the voxels are all 0 and take no memory.
 
     Raises:
         DataError: There is no readable header of a volume.
     """
-    try:
-        image: Any = nibabel.load(path)
-        shape, affine = image.shape, np.array(image.affine)
-        if len(shape) != 3:
-            msg = f"an array of shape {shape} where a volume is expected"
-            raise ValueError(msg)
-    except Exception as error:  # damaged headers raise anything in nibabel
-        msg = f"{path} cannot be read as a NIfTI image ({error}). Download it again."
-        raise DataError(msg) from error
-    to_lps = np.diag([-1.0, -1.0, 1.0])
-    columns = to_lps @ affine[:3, :3]
-    x, y, z = (float(mm) for mm in np.linalg.norm(columns, axis=0))
-    left, posterior, superior = (float(mm) for mm in to_lps @ affine[:3, 3])
-    directions = (columns / (x, y, z)).T[::-1].copy()
-    voxels = np.broadcast_to(np.uint8(0), shape[::-1])
-    return Segmentation(path, voxels, Grid((z, y, x), (left, posterior, superior), directions))
+    shape, grid = read_grid(path)
+    if len(shape) != 3 or 0 in shape:
+        msg = f"{path} holds an array of shape {shape} where a volume is expected. Download it again."
+        raise DataError(msg)
+    return Segmentation(path, np.broadcast_to(np.uint8(0), shape), grid)
 
 
 def _write_on_grid_of(case: LabelledCase, labels: Segmentation, target: Path) -> None:

@@ -33,11 +33,14 @@ from nnunetv2_meddino.environment import (
     run_environment,
 )
 from nnunetv2_meddino.errors import CommandError, DataError, DemoError
+from nnunetv2_meddino.evaluation.files import read_segmentation
+from nnunetv2_meddino.imaging.grid import to_axial
+from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
-from nnunetv2_meddino.visualization import CT_WINDOW_HU, read_axial, richest_slice, save_overlay
+from nnunetv2_meddino.visualization import CT_WINDOW_HU, richest_slice, save_overlay
 
 TRAINER = "MedDINOv3Trainer_demo"
 STATEMENT = (
@@ -179,7 +182,7 @@ class _Demo:
 
     def steps(self) -> list[_Step]:
         steps = [
-            _Step("data", "Link the data set" if self.data else "Make phantom CT", self._provide_data, self.raw),
+            _Step("data", "Check the data set" if self.data else "Make phantom CT", self._provide_data, self.raw),
             _Step("plan", "Plan and preprocess", self._plan, self.preprocessed / "nnUNetPlans.json"),
             _Step("train", "Train a small ViT", self._train, self.validation / "summary.json"),
         ]
@@ -193,6 +196,7 @@ class _Demo:
         if self.data is None:
             make_phantom_dataset(self.raw.parent, **_PHANTOM)
         elif not self.raw.is_symlink():
+            _check_files(self.data, report)
             self.raw.symlink_to(self.data, target_is_directory=True)
 
     def _plan(self, report: Report) -> None:
@@ -235,9 +239,10 @@ class _Demo:
         ending, split = description["file_ending"], "Ts" if self.scores_test_cases else "Tr"
         prediction_file = min(self.scored.glob(f"*{ending}"))
         case = prediction_file.name.removesuffix(ending)
-        image, spacing_mm = read_axial(self.raw / f"images{split}" / f"{case}_0000{ending}")
-        reference, _ = read_axial(self.raw / f"labels{split}" / f"{case}{ending}")
-        prediction, _ = read_axial(prediction_file)
+        picture = read_picture(self.raw / f"images{split}" / f"{case}_0000{ending}")
+        image, spacing_mm = to_axial(picture.channels[0], picture.grid)
+        maps = [read_segmentation(file) for file in (self.raw / f"labels{split}" / f"{case}{ending}", prediction_file)]
+        reference, prediction = (to_axial(found.labels, found.grid)[0] for found in maps)
         z = richest_slice(reference)
         channel = next(iter(description["channel_names"].values()))
         save_overlay(
@@ -290,6 +295,27 @@ def _checked_dataset(folder: Path) -> Path:
         msg = f"{folder} has {count} training cases; nnU-Net's five-fold split needs at least 5"
         raise DataError(msg)
     return folder
+
+
+def _check_files(dataset: Path, report: Report) -> None:
+    """Read every image and label map of a raw data set: what is damaged would only be met in the training, or never.
+
+    Raises:
+        DataError: Naming every file that cannot be used, and why.
+    """
+    ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
+    folders = [dataset / name for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")]
+    files = sorted(file for folder in folders for file in folder.glob(f"*{ending}"))
+    faults = []
+    for done, file in enumerate(files):
+        report(done / len(files), f"checking {file.name}")
+        try:
+            (read_segmentation if file.parent.name.startswith("labels") else read_picture)(file)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        msg = f"{len(faults)} of {len(files)} files of {dataset} cannot be used:\n"
+        raise DataError(msg + "\n".join(faults))
 
 
 def _perform(step: _Step, label: str, console: Console) -> float:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.imaging.grid import to_axial
+from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.visualization import richest_slice
-
-PIXEL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""Formats whose resolution is that of a printer: their pixels count as square."""
 
 CT_BELOW_HU = -100
 """A volume with a value as low as this counts as CT in HU: fat and air are, and other modalities are not negative."""
@@ -44,7 +42,7 @@ class ImageSlice:
 
 
 def read_slice(path: Path, index: int | None = None, channel: int | None = None) -> ImageSlice:
-    """Read one axial slice of a volume, or a flat picture, in any format that SimpleITK knows.
+    """Read one axial slice of a volume, or a flat picture, in any format that ``read_image`` knows.
 
     Args:
         path: The file.
@@ -54,28 +52,15 @@ def read_slice(path: Path, index: int | None = None, channel: int | None = None)
     Raises:
         DataError: The file is missing or unreadable, or has no such slice or channel.
     """
-    if not path.is_file():
-        msg = f"{path} does not exist or is no file. Give a picture or a volume in one file."
-        raise DataError(msg)
-    try:
-        image = sitk.ReadImage(str(path))
-        channels = _channels(image)
-        is_pixels = path.name.lower().endswith(PIXEL_ENDINGS)
-        volumes = [sitk.DICOMOrient(c, "LPS") if c.GetDimension() == 3 else sitk.JoinSeries(c) for c in channels]
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        msg = f"{path} cannot be read as an image ({reason}). Convert it to NIfTI or PNG."
-        raise DataError(msg) from error
+    image = read_picture(path)
+    volumes, (_, y, x) = to_axial(image.channels, image.grid)  # (C, z, y, x)
     if channel is not None and not 0 <= channel < len(volumes):
         msg = f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}."
         raise DataError(msg)
-    colour = channel is None and len(volumes) in (3, 4) and image.GetPixelID() == sitk.sitkVectorUInt8
-    taken = volumes[:3] if colour else [volumes[channel or 0]]  # a fourth channel of a picture is its opacity
-    eight_bit = taken[0].GetPixelID() == sitk.sitkUInt8
-    voxels = np.stack([sitk.GetArrayFromImage(volume) for volume in taken]).astype(np.float32)  # (C, z, y, x)
-    if not np.isfinite(voxels).all():
-        msg = f"{path} holds values that are not finite. Replace them."
-        raise DataError(msg)
+    eight_bit = volumes.dtype == np.uint8
+    colour = channel is None and len(volumes) in (3, 4) and eight_bit and image.vector
+    taken = volumes[:3] if colour else volumes[channel or 0][np.newaxis]  # a fourth channel of a picture is its opacity
+    voxels = taken.astype(np.float32)
     in_hu = bool(voxels.min() <= CT_BELOW_HU)
     depth = voxels.shape[1]
     if index is None:
@@ -83,7 +68,6 @@ def read_slice(path: Path, index: int | None = None, channel: int | None = None)
     if not 0 <= index < depth:
         msg = f"{path} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}."
         raise DataError(msg)
-    x, y = (1.0, 1.0) if is_pixels else taken[0].GetSpacing()[:2]
     name = path.name if depth == 1 else f"{path.name}, slice {index} of {depth}"
     return ImageSlice(voxels[:, index], (y, x), name, in_hu, eight_bit)
 
@@ -96,15 +80,6 @@ def body_centre(image: ImageSlice) -> tuple[int, int]:
         return height // 2, width // 2
     y, x = body[np.square(body - body.mean(axis=0)).sum(axis=1).argmin()]
     return int(y), int(x)
-
-
-def _channels(image: sitk.Image) -> list[sitk.Image]:
-    """Return the channels of an image, be they components of its pixels or the fourth dimension of its grid."""
-    if (components := image.GetNumberOfComponentsPerPixel()) > 1:
-        return [sitk.VectorIndexSelectionCast(image, component) for component in range(components)]
-    if image.GetDimension() < 4:
-        return [image]
-    return [image[:, :, :, index] for index in range(image.GetSize()[3])]
 
 
 def _body(voxels: NDArray[np.float32], in_hu: bool) -> NDArray[np.bool_]:

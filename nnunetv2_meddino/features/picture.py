@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.colours import BACKGROUND, FAINT, FOREGROUND, MARK
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.features.dense import (
     DISPLAY_PERCENTILES,
@@ -31,7 +32,6 @@ from nnunetv2_meddino.visualization import CT_WINDOW_HU, write_png
 
 MAX_WEIGHTS = 2
 PANELS = ("image", "PCA as red, green, blue", "cosine similarity to the point")
-_BACKGROUND, _FOREGROUND, _FAINT, _MARK = "#101014", "#E8E8E8", "#A8A8B0", "#FF3B30"
 _PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.75, 8.0
 _TOP_INCH, _HEADER_INCH, _DPI = 0.3, 0.98, 140
 
@@ -125,7 +125,7 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
     height, width = (_PANEL_INCH * side / max(size_px) for side in size_px)
     total_width = max(3 * (width + _GAP_INCH) + _BAR_INCH + _MARGIN_INCH, _MIN_WIDTH_INCH)
     total_height = _TOP_INCH + len(rows) * (_HEADER_INCH + height) + _GAP_INCH
-    figure = Figure(figsize=(total_width, total_height), facecolor=_BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(total_width, total_height), facecolor=BACKGROUND, dpi=_DPI)
 
     def text(y: float, words: str, colour: str, points: float) -> None:
         figure.text(_GAP_INCH / total_width, y / total_height, words, color=colour, fontsize=points, va="center")
@@ -133,11 +133,11 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
     def axes(x: float, y: float, wide: float) -> Axes:
         return figure.add_axes((x / total_width, y / total_height, wide / total_width, height / total_height))
 
-    text(total_height - 0.22, f"{image.name}, point (y {point[0]}, x {point[1]})", _FOREGROUND, 12)
+    text(total_height - 0.22, f"{image.name}, point (y {point[0]}, x {point[1]})", FOREGROUND, 12)
     for number, row in enumerate(rows):
         bottom = total_height - _TOP_INCH - (number + 1) * (_HEADER_INCH + height)
-        text(bottom + height + 0.64, row.title, _FOREGROUND, 11)
-        text(bottom + height + 0.42, f"input: {row.treatment}", _FAINT, 9)
+        text(bottom + height + 0.64, row.title, FOREGROUND, 11)
+        text(bottom + height + 0.42, f"input: {row.treatment}", FAINT, 9)
         panels = [axes(_GAP_INCH + i * (width + _GAP_INCH), bottom, width) for i in range(3)]
         _show_image(panels[0], image, size_px)
         extent = (0, row.similarity.shape[1] * PATCH_PX, row.similarity.shape[0] * PATCH_PX, 0)
@@ -146,7 +146,7 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
         for panel, name in zip(panels, PANELS, strict=True):
             _finish(panel, name, image, point, size_px)
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))
-        bar.ax.tick_params(colors=_FOREGROUND, labelsize=9)
+        bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
     return write_png(figure, out)
 
 
@@ -175,11 +175,11 @@ def _finish(axes: Axes, title: str, image: ImageSlice, point: tuple[int, int], s
     height, width = size_px
     y, x = ((p + 0.5) * n_px / n for p, n, n_px in zip(point, image.pixels.shape[1:], size_px, strict=True))
     corner = (x // PATCH_PX * PATCH_PX, y // PATCH_PX * PATCH_PX)
-    axes.add_patch(Rectangle(corner, PATCH_PX, PATCH_PX, fill=False, edgecolor=_MARK, linewidth=1.4))
+    axes.add_patch(Rectangle(corner, PATCH_PX, PATCH_PX, fill=False, edgecolor=MARK, linewidth=1.4))
     arm = max(size_px) / 40
     for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        axes.plot([x + dx * arm, x + 2.2 * dx * arm], [y + dy * arm, y + 2.2 * dy * arm], color=_MARK, linewidth=1.6)
+        axes.plot([x + dx * arm, x + 2.2 * dx * arm], [y + dy * arm, y + 2.2 * dy * arm], color=MARK, linewidth=1.6)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.set_title(title, color=_FOREGROUND, fontsize=10, pad=4)
+    axes.set_title(title, color=FOREGROUND, fontsize=10, pad=4)
     axes.set_axis_off()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.colours import BACKGROUND, FOREGROUND
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization import CT_WINDOW_HU, write_png
 from pretraining.corpus import manifest
@@ -21,7 +22,7 @@ from pretraining.corpus.manifest import read_corpus, read_table
 from pretraining.corpus.store import open_volume
 
 _TILES, _COLUMNS = 40, 8
-_BACKGROUND, _FOREGROUND, _BAR = "#101014", "#E8E8E8", "#56B4E9"
+_BAR = "#56B4E9"
 _SHADE = (0.34, 0.71, 0.91, 0.45)
 """Red, green, blue and opacity."""
 _TILE_INCH, _DPI = 1.9, 110
@@ -108,13 +109,13 @@ def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     height = rows * (_TILE_INCH + 0.35) + 0.5
-    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=_BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=BACKGROUND, dpi=_DPI)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.04, hspace=0.32)
     for number, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
         axes.set_axis_off()
         if number < len(tiles):
             _draw_tile(axes, tiles[number])
-    figure.suptitle(title, color=_FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
+    figure.suptitle(title, color=FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
     return write_png(figure, path)
 
 
@@ -128,12 +129,12 @@ def _draw_tile(axes: Axes, tile: Tile) -> None:
     for top, left, height, width, colour in tile.boxes:
         corner = (left - 0.5, top - 0.5)  # pixel centres are whole numbers
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2))
-    axes.set_title(tile.title, color=tile.colour or _FOREGROUND, fontsize=6.5, pad=2)
+    axes.set_title(tile.title, color=tile.colour or FOREGROUND, fontsize=6.5, pad=2)
 
 
 def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
     """Write the histograms of an inspection and return the path."""
-    figure = Figure(figsize=(14, 8), facecolor=_BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(14, 8), facecolor=BACKGROUND, dpi=_DPI)
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.9, wspace=0.24, hspace=0.5)
     panels = figure.subplots(2, 3).ravel()
     spacing, body = inspection["spacing"], inspection["body"]
@@ -150,7 +151,7 @@ def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
     for axes in panels:
         _style(axes)
     title = f"{inspection['volumes']} volumes, {inspection['slices']} slices"
-    figure.suptitle(title, color=_FOREGROUND, fontsize=12)
+    figure.suptitle(title, color=FOREGROUND, fontsize=12)
     return write_png(figure, path)
 
 
@@ -179,13 +180,13 @@ def _draw_intensities(axes: Axes, histogram: Mapping[str, Any], label: str) -> N
 
 
 def _style(axes: Axes) -> None:
-    axes.set_facecolor(_BACKGROUND)
-    axes.tick_params(colors=_FOREGROUND, labelsize=8)
+    axes.set_facecolor(BACKGROUND)
+    axes.tick_params(colors=FOREGROUND, labelsize=8)
     for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set_color(_FOREGROUND)
+        text.set_color(FOREGROUND)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(_FOREGROUND)
+        spine.set_color(FOREGROUND)
 
 
 def short_name(name: str) -> str:

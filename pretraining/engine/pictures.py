@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunetv2_meddino.colours import BACKGROUND, FOREGROUND, MARK
 from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
 from nnunetv2_meddino.visualization import CT_WINDOW_HU, write_png
 from pretraining.engine.whole_slices import WholeSlice
@@ -23,7 +24,6 @@ BODY_ABOVE = 0.05
 """Mean of a patch on the unit scale that counts as body: air is 0, aerated lung 0.05 to 0.1 under the CT rule."""
 
 _COLUMNS = 2
-_BACKGROUND, _FOREGROUND, _MARK = "#101014", "#E8E8E8", "#FF3B30"
 _PANEL_INCH, _GAP_INCH, _TOP_INCH, _BAR_INCH, _DPI = 2.6, 0.08, 0.45, 0.75, 100
 _ROW_INCH = _PANEL_INCH + 0.35
 _TRIPLE_INCH = 3 * (_PANEL_INCH + _GAP_INCH) + 0.25
@@ -53,10 +53,10 @@ def save_pictures(
     means = [patch_means(whole, (grid.shape[0], grid.shape[1])) for whole, grid in zip(slices, grids, strict=True)]
     colours, explained = pooled_colours(grids, means)
     height = -(-len(slices) // _COLUMNS) * _ROW_INCH + _TOP_INCH
-    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=_BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=BACKGROUND, dpi=_DPI)
     shares = " + ".join(f"{100 * share:.0f}" for share in explained)
     title = f"step {step:,}   |   PCA explains {shares} % of the variance of the body's patches"
-    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=_FOREGROUND, fontsize=13, va="center")
+    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=FOREGROUND, fontsize=13, va="center")
 
     def axes(x: float, y: float, width: float) -> Axes:
         return figure.add_axes((x / _WIDTH_INCH, y / height, width / _WIDTH_INCH, _PANEL_INCH / height))
@@ -69,7 +69,7 @@ def save_pictures(
         point = body_centre(means[number])
         shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
     bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
-    figure.colorbar(shown, cax=bar, extend="min").ax.tick_params(colors=_FOREGROUND, labelsize=9)
+    figure.colorbar(shown, cax=bar, extend="min").ax.tick_params(colors=FOREGROUND, labelsize=9)
     return write_png(figure, folder / f"step_{step:08d}.png")
 
 
@@ -142,9 +142,9 @@ def _draw(
     shown = panels[2].imshow(similarity, extent=extent, interpolation="nearest", vmin=0, vmax=1)
     row, column = point
     for axes, title in zip(panels, (whole.name, "PCA", "similarity to the point"), strict=True):
-        box = Rectangle((column * side, row * side), side, side, fill=False, edgecolor=_MARK, linewidth=1.2)
+        box = Rectangle((column * side, row * side), side, side, fill=False, edgecolor=MARK, linewidth=1.2)
         axes.add_patch(box)
-        axes.set_title(title, color=_FOREGROUND, fontsize=8.5, pad=3)
+        axes.set_title(title, color=FOREGROUND, fontsize=8.5, pad=3)
         axes.set_anchor("N")
         axes.set_axis_off()
     return shown

@@ -184,7 +184,20 @@ def test_files_that_do_not_lie_on_one_another_are_not_drawn(folders, tmp_path):
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     (tmp_path / SECOND / "imagesTr").mkdir(parents=True)
     sitk.WriteImage(image, str(tmp_path / SECOND / "imagesTr" / "case_000_0000.nii.gz"))
-    with pytest.raises(DataError, match=r"Size or direction differ .*image \(44, 40, 8\) \(-1.0, "):
+    with pytest.raises(
+        DataError, match=r"Size or direction .*differ .*image \(8, 40, 44\) \[\[0.0, 0.0, 1.0\], \[0.0, -1.0"
+    ):
+        draw_case(dataset, WorstCase("case_000", ""), short_names([STOCK, OURS]), elsewhere, tmp_path / "a.png")
+
+
+def test_a_damaged_image_is_not_drawn(folders, tmp_path):
+    (dataset,) = collect(Selection((SECOND,)), folders)
+    elsewhere = Folders(tmp_path, folders.preprocessed, folders.results)
+    name = Path(SECOND, "imagesTr", "case_000_0000.nii.gz")
+    content = (folders.raw / name).read_bytes()
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"case_000_0000\.nii\.gz cannot be read"):
         draw_case(dataset, WorstCase("case_000", ""), short_names([STOCK, OURS]), elsewhere, tmp_path / "a.png")
 
 

@@ -17,13 +17,13 @@ import pytest
 from matplotlib import colors, image
 from rich.console import Console
 
+from nnunetv2_meddino.colours import COLOURS
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
 from nnunetv2_meddino.errors import BusyError, DataError, DemoError
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.processes import BarWatch, PredictionWatch, TrainingWatch
-from nnunetv2_meddino.visualization import COLOURS
 
 # Leaves what the real commands leave, fails or hangs on request, and keeps a diary of how it was called.
 STAND_IN = f"""#!{sys.executable}
@@ -311,6 +311,20 @@ def test_a_folder_that_is_no_raw_data_set_is_refused(stage: Stage, real_data: Pa
     with pytest.raises(DataError, match=message):
         stage.play(folder)
     assert not stage.work_dir.exists()
+
+
+def test_damaged_files_of_a_data_set_are_named_before_anything_is_planned(stage: Stage, real_data: Path) -> None:
+    image, label = real_data / "imagesTr" / "phantomTr_000_0000.nii.gz", real_data / "labelsTr" / "phantomTr_002.nii.gz"
+    whole = {file: file.read_bytes() for file in (image, label)}
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"(?s)2 of \d+ files.*phantomTr_000_0000\.nii.*phantomTr_002\.nii"):
+        stage.play(real_data)
+    assert stage.called() == []
+    for file, content in whole.items():
+        file.write_bytes(content)
+    stage.play(real_data)
+    assert stage.called()[:2] == ["plan_and_preprocess", "train"]
 
 
 def test_training_output_is_told_as_epochs_loss_and_dice(tmp_path: Path) -> None:

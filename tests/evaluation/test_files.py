@@ -237,3 +237,12 @@ def test_folders_and_files_are_not_mixed_and_must_exist(tmp_path):
 def test_the_name_of_a_case_keeps_its_dots():
     assert case_name(Path("x/patient.1.NII.GZ")) == "patient.1"
     assert case_name(Path("patient.1.dcm")) == "patient.1"
+
+
+def test_a_label_map_that_is_stored_with_a_scale_has_the_labels_that_the_header_means(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(LABELS.T, AFFINE), tmp_path / "case.nii")
+    content = bytearray((tmp_path / "case.nii").read_bytes())
+    content[112:120] = np.array([2, 1], "<f4").tobytes()  # scl_slope, scl_inter
+    (tmp_path / "case.nii").write_bytes(content)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "case.nii")), LABELS * 2 + 1)
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "case.nii").labels, LABELS * 2 + 1)

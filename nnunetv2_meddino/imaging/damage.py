@@ -1,0 +1,81 @@
+"""Damage that SimpleITK 2.5 does not report in the formats that it reads: zeros or fewer slices, and no error."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+from isal import igzip
+from PIL import Image as Pillow
+
+GZIP = b"\x1f\x8b"
+_GIPL_HEADER_BYTES = 256
+_METAIMAGE_HEADER_BYTES = 1 << 16
+
+
+def check_before_simpleitk(path: Path) -> None:
+    """Raise where a JPEG, BMP or TIFF ends early, or where the checksum of a compressed MetaImage is wrong."""
+    name = path.name.lower()
+    if name.endswith((".jpg", ".jpeg", ".bmp")):
+        with Pillow.open(path) as picture:
+            picture.load()  # a truncated one raises
+    elif name.endswith((".tif", ".tiff")):
+        _check_tiff(path)
+    elif name.endswith((".mha", ".mhd")):
+        _check_metaimage(path)
+
+
+def check_length(path: Path, data_bytes: int) -> None:
+    """Raise where a GIPL or a binary VTK file ends before its voxels do."""
+    name = path.name.lower()
+    if name.endswith((".gipl", ".gipl.gz")):
+        content = path.read_bytes()
+        length = len(igzip.decompress(content) if content[:2] == GZIP else content)
+        needed = _GIPL_HEADER_BYTES + data_bytes
+    elif name.endswith(".vtk"):
+        content = path.read_bytes()
+        start = content.find(b"\n", max(content.find(b"LOOKUP_TABLE"), content.find(b"SCALARS"))) + 1
+        length, needed = len(content), start + data_bytes
+        if b"\nASCII" in content[:512]:
+            return
+    else:
+        return
+    if length < needed:
+        msg = f"{length} bytes where {needed} are declared"
+        raise ValueError(msg)
+
+
+def _check_tiff(path: Path) -> None:
+    """Raise where the chain of pages leads out of the file: the pages after that would be missing without a word."""
+    content = path.read_bytes()
+    order = "<" if content[:2] == b"II" else ">"
+    big = struct.unpack(order + "H", content[2:4]) == (43,)
+    start, count, entry, offset = (8, "Q", 20, "Q") if big else (4, "H", 12, "I")
+    seen: set[int] = set()
+    (page,) = struct.unpack_from(order + offset, content, start)
+    while page and page not in seen:
+        seen.add(page)
+        (entries,) = struct.unpack_from(order + count, content, page)
+        following = page + struct.calcsize(count) + entries * entry
+        (page,) = struct.unpack_from(order + offset, content, following)
+
+
+def _check_metaimage(path: Path) -> None:
+    content = path.read_bytes()
+    fields, end = {}, 0
+    while (stop := content.find(b"\n", end, _METAIMAGE_HEADER_BYTES)) >= 0 and "ElementDataFile" not in fields:
+        key, _, value = content[end:stop].decode("latin-1").partition("=")
+        fields[key.strip()] = value.strip()
+        end = stop + 1
+    file = fields.get("ElementDataFile", "")
+    if fields.get("CompressedData", "").lower() != "true" or file.upper().startswith("LIST") or "%" in file:
+        return
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of zlib or of gzip
+    data = memoryview(content)[end:] if file.upper() == "LOCAL" else (path.parent / file).read_bytes()
+    step = 1 << 24
+    for start in range(0, len(data), step):
+        stream.decompress(data[start : start + step])  # a wrong checksum raises
+    if not stream.eof:
+        msg = "its compressed data end early"
+        raise ValueError(msg)

@@ -1,0 +1,223 @@
+"""Strict reading of images: what is damaged or incomplete is refused, where SimpleITK alone fills in zeros.
+
+Axes are ``(z, y, x)`` in everything that leaves this module. A 2D image is a volume of one slice.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
+from isal import igzip
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.imaging import damage
+from nnunetv2_meddino.imaging.dicom import refuse_other_dicom
+from nnunetv2_meddino.imaging.grid import Grid, affine_grid, simpleitk_grid
+
+PIXEL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Formats whose resolution, where they have one, is that of a printer: a voxel counts as 1 mm, as in nnU-Net."""
+
+_NIFTI_ENDINGS = (".nii.gz", ".nii")
+_NIBABEL_ENDINGS = (".hdr", ".img", ".mgz", ".mgh", ".mnc")
+_UNIT_MM = {1: 1000.0, 2: 1.0, 3: 1e-3}
+"""Code of NIfTI's ``xyzt_units`` (its lowest three bits): metre, millimetre, micrometre; without one, millimetre."""
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image and its grid.
+
+    Attributes:
+        path: The file.
+        channels: ``(C, z, y, x)`` in the type that the file stores, or means where it scales its values.
+        grid: Geometry of the voxels.
+        vector: The channels are the values of one pixel, as in a colour picture, not a series of volumes.
+    """
+
+    path: Path
+    channels: NDArray[Any]
+    grid: Grid
+    vector: bool = False
+
+
+def read_image(path: Path, what: str = "an image") -> Image:
+    """Read an image in any format that SimpleITK or nibabel knows; its values may have any type.
+
+    NIfTI files are decompressed and checked to the last byte. Their geometry is what SimpleITK makes of the header, as
+    in nnU-Net, or the affine where it refuses to; units other than mm count.
+
+    Args:
+        path: The file.
+        what: What is read, for the message.
+
+    Raises:
+        DataError: The file is missing, damaged, in an unknown format, or a DICOM object that is no image.
+    """
+    return _reading(path, what, _read)
+
+
+def read_picture(path: Path) -> Image:
+    """Read an image that is to be looked at or learned from: its values must be real and finite numbers.
+
+    Raises:
+        DataError: As ``read_image``, or a value is no number.
+    """
+    image = read_image(path)
+    if image.channels.dtype.kind not in "biuf":
+        msg = f"{path} holds values of type {image.channels.dtype} where real numbers are expected."
+        raise DataError(msg)
+    if image.channels.dtype.kind == "f":
+        bad = sum(part.size - np.count_nonzero(np.isfinite(part)) for volume in image.channels for part in volume)
+        if bad:
+            msg = (
+                f"{path} holds values that are not finite: {bad} of {image.channels.size} are NaN or infinity. "
+                "Replace them in the file, outside the body by the value of air."
+            )
+            raise DataError(msg)
+    return image
+
+
+def read_grid(path: Path) -> tuple[tuple[int, ...], Grid]:
+    """Return shape, ``(z, y, x)`` with further axes in front, and grid of an image from its header alone.
+
+    Raises:
+        DataError: There is no readable header of an image.
+    """
+    return _reading(path, "an image", _read_header)
+
+
+def _reading(path: Path, what: str, read: Callable[[Path], Read]) -> Read:
+    """Read a file, or raise ``DataError`` with the last line of what went wrong."""
+    if not path.is_file():
+        msg = f"{path} does not exist or is not a file."
+        raise DataError(msg)
+    try:
+        return read(path)
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:  # damaged headers raise anything in nibabel, KeyError and OverflowError among them
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        msg = f"{path} cannot be read as {what} ({reason}). It may be damaged or incomplete: write it again."
+        raise DataError(msg) from error
+
+
+def _read(path: Path) -> Image:
+    name = path.name.lower()
+    if name.endswith(_NIFTI_ENDINGS):
+        return _read_nifti(path)
+    if name.endswith(_NIBABEL_ENDINGS):
+        image: Any = nibabel.load(path)
+        return _with_grid(path, image, np.asanyarray(image.dataobj))
+    return _read_simpleitk(path)
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], Grid]:
+    name = path.name.lower()
+    by_nibabel = name.endswith((*_NIFTI_ENDINGS, *_NIBABEL_ENDINGS))
+    if not by_nibabel:
+        refuse_other_dicom(path)
+    header = _simpleitk_header(path) if not by_nibabel or name.endswith(_NIFTI_ENDINGS) else None
+    if header is not None:
+        return tuple(header.GetSize()[::-1]), simpleitk_grid(header)
+    image: Any = nibabel.load(path)
+    return tuple(image.shape[::-1]), _nibabel_grid(image)
+
+
+def _read_nifti(path: Path) -> Image:
+    content = path.read_bytes()
+    if content[:2] == damage.GZIP:
+        content = igzip.decompress(content)  # verifies length and checksum
+    for image_class in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        if image_class.header_class.may_contain_header(content[:1024]):
+            image = image_class.from_stream(io.BytesIO(content))
+            return _with_grid(path, image, _nifti_values(content, image))
+    msg = "no NIfTI header"
+    raise ValueError(msg)
+
+
+def _nifti_values(content: bytes, image: Any) -> NDArray[Any]:
+    """Return the values of a decompressed file, without copying them where they are stored as they are meant."""
+    if (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0):  # the header of a loaded image has lost them
+        return np.asanyarray(image.dataobj)
+    count, dtype = math.prod(image.shape), image.header.get_data_dtype()
+    return np.frombuffer(content, dtype, count, offset=int(image.dataobj.offset)).reshape(image.shape, order="F")
+
+
+def _with_grid(path: Path, image: Any, values: NDArray[Any]) -> Image:
+    """Return values in nibabel's order of axes as an image, with its geometry."""
+    vector = bool(values.dtype.names) or values.ndim > 4  # red, green, blue; NIfTI's fifth dimension
+    if values.dtype.names:
+        values = np.stack([values[name] for name in values.dtype.names], axis=-1)
+        values = values.reshape(*values.shape[:-1], *[1] * (4 - values.ndim), values.shape[-1])
+    channels = _as_channels(values.T)
+    header = _simpleitk_header(path)
+    return Image(path, channels, _nibabel_grid(image) if header is None else simpleitk_grid(header), vector)
+
+
+def _simpleitk_header(path: Path) -> sitk.ImageFileReader | None:
+    """Return what SimpleITK makes of a header; None: not a format it knows, or axes that are not perpendicular."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return reader
+
+
+def _nibabel_grid(image: Any) -> Grid:
+    units = int(image.header["xyzt_units"]) & 7 if isinstance(image.header, nibabel.Nifti1Header) else 0
+    return affine_grid(np.asarray(image.affine, np.float64), _UNIT_MM.get(units, 1.0))
+
+
+def _read_simpleitk(path: Path) -> Image:
+    refuse_other_dicom(path)
+    damage.check_before_simpleitk(path)
+    image = sitk.ReadImage(str(path))
+    values = sitk.GetArrayFromImage(image)
+    damage.check_length(path, values.nbytes)
+    in_plane = image.GetDimension() == 2
+    vector = image.GetNumberOfComponentsPerPixel() > 1
+    if vector:
+        values = np.moveaxis(values, -1, 0)
+        values = values[:, np.newaxis] if in_plane else values
+    channels = _as_channels(values)
+    if path.name.lower().endswith(PIXEL_ENDINGS):
+        grid = Grid(_pixel_spacing(path), (0.0, 0.0, 0.0), np.eye(3)[::-1], in_plane=in_plane)
+        return Image(path, channels, grid, vector)
+    return Image(path, channels, simpleitk_grid(image), vector)
+
+
+def _pixel_spacing(path: Path) -> tuple[float, float, float]:
+    """Return the spacing that nnU-Net keeps in a JSON file beside a TIFF, else 1 mm."""
+    beside = path.with_suffix(".json")
+    if not path.name.lower().endswith((".tif", ".tiff")) or not beside.is_file():
+        return 1.0, 1.0, 1.0
+    spacing = json.loads(beside.read_text()).get("spacing", [])
+    if len(spacing) != 3 or not all(isinstance(s, (int, float)) and s > 0 for s in spacing):
+        msg = f"{beside.name} beside it must give a spacing of three positive numbers, not {spacing}"
+        raise ValueError(msg)
+    z, y, x = (float(s) for s in spacing)
+    return z, y, x
+
+
+def _as_channels(values: NDArray[Any]) -> NDArray[Any]:
+    """Return ``(..., z, y, x)`` as ``(C, z, y, x)``, a view where the memory allows it; a picture is one slice."""
+    if values.ndim == 2:
+        values = values[np.newaxis]
+    if values.ndim < 3 or 0 in values.shape:
+        msg = f"an array of shape {values.shape} where a volume or a slice is expected"
+        raise ValueError(msg)
+    return values.reshape(-1, *values.shape[-3:])
