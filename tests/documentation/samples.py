@@ -1,0 +1,65 @@
+"""What the pages show besides commands: Python, records, layouts. Each is tried by what reads it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from nnunetv2_meddino.overlays import load_overlay
+from pretraining.corpus.sources import load_source_file
+from tests.conftest import PROJECT
+from tests.documentation.dry import Dry
+from tests.documentation.pages import Block
+from tests.documentation.programs import DocumentationError
+from tests.documentation.world import World
+
+LAYOUTS = {"docs/architecture.md": "the layout of the tree"}
+"""Pages whose ``text`` blocks are no commands, and what they are instead."""
+
+_FILE = re.compile(r"[\w./]+\.(?:py|cfg|toml)\b|\.ci/run")
+
+
+def try_sample(block: Block, world: World, dry: Dry) -> str:
+    """Try a block that holds no commands; return how.
+
+    Raises:
+        DocumentationError: It is wrong, or nothing is known that reads it.
+    """
+    file = world.work / f"sample.{block.language}"
+    file.write_text(world.text_of(block.text))
+    if block.language == "python":
+        return _python(block, world, dry)
+    if block.language == "yaml":
+        load_source_file(file)
+        return "read"
+    if block.language == "json":
+        load_overlay(file)
+        return "read"
+    if block.language == "text" and block.page in LAYOUTS:
+        _check_layout(block.text)
+        return "not a command"
+    msg = f"no test knows what a block of {block.language or 'no language'} is on this page"
+    raise DocumentationError(msg)
+
+
+def _python(block: Block, world: World, dry: Dry) -> str:
+    """Execute it; the accelerator is the CPU."""
+    dry.used = False
+    before = Path.cwd()
+    os.chdir(world.work)
+    try:
+        code = world.text_of(block.text)
+        exec(compile(code.replace('"cuda"', '"cpu"'), f"{block.page}:{block.line}", "exec"), {})
+    finally:
+        os.chdir(before)
+    return "dry" if dry.used else "run"
+
+
+def _check_layout(text: str) -> None:
+    """Every file that is named must be there."""
+    files = [path.relative_to(PROJECT).as_posix() for path in PROJECT.rglob("*") if path.is_file()]
+    absent = [name for name in _FILE.findall(text) if not any(f"/{file}".endswith(f"/{name}") for file in files)]
+    if absent:
+        msg = f"the tree has no {', '.join(absent)}"
+        raise DocumentationError(msg)
