@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from nnunetv2_meddino.trainers.model_folder import (
     restore_rng,
     rng_state,
 )
+from nnunetv2_meddino.trainers.moving_average import mend_logged_average
 from nnunetv2_meddino.trainers.schedules import Rate, Schedule, polynomial
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.seen import with_counts
@@ -204,6 +206,20 @@ class PluginTrainer(nnUNetTrainer):
                 raise DataError(msg)
         return super().train_step(batch)
 
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the epoch's scores; one without foreground leaves the moving average where it was, not at NaN."""
+        super().on_validation_epoch_end(val_outputs)
+        mend_logged_average(self.logger.get_checkpoint())
+
+    def on_epoch_end(self) -> None:
+        """End the epoch as nnU-Net does; a best score that is NaN, which nothing exceeds, counts as none."""
+        super().on_epoch_end()
+        self._forget_undefined_best()
+
+    def _forget_undefined_best(self) -> None:
+        if self._best_ema is not None and math.isnan(self._best_ema):
+            self._best_ema = None
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, then write surface metrics beside its ``summary.json``."""
         super().perform_actual_validation(save_probabilities)
@@ -228,9 +244,15 @@ class PluginTrainer(nnUNetTrainer):
             Path(temporary).replace(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Resume from, or validate, a checkpoint, with the architecture that it was trained with."""
+        """Resume from, or validate, a checkpoint, with the architecture that it was trained with.
+
+        NaN in the moving average and the best score of a checkpoint that stock nnU-Net or an older version wrote are
+        mended, so that ``checkpoint_best`` is written again.
+        """
         if not self.was_initialized:
             self._architecture = checkpoint_architecture(Path(filename_or_checkpoint), self.configuration_name)
         super().load_checkpoint(filename_or_checkpoint)
+        mend_logged_average(self.logger.get_checkpoint())
+        self._forget_undefined_best()
         if self.local_rank == 0:
             self._resumed_rng = self.my_init_kwargs.get(PROVENANCE, {}).get("rng")
