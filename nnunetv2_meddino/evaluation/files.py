@@ -343,7 +343,7 @@ def _check_whole_numbers(labels: NDArray[Any], path: Path) -> None:
         bad = part[(part != np.rint(part)) | ~(np.abs(part) < 2**31)]
         if bad.size:
             msg = (
-                f"{path} holds the value {bad[0]:g}; a segmentation holds whole numbers. Is it an image, a probability "
+                f"{path} holds the value {bad[0]!s}; a segmentation holds whole numbers. Is it an image, a probability "
                 "map, or a segmentation that was resampled with linear interpolation?"
             )
             raise DataError(msg)
