@@ -98,8 +98,7 @@ def draw_case(
 
 
 def _prediction(row: MethodResults, case: str, ending: str) -> Path:
-    files = [folder / "validation" / f"{case}{ending}" for folder in row.folds.values()]
-    return next((file for file in files if file.is_file()), files[0])
+    return row.folds[row.fold_of[case]] / "validation" / f"{case}{ending}"
 
 
 def _read(path: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:

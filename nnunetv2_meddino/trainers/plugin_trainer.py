@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
-from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation
+from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.json_files import read_json
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
 from nnunetv2_meddino.trainers.model_folder import (
@@ -61,6 +61,9 @@ class PluginTrainer(nnUNetTrainer):
     iterations_per_epoch = 250
     validation_iterations_per_epoch = 50
     """Length of the training (nnU-Net's)."""
+
+    _best_ema: float | None
+    """Best moving average of the pseudo Dice so far (nnU-Net's, which declares no type)."""
 
     def __init__(
         self,
@@ -224,16 +227,21 @@ class PluginTrainer(nnUNetTrainer):
         """Validate as nnU-Net does, then write surface metrics beside its ``summary.json``."""
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
+            _, cases = self.do_split()
             file = evaluate_validation(
                 Path(self.output_folder) / "validation",
                 Path(self.preprocessed_dataset_folder_base) / "gt_segmentations",
                 self.dataset_json,
+                cases=[str(case) for case in cases],
                 processes=default_num_processes,
             )
-            means = read_json(file, DataError)["foreground_mean"]
-            for key in LOGGED:
-                self.print_to_log_file(f"Mean Validation {key}: {means[key]}", also_print_to_console=True)
-                self.logger.log_summary(f"final_val/{key}", means[key])
+            content = read_json(file, DataError)
+            for line in mean_lines(content):
+                self.print_to_log_file(line, also_print_to_console=True)
+            for remark in [*(failure["message"] for failure in content["failed"]), *content["notes"]]:
+                self.print_to_log_file(remark, also_print_to_console=False)  # the console has it as a warning
+            for key in content["foreground_mean"].keys() & set(LOGGED):
+                self.logger.log_summary(f"final_val/{key}", content["foreground_mean"][key])
 
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, with the random state (stochastic depth), under a temporary name first."""

@@ -427,3 +427,48 @@ def test_a_resumed_training_is_cured_of_a_moving_average_of_nan(nnunet_home, ran
     end_epoch(resumed, 3)
     assert best.is_file()
     assert resumed._best_ema == pytest.approx(0.9 * second + 0.1 * 6 / 7, rel=1e-12)
+
+
+def validate(trainer, monkeypatch, damaged: int) -> list[str]:
+    """Validate with perfect predictions, the first ``damaged`` of which cannot be read; return what the log says."""
+    truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+    validation = Path(trainer.output_folder) / "validation"
+    validation.mkdir()
+    _, cases = trainer.do_split()
+    for case in cases:
+        (validation / f"{case}.nii.gz").write_bytes((truth / f"{case}.nii.gz").read_bytes())
+    for case in cases[:damaged]:
+        (validation / f"{case}.nii.gz").write_bytes(b"damaged")
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, save_probabilities: None)
+    trainer.perform_actual_validation()
+    return [line.rstrip() for line in Path(trainer.log_file).read_text().splitlines()]
+
+
+def test_the_log_tells_of_cases_that_could_not_be_evaluated(nnunet_home, random_tiny, monkeypatch):
+    trainer = make_trainer(nnunet_home, fold="all")
+    log = validate(trainer, monkeypatch, damaged=2)
+    assert any(
+        line.endswith("Mean Validation NSD_voxel_1mm: 1.0 over 3 of 5 cases; not evaluated: disc_000, disc_001")
+        for line in log
+    )
+    assert any("disc_001.nii.gz cannot be read" in line for line in log)
+
+
+def test_a_fold_of_which_nothing_can_be_evaluated_ends_well(nnunet_home, random_tiny, monkeypatch):
+    trainer = make_trainer(nnunet_home)
+    log = validate(trainer, monkeypatch, damaged=5)
+    assert any("No surface metrics: none of 1 validation cases could be evaluated: disc_" in line for line in log)
+
+
+def test_a_training_scores_its_own_validation_list_only(nnunet_home, random_tiny, monkeypatch):
+    """The list is that of ``do_split``, which a trainer may have changed."""
+    trainer = make_trainer(nnunet_home, fold="all")
+    monkeypatch.setattr(trainer, "do_split", lambda: ([], ["disc_002"]))
+    others = Path(trainer.output_folder) / "validation"
+    validate(trainer, monkeypatch, damaged=0)
+    stale = (others / "disc_002.nii.gz").read_bytes()
+    (others / "disc_004.nii.gz").write_bytes(stale)
+    trainer.perform_actual_validation()
+    content = json.loads((others / "surface_metrics.json").read_text())
+    assert [case["case"] for case in content["metric_per_case"]] == ["disc_002"]
+    assert "summary.json counts them: disc_004." in Path(trainer.log_file).read_text()
