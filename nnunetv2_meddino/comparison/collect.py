@@ -20,7 +20,12 @@ from nnunetv2_meddino.comparison.folders import (
 from nnunetv2_meddino.comparison.model import ModelFacts, Training, read_model, read_training
 from nnunetv2_meddino.comparison.scores import Scores, pool, read_scores
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.evaluation.validation import SURFACE_METRICS, evaluate_validation
+from nnunetv2_meddino.evaluation.validation import (
+    SURFACE_METRICS,
+    evaluate_validation,
+    unlisted_cases,
+    validation_cases,
+)
 from nnunetv2_meddino.json_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -62,6 +67,7 @@ class MethodResults:
         method: Trainer, plans, configuration.
         folds: Folder of every pooled fold, by its name.
         scores: All cases of these folds, each once.
+        fold_of: Name of the fold whose prediction is scored, by case.
         trainings: How far each of the folds was trained.
         model: Network and resolution.
         remarks: What is missing or odd in the folders, each a sentence without its subject.
@@ -70,6 +76,7 @@ class MethodResults:
     method: Method
     folds: dict[str, Path]
     scores: Scores
+    fold_of: dict[str, str]
     trainings: dict[str, Training]
     model: ModelFacts
     remarks: tuple[str, ...]
@@ -183,6 +190,7 @@ def _method(
     remarks: list[str] = []
     parts: list[Scores] = []
     pooled: dict[str, Path] = {}
+    fold_of: dict[str, str] = {}
     for fold in wanted:
         folder = present.get(fold)
         if folder is None:
@@ -190,12 +198,11 @@ def _method(
         elif not (folder / "validation" / "summary.json").is_file():
             remarks.append(f"has no finished validation of fold {fold}")
         else:
-            scores, failed = read_scores(_surface_metrics(name, model_folder, folder, folders, processes, report))
-            if failed:
-                remarks.append(f"has cases in fold {fold} that could not be evaluated: {', '.join(failed)}")
-            twice = sorted(set(scores.cases) & {case for part in parts for case in part.cases})
-            if twice:
+            scores, found = _fold(name, model_folder, folder, folders, processes, report)
+            remarks += found
+            if twice := sorted(fold_of.keys() & set(scores.cases)):
                 remarks.append(f"has cases in several folds, of which the first counts: {', '.join(twice)}")
+            fold_of = dict.fromkeys(scores.cases, fold) | fold_of
             parts.append(scores)
             pooled[fold] = folder
     if not parts or not any(part.cases for part in parts):
@@ -204,25 +211,43 @@ def _method(
         method=method,
         folds=pooled,
         scores=pool(parts),
+        fold_of=fold_of,
         trainings={fold: read_training(folder) for fold, folder in pooled.items()},
         model=read_model(model_folder, method),
         remarks=tuple(remarks),
     )
 
 
-def _surface_metrics(
+def _fold(
     name: str, model_folder: Path, fold_folder: Path, folders: Folders, processes: int, report: Report
-) -> Path:
-    """Return the surface metrics of a fold; compute them where they are missing or older than the validation."""
+) -> tuple[Scores, list[str]]:
+    """Return the scores of a fold's validation cases, and remarks on its folder.
+
+    Surface metrics are computed where they are missing, older than the validation, or not of all its cases alone.
+    """
     validation = fold_folder / "validation"
+    gt = folders.preprocessed / name / "gt_segmentations"
+    fold = fold_folder.name.removeprefix("fold_")
+    dataset_json = read_json(model_folder / "dataset.json", DataError, RESTORE_DATASET)
+    listed = validation_cases(validation, gt, dataset_json["file_ending"])
     path = validation / SURFACE_METRICS
-    summary = validation / "summary.json"
-    if not path.is_file() or path.stat().st_mtime < summary.stat().st_mtime:
+    current = path.is_file() and path.stat().st_mtime >= (validation / "summary.json").stat().st_mtime
+    scores, failed = read_scores(path) if current else (None, [])
+    if scores is None or failed or (listed is not None and set(scores.cases) != set(listed)):
         report(f"{name}: surface metrics of {model_folder.name}, {fold_folder.name}")
-        evaluate_validation(
-            validation,
-            folders.preprocessed / name / "gt_segmentations",
-            read_json(model_folder / "dataset.json", DataError, RESTORE_DATASET),
-            processes=processes,
+        evaluate_validation(validation, gt, dataset_json, cases=listed, processes=processes)
+        scores, failed = read_scores(path)
+    remarks = []
+    if failed:
+        remarks.append(f"has cases in fold {fold} that could not be evaluated: {', '.join(failed)}")
+    if listed is None:
+        remarks.append(
+            f"has a fold {fold} whose validation list is not known ({gt.parent / 'splits_final.json'} is missing): "
+            "every prediction in it counts"
         )
-    return path
+    elif others := unlisted_cases(validation, dataset_json["file_ending"], listed):
+        remarks.append(
+            f"has predictions in fold {fold} that are not scored, for its validation list does not name their cases: "
+            f"{', '.join(others)}"
+        )
+    return scores, remarks

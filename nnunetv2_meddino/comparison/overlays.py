@@ -105,8 +105,7 @@ def draw_case(
 
 
 def _prediction(row: MethodResults, case: str, ending: str) -> Path:
-    files = [folder / "validation" / f"{case}{ending}" for folder in row.folds.values()]
-    return next((file for file in files if file.is_file()), files[0])
+    return row.folds[row.fold_of[case]] / "validation" / f"{case}{ending}"
 
 
 def _check_same_grid(grids: Mapping[str, tuple[tuple[int, ...], Grid]]) -> None:

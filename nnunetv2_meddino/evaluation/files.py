@@ -5,7 +5,6 @@ Axes are ``(z, y, x)`` in everything that leaves this module. A 2D image is a vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,8 @@ class Pair:
         case: Its name.
         reference: What is right.
         prediction: What is evaluated.
-        aligned: The arrays are known to lie on one another: origin and direction in the headers need not agree.
+        aligned: The arrays are known to lie on one another, whatever the reference's header says: only their shapes
+            are compared, and the voxel size is the prediction's.
     """
 
     case: str
@@ -104,21 +104,21 @@ def read_segmentation(path: Path) -> Segmentation:
 def check_same_grid(reference: Segmentation, prediction: Segmentation, *, aligned: bool = False) -> None:
     """Raise ``DataError``, with both files and all values, where two segmentations do not lie on the same grid.
 
-    ``aligned`` leaves out origin and direction.
+    ``aligned`` compares the shapes alone.
     """
     a, b = reference.grid, prediction.grid
     differences = []
     if reference.labels.shape != prediction.labels.shape:
         differences.append(f"shape (z, y, x) {reference.labels.shape} and {prediction.labels.shape}")
-    else:
+    elif not aligned:
         first = 1 if a.in_plane or b.in_plane else 0
         spacing_a, spacing_b = np.array(a.spacing_mm), np.array(b.spacing_mm)
         if (np.abs(spacing_b - spacing_a) > SPACING_TOLERANCE * spacing_a)[first:].any():
             differences.append(f"spacing (z, y, x) {_numbers(a.spacing_mm)} and {_numbers(b.spacing_mm)} mm")
-        if not aligned and np.abs(b.directions - a.directions)[first:].max() > DIRECTION_TOLERANCE:
+        if np.abs(b.directions - a.directions)[first:].max() > DIRECTION_TOLERANCE:
             differences.append(f"direction (z; y; x) {_matrix(a.directions)} and {_matrix(b.directions)}")
         shift = a.directions @ (np.array(b.origin_mm) - np.array(a.origin_mm)) / spacing_a
-        if not aligned and np.abs(shift)[first:].max() > ORIGIN_TOLERANCE:
+        if np.abs(shift)[first:].max() > ORIGIN_TOLERANCE:
             differences.append(f"origin {_numbers(a.origin_mm)} and {_numbers(b.origin_mm)} mm")
     if differences:
         msg = (
@@ -136,16 +136,12 @@ def case_name(path: Path) -> str:
     return path.stem
 
 
-def pair_files(
-    reference: Path, prediction: Path, *, endings: Sequence[str] = ENDINGS, only_predicted: bool = False
-) -> Pairing:
+def pair_files(reference: Path, prediction: Path) -> Pairing:
     """Find the cases of two folders by the names of their files without endings, or make one case of two files.
 
     Args:
         reference: File or folder; subfolders are not looked into.
         prediction: The same kind.
-        endings: Endings of file names that count.
-        only_predicted: References without a prediction are no failures.
 
     Raises:
         DataError: A path does not exist, one is a file and the other a folder, or a folder holds no segmentation.
@@ -160,9 +156,9 @@ def pair_files(
         raise DataError(msg)
     if not reference.is_dir():
         return Pairing([Pair(case_name(reference), reference, prediction)])
-    references, predictions = _cases(reference, endings), _cases(prediction, endings)
+    references, predictions = _cases(reference), _cases(prediction)
     pairing = Pairing([])
-    for case in sorted(references if not only_predicted else references.keys() & predictions.keys()):
+    for case in sorted(references):
         files = [*references[case], *predictions.get(case, [])]
         if case not in predictions:
             pairing.failures.append(Failure(case, f"{files[0]} has no prediction in {prediction}."))
@@ -176,13 +172,13 @@ def pair_files(
     return pairing
 
 
-def _cases(folder: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
+def _cases(folder: Path) -> dict[str, list[Path]]:
     cases: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(tuple(endings)) and not path.name.startswith("."):
+        if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."):
             cases.setdefault(case_name(path), []).append(path)
     if not cases:
-        msg = f"{folder} holds no segmentation (a file that ends in one of {', '.join(endings)})."
+        msg = f"{folder} holds no segmentation (a file that ends in one of {', '.join(ENDINGS)})."
         raise DataError(msg)
     return cases
 
@@ -197,7 +193,7 @@ def _check_whole_numbers(labels: NDArray[Any], path: Path) -> None:
         bad = part[(part != np.rint(part)) | ~(np.abs(part) < 2**31)]
         if bad.size:
             msg = (
-                f"{path} holds the value {bad[0]:g}; a segmentation holds whole numbers. Is it an image, a probability "
+                f"{path} holds the value {bad[0]!s}; a segmentation holds whole numbers. Is it an image, a probability "
                 "map, or a segmentation that was resampled with linear interpolation?"
             )
             raise DataError(msg)

@@ -206,7 +206,8 @@ def evaluate_pair(pair: Pair, labels: LabelSet, tolerances_mm: Mapping[str, tupl
     try:
         reference, prediction = read_segmentation(pair.reference), read_segmentation(pair.prediction)
         check_same_grid(reference, prediction, aligned=pair.aligned)
-        z, y, x = (round(s, SPACING_DECIMALS) for s in reference.grid.spacing_mm)
+        measured = prediction if pair.aligned else reference
+        z, y, x = (round(s, SPACING_DECIMALS) for s in measured.grid.spacing_mm)
         try:
             metrics = evaluate_case(
                 reference.labels,

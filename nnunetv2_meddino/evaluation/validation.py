@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_meddino.evaluation.files import pair_files
+import numpy as np
+
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing
 from nnunetv2_meddino.evaluation.folders import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances, evaluate_files
 from nnunetv2_meddino.evaluation.reports import write_reports
 
@@ -26,19 +29,23 @@ def evaluate_validation(
     gt_folder: Path,
     dataset_json: Mapping[str, Any],
     *,
+    cases: Collection[str] | None = None,
     tolerances_mm: Tolerances = DEFAULT_TOLERANCES_MM,
     processes: int = 1,
 ) -> Path:
-    """Evaluate every prediction in a fold's validation folder, as nnU-Net does, with surface metrics.
+    """Evaluate the predictions of a fold's validation cases with surface metrics, each on the grid of its image.
 
-    Cases that cannot be evaluated are logged and listed in the file. ``summary.json`` is not touched. Call it on one
-    rank only. Origin and direction in the headers are not compared: the predictions have those of the images, which
-    nnU-Net has laid on the references voxel by voxel, whatever their headers say.
+    nnU-Net leaves predictions of an earlier split in the folder, and the fold may have been trained on their cases:
+    they are not scored, and a note names them. Cases that cannot be evaluated are logged and listed in the file.
+    ``summary.json`` is not touched. Call it on one rank only. Of the references' headers only the shape counts:
+    nnU-Net has laid the labels on the images voxel by voxel, and predictions have the images' spacing.
 
     Args:
         validation_folder: ``fold_X/validation``.
         gt_folder: ``nnUNet_preprocessed/DatasetXXX_Name/gt_segmentations``.
         dataset_json: Content of ``dataset.json``: labels, regions, ignore label and file ending.
+        cases: The fold's validation cases. None: those of ``validation_cases``; where nothing tells them, every
+            prediction is scored and a note says so.
         tolerances_mm: Tolerances of NSD.
         processes: Spawned processes; each imports the script that trains.
 
@@ -47,13 +54,35 @@ def evaluate_validation(
 
     Raises:
         ConfigurationError: ``dataset_json`` declares no usable classes, or a tolerance makes no sense.
-        DataError: A folder is missing or holds no segmentation.
+        DataError: A folder is missing, ``splits_final.json`` is damaged, or no case is known and none predicted.
     """
     labels = LabelSet.from_json(dataset_json, "dataset.json")
-    endings = (dataset_json["file_ending"].lower(),)
-    pairing = pair_files(gt_folder, validation_folder, endings=endings, only_predicted=True)
-    pairing = replace(pairing, pairs=[replace(pair, aligned=True) for pair in pairing.pairs])
-    evaluation = evaluate_files(pairing, labels, tolerances_mm, processes=processes)
+    ending = dataset_json["file_ending"]
+    predicted = _case_names(validation_folder, ending)
+    _case_names(gt_folder, ending)
+    notes = []
+    if cases is None:
+        cases = validation_cases(validation_folder, gt_folder, ending)
+    if cases is None:
+        if not predicted:
+            msg = f"{validation_folder} holds no segmentation (a file that ends in {ending}). Validate the fold again."
+            raise DataError(msg)
+        cases = predicted
+        notes.append(
+            f"The validation list of {validation_folder.absolute().parent.name} is not known (no such split in "
+            f"{gt_folder.parent}): every prediction was scored."
+        )
+    elif others := unlisted_cases(validation_folder, ending, cases):
+        notes.append(
+            f"{validation_folder} holds predictions of cases that are not in the fold's validation list; they were "
+            f"not scored, but nnU-Net's summary.json counts them: {', '.join(others)}."
+        )
+    evaluation = evaluate_files(
+        _pairing(validation_folder, gt_folder, sorted(set(cases)), ending, notes),
+        labels,
+        tolerances_mm,
+        processes=processes,
+    )
     for failure in evaluation.failures:
         logger.warning("No surface metrics of case %s: %s", failure.case, failure.message)
     for note in evaluation.notes:
@@ -62,3 +91,80 @@ def evaluate_validation(
     write_reports(evaluation, path)
     logger.info("Surface metrics of %d cases: %s", len(evaluation.results), path)
     return path
+
+
+def validation_cases(validation_folder: Path, gt_folder: Path, ending: str) -> list[str] | None:
+    """Return the cases that nnU-Net validates a fold on, in order.
+
+    These are the fold's in ``splits_final.json`` beside ``gt_folder``; a random fifth, as nnU-Net draws it, where that
+    file has fewer folds; and every case for fold ``all``.
+
+    Args:
+        validation_folder: ``fold_X/validation``.
+        gt_folder: ``nnUNet_preprocessed/DatasetXXX_Name/gt_segmentations``.
+        ending: That of the segmentations.
+
+    Returns:
+        The names, or None where the folder is of no fold or there is no ``splits_final.json``.
+
+    Raises:
+        DataError: ``splits_final.json`` is damaged, or ``gt_folder`` is missing.
+    """
+    fold = validation_folder.absolute().parent.name.removeprefix("fold_")
+    if fold == "all":
+        return _case_names(gt_folder, ending)
+    splits_file = gt_folder.parent / "splits_final.json"
+    if not fold.isdecimal() or not splits_file.is_file():
+        return None
+    try:
+        splits = json.loads(splits_file.read_text())
+        if int(fold) < len(splits):
+            return sorted(str(case) for case in splits[int(fold)]["val"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{splits_file} is no list of splits as nnU-Net writes it ({type(error).__name__}: {error})."
+        raise DataError(f"{msg} Restore it: it says which cases a fold has not seen.") from error
+    known = _case_names(gt_folder, ending)
+    random = np.random.RandomState(12345 + int(fold))  # the seed and the draw of nnUNetTrainer.do_split
+    trained = set(random.choice(len(known), int(len(known) * 0.8), replace=False).tolist())
+    return [case for index, case in enumerate(known) if index not in trained]
+
+
+def unlisted_cases(validation_folder: Path, ending: str, cases: Collection[str]) -> list[str]:
+    """Return the cases that have a prediction in the folder and are not among ``cases``, in order."""
+    return sorted(set(_case_names(validation_folder, ending)) - set(cases))
+
+
+def mean_lines(content: Mapping[str, Any]) -> list[str]:
+    """Return what a training log says of a ``surface_metrics.json``: the means, and what is not in them.
+
+    Args:
+        content: That of the file.
+    """
+    failed = [failure["case"] for failure in content["failed"]]
+    done = len(content["metric_per_case"])
+    if not done:
+        return [f"No surface metrics: none of {len(failed)} validation cases could be evaluated: {', '.join(failed)}"]
+    lacking = f" over {done} of {done + len(failed)} cases; not evaluated: {', '.join(failed)}" if failed else ""
+    return [f"Mean Validation {key}: {content['foreground_mean'][key]}{lacking}" for key in LOGGED]
+
+
+def _case_names(folder: Path, ending: str) -> list[str]:
+    """Return the names of the segmentations in a folder, in order."""
+    if not folder.is_dir():
+        msg = f"{folder} does not exist or is not a folder."
+        raise DataError(msg)
+    files = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(name.removesuffix(ending) for name in files if name.endswith(ending))
+
+
+def _pairing(validation_folder: Path, gt_folder: Path, cases: Iterable[str], ending: str, notes: list[str]) -> Pairing:
+    """Pair the files of the cases; one without a prediction is a failure."""
+    pairing = Pairing([], notes=notes)
+    for case in cases:
+        prediction = validation_folder / f"{case}{ending}"
+        if prediction.is_file():
+            pairing.pairs.append(Pair(case, gt_folder / prediction.name, prediction, aligned=True))
+        else:
+            msg = f"{prediction} does not exist, but the case is in the fold's validation list. Validate again (--val)."
+            pairing.failures.append(Failure(case, msg))
+    return pairing

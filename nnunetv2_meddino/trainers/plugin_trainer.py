@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
-from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation
+from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.json_files import read_json
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
 from nnunetv2_meddino.trainers.model_folder import (
@@ -23,6 +24,7 @@ from nnunetv2_meddino.trainers.model_folder import (
     restore_rng,
     rng_state,
 )
+from nnunetv2_meddino.trainers.moving_average import mend_logged_average
 from nnunetv2_meddino.trainers.schedules import Rate, Schedule, polynomial
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.seen import with_counts
@@ -57,6 +59,9 @@ class PluginTrainer(nnUNetTrainer):
     iterations_per_epoch = 250
     validation_iterations_per_epoch = 50
     """Length of the training (nnU-Net's)."""
+
+    _best_ema: float | None
+    """Best moving average of the pseudo Dice so far (nnU-Net's, which declares no type)."""
 
     def __init__(
         self,
@@ -202,20 +207,39 @@ class PluginTrainer(nnUNetTrainer):
                 raise DataError(msg)
         return super().train_step(batch)
 
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the epoch's scores; one without foreground leaves the moving average where it was, not at NaN."""
+        super().on_validation_epoch_end(val_outputs)
+        mend_logged_average(self.logger.get_checkpoint())
+
+    def on_epoch_end(self) -> None:
+        """End the epoch as nnU-Net does; a best score that is NaN, which nothing exceeds, counts as none."""
+        super().on_epoch_end()
+        self._forget_undefined_best()
+
+    def _forget_undefined_best(self) -> None:
+        if self._best_ema is not None and math.isnan(self._best_ema):
+            self._best_ema = None
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, then write surface metrics beside its ``summary.json``."""
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
+            _, cases = self.do_split()
             file = evaluate_validation(
                 Path(self.output_folder) / "validation",
                 Path(self.preprocessed_dataset_folder_base) / "gt_segmentations",
                 self.dataset_json,
+                cases=[str(case) for case in cases],
                 processes=default_num_processes,
             )
-            means = read_json(file, DataError, "Validate again, with --val.")["foreground_mean"]
-            for key in LOGGED:
-                self.print_to_log_file(f"Mean Validation {key}: {means[key]}", also_print_to_console=True)
-                self.logger.log_summary(f"final_val/{key}", means[key])
+            content = read_json(file, DataError, "Validate again, with --val.")
+            for line in mean_lines(content):
+                self.print_to_log_file(line, also_print_to_console=True)
+            for remark in [*(failure["message"] for failure in content["failed"]), *content["notes"]]:
+                self.print_to_log_file(remark, also_print_to_console=False)  # the console has it as a warning
+            for key in content["foreground_mean"].keys() & set(LOGGED):
+                self.logger.log_summary(f"final_val/{key}", content["foreground_mean"][key])
 
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, with the random state (stochastic depth), under a temporary name first."""
@@ -226,9 +250,15 @@ class PluginTrainer(nnUNetTrainer):
             Path(temporary).replace(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Resume from, or validate, a checkpoint, with the architecture that it was trained with."""
+        """Resume from, or validate, a checkpoint, with the architecture that it was trained with.
+
+        NaN in the moving average and the best score of a checkpoint that stock nnU-Net or an older version wrote are
+        mended, so that ``checkpoint_best`` is written again.
+        """
         if not self.was_initialized:
             self._architecture = checkpoint_architecture(Path(filename_or_checkpoint), self.configuration_name)
         super().load_checkpoint(filename_or_checkpoint)
+        mend_logged_average(self.logger.get_checkpoint())
+        self._forget_undefined_best()
         if self.local_rank == 0:
             self._resumed_rng = self.my_init_kwargs.get(PROVENANCE, {}).get("rng")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def write_method(
     """Write a trained and validated model as stock nnU-Net leaves it, without surface metrics.
 
     ``grow`` and ``spread`` make its errors, ``without`` names a class that is missed in a case. Case i is in fold
-    i modulo ``folds``. ``epochs``: done, planned.
+    i modulo ``folds``, which is written as the split of the data set too. ``epochs``: done, planned.
     """
     model = folders.results / dataset / method
     known = Method.from_name(method)
@@ -152,6 +153,7 @@ def write_method(
     own = plans(dataset, known.plans, architecture=architecture)
     own["configurations"][known.configuration] = {**own["configurations"]["2d"], **two_d}
     model.mkdir(parents=True)
+    write_splits(folders, dataset, [range(fold, cases, folds) for fold in range(folds)])
     (model / "plans.json").write_text(json.dumps(own))
     (model / "dataset.json").write_text(json.dumps(content))
     rng = np.random.default_rng(len(method))
@@ -163,6 +165,12 @@ def write_method(
             write_volume(model / f"fold_{fold}" / "validation" / f"case_{case:03d}.nii.gz", labels_of_case)
         (model / f"fold_{fold}" / "validation" / "summary.json").write_text("{}")
     return model
+
+
+def write_splits(folders: Folders, dataset: str, validated: Sequence[Iterable[int]]) -> None:
+    """Write splits_final.json: the numbers of the validation cases of each fold."""
+    splits = [{"train": [], "val": [f"case_{case:03d}" for case in cases]} for cases in validated]
+    (folders.preprocessed / dataset / "splits_final.json").write_text(json.dumps(splits))
 
 
 def write_fold(folder: Path, *, epochs: tuple[int, int] = (10, 10), weights: dict[str, Any] | None = None) -> None:

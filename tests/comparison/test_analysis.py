@@ -29,7 +29,8 @@ def results(method: Method, dice: np.ndarray, distance: np.ndarray | None = None
         np.isnan(distance) & ~np.isnan(dice),
         np.zeros(dice.shape, bool),
     )
-    return MethodResults(method, {"0": Path("fold_0")}, scores, {}, ModelFacts((8, 8), (1.0, 1.0), 2, None), ())
+    facts = ModelFacts((8, 8), (1.0, 1.0), 2, None)
+    return MethodResults(method, {"0": Path("fold_0")}, scores, dict.fromkeys(scores.cases, "0"), {}, facts, ())
 
 
 def dataset(*rows: MethodResults, name: str = "Dataset701_A") -> DatasetResults:

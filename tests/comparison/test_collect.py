@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_meddino.comparison.collect import Selection, collect
 from nnunetv2_meddino.comparison.folders import Folders
+from nnunetv2_meddino.comparison.overlays import WorstCase, draw_case
+from nnunetv2_meddino.comparison.report import short_names
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation.validation import evaluate_validation
 from nnunetv2_meddino.networks.vit import BACKBONES
-from tests.comparison.results import VIT, anatomy, make_folders, write_dataset, write_method, write_volume
+from tests.comparison.results import VIT, anatomy, make_folders, write_dataset, write_method, write_splits, write_volume
 
 NAME = "Dataset701_Abdomen"
 STOCK, OURS = "nnUNetTrainer__nnUNetPlans__2d", "MedDINOv3Trainer__nnUNetPlans__2d_96"
@@ -42,8 +46,6 @@ def test_surface_metrics_of_a_stock_training_are_computed_and_pooled_over_folds(
     assert row.scores.classes == {"1": "liver", "2": "spleen"}
     assert (model / "fold_1" / "validation" / "surface_metrics.json").is_file()
     prediction = model / "fold_0" / "validation" / "case_004.nii.gz"
-    import SimpleITK as sitk  # noqa: N813
-
     truth, predicted = anatomy(4) == 1, sitk.GetArrayFromImage(sitk.ReadImage(str(prediction))) == 1
     dice = 2 * np.sum(truth & predicted) / (truth.sum() + predicted.sum())
     assert row.scores.values["Dice"][4, 0] == pytest.approx(dice)
@@ -158,10 +160,11 @@ def test_missing_and_unvalidated_folds_are_told(folders):
 
 def test_a_case_of_two_folds_counts_once(folders):
     model = write_method(folders, NAME, STOCK, folds=1)
-    (model / "fold_5").mkdir()
+    write_splits(folders, NAME, [range(5), [1]])
+    (model / "fold_1").mkdir()
     for part in ("checkpoint_final.pth", "debug.json"):
-        (model / "fold_5" / part).write_bytes((model / "fold_0" / part).read_bytes())
-    validation = model / "fold_5" / "validation"
+        (model / "fold_1" / part).write_bytes((model / "fold_0" / part).read_bytes())
+    validation = model / "fold_1" / "validation"
     validation.mkdir()
     (validation / "case_001.nii.gz").write_bytes(
         (folders.preprocessed / NAME / "gt_segmentations" / "case_001.nii.gz").read_bytes()
@@ -174,12 +177,64 @@ def test_a_case_of_two_folds_counts_once(folders):
     assert row.remarks == ("has cases in several folds, of which the first counts: case_001",)
 
 
+def test_predictions_of_an_earlier_split_are_not_scored_and_named(folders, tmp_path):
+    """Surface metrics that were computed under the earlier split do not count either."""
+    model = write_method(folders, NAME, STOCK, folds=2)
+    before = rows_of(folders)[0].scores
+    stale = model / "fold_0" / "validation" / "case_002.nii.gz"
+    write_volume(model / "fold_1" / "validation" / "case_002.nii.gz", anatomy(2))  # without error, unlike the stale one
+    write_splits(folders, NAME, [(0, 4), (1, 2, 3)])
+    (dataset,) = collect(Selection((NAME,)), folders)
+    (row,) = dataset.rows
+    assert row.remarks == (
+        "has predictions in fold 0 that are not scored, for its validation list does not name their cases: case_002",
+    )
+    assert row.scores.cases == before.cases
+    assert row.scores.values["Dice"][2].tolist() == [1, 1]
+    assert row.scores.values["Dice"][[0, 1, 3, 4]].tolist() == before.values["Dice"][[0, 1, 3, 4]].tolist()
+    assert row.fold_of["case_002"] == "1"
+    stale.write_bytes(b"not looked at")
+    draw_case(dataset, WorstCase("case_002", "why"), short_names([row.method]), folders, tmp_path / "a.png")
+
+
+def test_a_validation_case_without_prediction_is_named(folders):
+    model = write_method(folders, NAME, STOCK, folds=1)
+    (model / "fold_0" / "validation" / "case_003.nii.gz").unlink()
+    (row,) = rows_of(folders)
+    assert row.remarks == ("has cases in fold 0 that could not be evaluated: case_003",)
+
+
+def test_a_fold_whose_validation_list_is_not_known_is_remarked_on(folders):
+    write_method(folders, NAME, STOCK, folds=1)
+    (folders.preprocessed / NAME / "splits_final.json").unlink()
+    (row,) = rows_of(folders)
+    assert len(row.scores.cases) == 5
+    assert re.search(r"fold 0 whose validation list is not known \(.*splits_final.json is missing\)", row.remarks[0])
+
+
+def test_distances_are_those_of_the_images_whatever_a_references_header_says(folders):
+    model = write_method(folders, NAME, STOCK, folds=1, spread=2.0)
+    expected = rows_of(folders)[0].scores.values
+    for path in (folders.preprocessed / NAME / "gt_segmentations").iterdir():
+        sitk.WriteImage(sitk.GetImageFromArray(sitk.GetArrayFromImage(sitk.ReadImage(path))), path)
+    (model / "fold_0" / "validation" / "surface_metrics.json").unlink()
+    (row,) = rows_of(folders)
+    assert row.remarks == ()
+    np.testing.assert_array_equal(row.scores.values["HD95_voxel_mm"], expected["HD95_voxel_mm"])
+
+
 def test_cases_that_cannot_be_evaluated_are_named(folders):
     model = write_method(folders, NAME, STOCK, folds=1)
-    (model / "fold_0" / "validation" / "case_003.nii.gz").write_bytes(b"damaged")
+    prediction = model / "fold_0" / "validation" / "case_003.nii.gz"
+    whole = prediction.read_bytes()
+    prediction.write_bytes(b"damaged")
     (row,) = rows_of(folders)
     assert row.remarks == ("has cases in fold 0 that could not be evaluated: case_003",)
     assert "case_003" not in row.scores.cases
+    prediction.write_bytes(whole)
+    (row,) = rows_of(folders)
+    assert row.remarks == ()
+    assert "case_003" in row.scores.cases
 
 
 def test_fold_all_is_only_compared_when_asked_for(folders):

@@ -24,7 +24,8 @@ def row(trainer: str, *, training: Training = TRAINING, cases: int = 8, folds: s
     facts = ModelFacts(**{"patch_size": (64, 64), "spacing_mm": (0.8, 0.8), "batch_size": 2, "network": None} | model)
     where = {fold: Path(f"fold_{fold}") for fold in folds.split()}
     trainings = dict.fromkeys(where, training)
-    return MethodResults(Method(trainer, "nnUNetPlans", "2d"), where, scores, trainings, facts, tuple(remarks))
+    fold_of = dict.fromkeys(scores.cases, folds.split()[0])
+    return MethodResults(Method(trainer, "nnUNetPlans", "2d"), where, scores, fold_of, trainings, facts, tuple(remarks))
 
 
 def texts(*rows: MethodResults, name: str = "Dataset900_Private", absent=(), warnings: bool = True) -> list[str]:

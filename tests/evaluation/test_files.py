@@ -151,7 +151,14 @@ def test_a_damaged_header_is_refused_by_name(tmp_path, ending, place, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(0.5, "value 0.5"), (np.nan, "value nan"), (np.inf, "value inf"), (1e12, "value 1e")]
+    ("value", "message"),
+    [
+        (0.5, "value 0.5;"),
+        (np.nan, "value nan;"),
+        (np.inf, "value inf;"),
+        (1e12, r"value 1e\+12;"),
+        (np.nextafter(np.float32(1), np.float32(2)), "value 1.0000001;"),
+    ],
 )
 def test_values_that_are_no_labels_are_refused_with_the_value(tmp_path, value, message):
     labels = LABELS.astype(np.float32)

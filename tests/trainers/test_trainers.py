@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError, PlanError, WeightsError
@@ -359,3 +362,113 @@ def test_compiled_training_saves_plain_names_and_resumes(nnunet_home, random_tin
     resumed.load_checkpoint(str(checkpoint))
     resumed.on_train_start()
     assert all(torch.equal(v, saved[k]) for k, v in resumed.plain_network.state_dict().items())
+
+
+def end_epoch(trainer, tp: int | None) -> None:
+    """End an epoch as nnU-Net does, with ``tp`` voxels right and one missed in one class; None: no foreground."""
+    trainer.on_epoch_start()
+    trainer.logger.log("lrs", 0.0, trainer.current_epoch)
+    trainer.logger.log("train_losses", 0.0, trainer.current_epoch)
+    counts = (0, 0) if tp is None else (tp, 1)
+    zeros = np.zeros(2)
+    output = {"tp_hard": np.array([counts[0], 0]), "fp_hard": zeros, "fn_hard": np.array([counts[1], 0]), "loss": 0.0}
+    trainer.on_validation_epoch_end([output])
+    trainer.on_epoch_end()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # nnU-Net's nanmean of nothing
+def test_an_epoch_without_foreground_leaves_the_moving_average_where_it_was(nnunet_home, random_tiny):
+    trainer = make_trainer(nnunet_home)
+    trainer.initialize()
+    best = Path(trainer.output_folder) / "checkpoint_best.pth"
+    end_epoch(trainer, 1)  # Dice 2 / 3
+    end_epoch(trainer, None)
+    assert trainer.logger.get_value("ema_fg_dice", None) == [2 / 3, 2 / 3]
+    best.unlink()
+    end_epoch(trainer, 3)  # 6 / 7
+    assert best.is_file()
+    assert trainer.logger.get_value("ema_fg_dice", -1) == pytest.approx(0.9 * 2 / 3 + 0.1 * 6 / 7, rel=1e-12)
+    assert math.isnan(trainer.logger.get_value("mean_fg_dice", 1))  # the epoch itself stays undefined
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_first_defined_epoch_is_the_best_of_a_training_that_began_without_foreground(nnunet_home, random_tiny):
+    trainer = make_trainer(nnunet_home)
+    trainer.initialize()
+    best = Path(trainer.output_folder) / "checkpoint_best.pth"
+    end_epoch(trainer, None)
+    best.unlink()
+    end_epoch(trainer, 1)
+    assert trainer._best_ema == 2 / 3
+    assert torch.load(best, weights_only=False)["_best_ema"] == 2 / 3
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_resumed_training_is_cured_of_a_moving_average_of_nan(nnunet_home, random_tiny, monkeypatch):
+    trainer = make_trainer(nnunet_home)
+    trainer.initialize()
+    with monkeypatch.context() as stock:  # the checkpoint is as stock nnU-Net leaves it
+        for name in ("on_validation_epoch_end", "on_epoch_end"):
+            stock.setattr(type(trainer), name, getattr(nnUNetTrainer, name))
+        for tp in (None, 1, 3):
+            end_epoch(trainer, tp)
+    checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.current_epoch -= 1
+    trainer.save_checkpoint(str(checkpoint))
+    stored = torch.load(checkpoint, weights_only=False)
+    assert all(map(math.isnan, [*stored["logging"]["ema_fg_dice"], stored["_best_ema"]]))
+
+    resumed = make_trainer(nnunet_home)
+    resumed.load_checkpoint(str(checkpoint))
+    second = 0.9 * 2 / 3 + 0.1 * 6 / 7
+    assert resumed.logger.get_value("ema_fg_dice", None)[1:] == pytest.approx([2 / 3, second], rel=1e-12)
+    best = Path(resumed.output_folder) / "checkpoint_best.pth"
+    best.unlink()
+    end_epoch(resumed, 3)
+    assert best.is_file()
+    assert resumed._best_ema == pytest.approx(0.9 * second + 0.1 * 6 / 7, rel=1e-12)
+
+
+def validate(trainer, monkeypatch, damaged: int) -> list[str]:
+    """Validate with perfect predictions, the first ``damaged`` of which cannot be read; return what the log says."""
+    truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+    validation = Path(trainer.output_folder) / "validation"
+    validation.mkdir()
+    _, cases = trainer.do_split()
+    for case in cases:
+        (validation / f"{case}.nii.gz").write_bytes((truth / f"{case}.nii.gz").read_bytes())
+    for case in cases[:damaged]:
+        (validation / f"{case}.nii.gz").write_bytes(b"damaged")
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, save_probabilities: None)
+    trainer.perform_actual_validation()
+    return [line.rstrip() for line in Path(trainer.log_file).read_text().splitlines()]
+
+
+def test_the_log_tells_of_cases_that_could_not_be_evaluated(nnunet_home, random_tiny, monkeypatch):
+    trainer = make_trainer(nnunet_home, fold="all")
+    log = validate(trainer, monkeypatch, damaged=2)
+    assert any(
+        line.endswith("Mean Validation NSD_voxel_1mm: 1.0 over 3 of 5 cases; not evaluated: disc_000, disc_001")
+        for line in log
+    )
+    assert any("disc_001.nii.gz cannot be read" in line for line in log)
+
+
+def test_a_fold_of_which_nothing_can_be_evaluated_ends_well(nnunet_home, random_tiny, monkeypatch):
+    trainer = make_trainer(nnunet_home)
+    log = validate(trainer, monkeypatch, damaged=5)
+    assert any("No surface metrics: none of 1 validation cases could be evaluated: disc_" in line for line in log)
+
+
+def test_a_training_scores_its_own_validation_list_only(nnunet_home, random_tiny, monkeypatch):
+    """The list is that of ``do_split``, which a trainer may have changed."""
+    trainer = make_trainer(nnunet_home, fold="all")
+    monkeypatch.setattr(trainer, "do_split", lambda: ([], ["disc_002"]))
+    others = Path(trainer.output_folder) / "validation"
+    validate(trainer, monkeypatch, damaged=0)
+    stale = (others / "disc_002.nii.gz").read_bytes()
+    (others / "disc_004.nii.gz").write_bytes(stale)
+    trainer.perform_actual_validation()
+    content = json.loads((others / "surface_metrics.json").read_text())
+    assert [case["case"] for case in content["metric_per_case"]] == ["disc_002"]
+    assert "summary.json counts them: disc_004." in Path(trainer.log_file).read_text()
