@@ -14,7 +14,7 @@ _GIPL_HEADER_BYTES = 256
 _METAIMAGE_HEADER_BYTES = 1 << 16
 
 
-def check_before_simpleitk(path: Path) -> None:
+def check_complete(path: Path) -> None:
     """Raise where a JPEG, BMP or TIFF ends early, or where the checksum of a compressed MetaImage is wrong."""
     name = path.name.lower()
     if name.endswith((".jpg", ".jpeg", ".bmp")):

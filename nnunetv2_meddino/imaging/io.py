@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
+import tifffile
 from isal import igzip
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ PIXEL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Formats whose resolution, where they have one, is that of a printer: a voxel counts as 1 mm, as in nnU-Net."""
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
+_TIFF_ENDINGS = (".tif", ".tiff")
 _NIBABEL_ENDINGS = (".hdr", ".img", ".mgz", ".mgh", ".mnc")
 _UNIT_MM = {1: 1000.0, 2: 1.0, 3: 1e-3}
 """Code of NIfTI's ``xyzt_units`` (its lowest three bits): metre, millimetre, micrometre; without one, millimetre."""
@@ -120,11 +122,16 @@ def _read(path: Path) -> Image:
     if name.endswith(_NIBABEL_ENDINGS):
         image: Any = nibabel.load(path)
         return _with_grid(path, image, np.asanyarray(image.dataobj))
+    if name.endswith(_TIFF_ENDINGS):
+        return _read_tiff(path)
     return _read_simpleitk(path)
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], Grid]:
     name = path.name.lower()
+    if name.endswith(_TIFF_ENDINGS):
+        image = _read_tiff(path)
+        return image.channels.shape[1:], image.grid
     by_nibabel = name.endswith((*_NIFTI_ENDINGS, *_NIBABEL_ENDINGS))
     if not by_nibabel:
         refuse_other_dicom(path)
@@ -184,7 +191,7 @@ def _nibabel_grid(image: Any) -> Grid:
 
 def _read_simpleitk(path: Path) -> Image:
     refuse_other_dicom(path)
-    damage.check_before_simpleitk(path)
+    damage.check_complete(path)
     image = sitk.ReadImage(str(path))
     values = sitk.GetArrayFromImage(image)
     damage.check_length(path, values.nbytes)
@@ -195,15 +202,31 @@ def _read_simpleitk(path: Path) -> Image:
         values = values[:, np.newaxis] if in_plane else values
     channels = _as_channels(values)
     if path.name.lower().endswith(PIXEL_ENDINGS):
-        grid = Grid(_pixel_spacing(path), (0.0, 0.0, 0.0), np.eye(3)[::-1], in_plane=in_plane)
-        return Image(path, channels, grid, vector)
+        return Image(path, channels, _pixel_grid((1.0, 1.0, 1.0), in_plane), vector)
     return Image(path, channels, simpleitk_grid(image), vector)
 
 
-def _pixel_spacing(path: Path) -> tuple[float, float, float]:
+def _read_tiff(path: Path) -> Image:
+    """Read a TIFF by the library that nnU-Net writes it with: to others 3 or 4 slices of bytes are a colour picture."""
+    damage.check_complete(path)
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        values, vector = series.asarray(), series.axes.endswith("S")
+    in_plane = values.ndim - vector == 2
+    if vector:
+        values = np.moveaxis(values, -1, 0)
+        values = values[:, np.newaxis] if in_plane else values
+    return Image(path, _as_channels(values), _pixel_grid(_tiff_spacing(path), in_plane), vector)
+
+
+def _pixel_grid(spacing_mm: tuple[float, float, float], in_plane: bool) -> Grid:
+    return Grid(spacing_mm, (0.0, 0.0, 0.0), np.eye(3)[::-1], in_plane=in_plane)
+
+
+def _tiff_spacing(path: Path) -> tuple[float, float, float]:
     """Return the spacing that nnU-Net keeps in a JSON file beside a TIFF, else 1 mm."""
     beside = path.with_suffix(".json")
-    if not path.name.lower().endswith((".tif", ".tiff")) or not beside.is_file():
+    if not beside.is_file():
         return 1.0, 1.0, 1.0
     spacing = json.loads(beside.read_text()).get("spacing", [])
     if len(spacing) != 3 or not all(isinstance(s, (int, float)) and s > 0 for s in spacing):

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import tifffile
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from nnunetv2_meddino.errors import DataError
@@ -203,3 +204,22 @@ def test_headers_alone_that_are_unreadable_are_refused_by_name(tmp_path: Path) -
     for name, message in (("text.nii.gz", "cannot be read"), ("absent.nii.gz", "does not exist")):
         with pytest.raises(DataError, match=f"{name} {message}"):
             read_grid(tmp_path / name)
+
+
+@pytest.mark.parametrize("slices", [2, 3, 4, 5])
+def test_tiff_volumes_of_bytes_have_all_their_slices(tmp_path, slices):
+    volume = np.random.default_rng(0).integers(0, 5, (slices, 20, 24)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "case.tif", data=volume, compression="zlib")  # as nnU-Net's Tiff3DIO
+    image = read_image(tmp_path / "case.tif")
+    np.testing.assert_array_equal(image.channels, volume[np.newaxis])
+    assert not image.vector
+    assert read_grid(tmp_path / "case.tif")[0] == volume.shape
+
+
+def test_a_colour_tiff_is_a_picture_of_three_channels(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (20, 24, 3)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "picture.tif", data=picture, photometric="rgb")
+    image = read_image(tmp_path / "picture.tif")
+    np.testing.assert_array_equal(image.channels, np.moveaxis(picture, -1, 0)[:, np.newaxis])
+    assert image.vector
+    assert image.grid.in_plane
