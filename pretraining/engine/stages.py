@@ -48,7 +48,7 @@ FREE = (
     *("engine.keep_checkpoints", "engine.teacher_every", "engine.max_bad_steps", "engine.timeout_s"),
     *("data.workers", "data.micro_batch_size", "monitor."),
 )
-"""Settings that may change when a run goes on. The size of a micro-batch must, if the number of processes does."""
+"""Settings that may change when a run goes on, as may the number of processes."""
 
 
 def is_finished(config: RunConfig, run: Path) -> bool:
@@ -81,7 +81,9 @@ def train_stages(
     Raises:
         MedDINOError: a setting, file or number forbids going on; the message says which.
     """
-    agreement = Agreement()
+    for config in configs:
+        config.division(ranks.world_size)  # the third stage must not be refused after weeks of the first
+    agreement = Agreement(max(config.engine.timeout_s for config in configs))
     agreement.first(partial(tell_running, run))
     record = agreement.first(lambda: corpus_record(corpus))
     trained = False

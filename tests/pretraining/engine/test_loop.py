@@ -79,9 +79,9 @@ def test_other_seed_other_losses(corpus, straight, tmp_path):
 def test_every_micro_batch_of_every_step_draws_its_own_random_numbers(corpus, tmp_path, monkeypatch):
     seeds, call = [], step.TrainingStep.__call__
 
-    def watching(self, batches, values, generators, **settings):
+    def watching(self, batches, values, generators, shares, **settings):
         seeds.extend(generator.initial_seed() for generator in generators)
-        return call(self, batches, values, generators, **settings)
+        return call(self, batches, values, generators, shares, **settings)
 
     monkeypatch.setattr(step.TrainingStep, "__call__", watching)
     train(small_config(), corpus, tmp_path)
@@ -97,8 +97,8 @@ def spoiled(monkeypatch, steps):
     """Put a NaN into one pixel of the views of some steps."""
     make = loop.make_views
 
-    def make_views(slices, config, *, seed, step):
-        views = make(slices, config, seed=seed, step=step)
+    def make_views(slices, config, *, seed, step, share):
+        views = make(slices, config, seed=seed, step=step, share=share)
         if step in steps:
             views.global_crops[0, 0, 0, 0] = float("nan")
         return views
