@@ -137,7 +137,7 @@ class EngineConfig:
         teacher_every: steps between teachers that are exported to ``teachers`` and kept; DINOv3 evaluates every
             12,500, and the Gram teacher is one of 20,000 (MedDINOv3).
         max_bad_steps: steps with a loss or gradient that is not finite, in a row, after which the run stops (DINOv3).
-        timeout_s: how long processes wait for each other.
+        timeout_s: how long processes wait for each other, and for a batch of slices from their workers.
     """
 
     steps: int = 100_000

@@ -46,7 +46,9 @@ class SubsetBlock(EvaBlock):
     checkpointed = False
     """Keep nothing but the input for the backward pass and compute the block again there."""
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, rows: KeptRows | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rope: Tensor | None = None, rows: KeptRows | None = None
+    ) -> Tensor:
         """Map ``(B, N, D)`` to the same shape.
 
         Args:

@@ -11,7 +11,9 @@ import torch.distributed as dist
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import RunConfig
-from pretraining.engine.distributed import Ranks, joined_processes
+from pretraining.engine.agreement import Agreement
+from pretraining.engine.checkpoint import Checkpoints
+from pretraining.engine.distributed import Ranks, joined_processes, neighbours
 from tests.pretraining.processes import in_processes
 from tests.pretraining.training import losses, metrics, small_config, small_corpus, teacher, train, train_all
 
@@ -124,6 +126,17 @@ def test_processes_that_share_no_group_are_refused_before_anything_is_written(co
     with pytest.raises(ConfigurationError, match="cannot be divided over 2 processes; it can over 1, 3, 6, 12, 24"):
         train_all(configs, corpus, tmp_path / "run", ranks=Ranks(0, 2, torch.device("cpu")))
     assert not (tmp_path / "run").exists()
+
+
+def timeouts() -> list[float]:
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    groups = [Agreement(7).group, Checkpoints(Path("unused"), timeout_s=8)._agreement.group, neighbours(ranks, 2, 9)]
+    return [group._get_backend(ranks.device).options._timeout.total_seconds() for group in groups]
+
+
+def test_processes_wait_for_each_other_as_long_as_was_asked_for(tmp_path):
+    """A new group of torch has its own default, not that of the group of all."""
+    assert in_processes(2, tmp_path, timeouts) == [[7, 8, 9]] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
