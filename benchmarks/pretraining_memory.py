@@ -152,7 +152,7 @@ def compared(stage: str) -> dict[str, Any]:
 def of_recipe(name: str, stage: str) -> dict[str, Any]:
     """Return what the largest resolution of a stage needs."""
     config = recipe(name, stage)
-    batch = config.data.micro_batch_size
+    batch = config.data.group_size
     views = max(config.all_views(), key=lambda views: (views.gram_size or 0, views.global_size, views.local_size))
     found = predict(replace(config, views=views, resolutions=()), batch)
     checkpointed = ", activations checkpointed" if config.engine.checkpoint_activations else ""

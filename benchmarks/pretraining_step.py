@@ -264,7 +264,7 @@ def peak(method: str, case: Case) -> float:
 
 def prediction(stage: str) -> dict[str, Any]:
     """Return what the number of operations says of a ViT-B/16 on an H100."""
-    depth, batch = BACKBONES["vitb16"].depth, recipe("meddinov3", stage).data.micro_batch_size
+    depth, batch = BACKBONES["vitb16"].depth, recipe("meddinov3", stage).data.group_size
     case = Case(stage, "vitb16", depth, FULL_HEAD.prototypes, batch, 0, True, "cuda")
     work = flops(case.config.views, case.config, depth, case.config.model.drop_path)
     images = PREDICTED_MFU * PEAK_BF16_FLOPS[H100] / work
@@ -282,7 +282,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     found = []
     for stage in (f"stage{number}" for number in options.stage):
         if device == "cuda":
-            backbone, batch = options.backbone or "vitb16", recipe("meddinov3", stage).data.micro_batch_size
+            backbone, batch = options.backbone or "vitb16", recipe("meddinov3", stage).data.group_size
             blocks, prototypes, runs = BACKBONES[backbone].depth, FULL_HEAD.prototypes, GPU_RUNS
         else:
             backbone, batch = options.backbone or "vits16", CPU_BATCH

@@ -57,7 +57,7 @@ def _submit(options: argparse.Namespace) -> int:
         raise ConfigurationError("--nodes and --gpus-per-node must be at least 1")
     configs = stage_configurations(stages_of(options), options.recipe, options.config, options.settings)
     for config in configs:
-        config.data.micro_batches(options.nodes * options.gpus_per_node)
+        config.division(options.nodes * options.gpus_per_node)
     check_settings(configs, options.out, corpus_record(options.corpus))
     job = Job(
         nodes=options.nodes,

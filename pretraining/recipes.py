@@ -69,8 +69,7 @@ def meddinov3(stage: str) -> RunConfig:
             **settled,  # type: ignore[arg-type]
         ),
         gram_teacher=GramTeacherConfig(True),
-        # KoLeo looks for neighbours among the slices of a micro-batch: 16, as DINOv3's third stage
-        data=DataConfig(micro_batch_size=16),
+        data=DataConfig(group_size=16),  # DINOv3's third stage looks for KoLeo's neighbours among as many
         engine=EngineConfig(steps=10_000, checkpoint_every=250),
     )
 
@@ -105,19 +104,19 @@ def linear_warmup_cosine(stage: str) -> RunConfig:
     return replace(
         config,
         optim=replace(config.optim, lr=Schedule(peak, end=1e-6, warmup_steps=steps // 10)),
-        data=replace(config.data, batch_size=256, micro_batch_size=min(config.data.micro_batch_size, 32)),
+        data=replace(config.data, batch_size=256, group_size=min(config.data.group_size, 32)),
         engine=replace(config.engine, precision="float16"),
     )
 
 
 def single_gpu(stage: str) -> RunConfig:
-    """Return a quarter of the batch in micro-batches for a GPU of 24 GB, at half the learning rate (root rule)."""
+    """Return a quarter of the batch in groups for a GPU of 24 GB, at half the learning rate (root rule)."""
     config = meddinov3(stage)
     high = stage == "stage3"
     return replace(
         config,
         optim=replace(config.optim, lr=config.optim.lr.scaled(0.5)),
-        data=replace(config.data, batch_size=128, micro_batch_size=8 if high else 32),
+        data=replace(config.data, batch_size=128, group_size=8 if high else 32),
         engine=replace(config.engine, checkpoint_activations=high),
     )
 
@@ -150,7 +149,7 @@ def smoke(stage: str) -> RunConfig:
         resolutions=high,
         optim=optim,
         gram_teacher=replace(config.gram_teacher, teacher=teacher),
-        data=DataConfig(batch_size=16, micro_batch_size=8, workers=0),
+        data=DataConfig(batch_size=16, group_size=8, workers=0),
         engine=EngineConfig(
             steps=steps, precision="float32", compile=False, checkpoint_every=10, keep_checkpoints=2, teacher_every=20
         ),

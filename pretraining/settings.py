@@ -35,7 +35,6 @@ __all__ = [
     "Option",
     "describe",
     "from_dict",
-    "load_yaml",
     "override",
     "parse_overrides",
     "read_yaml",
@@ -60,15 +59,6 @@ def from_dict(cls: type[T], mapping: Any, where: str = "configuration", base: T 
         ConfigurationError: an option is unknown, missing or of another type, or the dataclass refuses its value.
     """
     return _Reader(cls, where).build(cls, mapping, base, "")
-
-
-def load_yaml(path: str | Path, cls: type[T], base: T | None = None) -> T:
-    """Read a configuration; what the file leaves out is as in ``base``, or as the dataclass has it.
-
-    Raises:
-        ConfigurationError: the file cannot be read, is not YAML, or ``from_dict`` refuses what it holds.
-    """
-    return from_dict(cls, read_yaml(path), str(path), base)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -130,8 +130,8 @@ def _read(path: Path) -> Image:
 def _read_header(path: Path) -> tuple[tuple[int, ...], Grid]:
     name = path.name.lower()
     if name.endswith(_TIFF_ENDINGS):
-        image = _read_tiff(path)
-        return image.channels.shape[1:], image.grid
+        volume = _read_tiff(path)
+        return volume.channels.shape[1:], volume.grid
     by_nibabel = name.endswith((*_NIFTI_ENDINGS, *_NIBABEL_ENDINGS))
     if not by_nibabel:
         refuse_other_dicom(path)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.groups import Division
+
+MOST_PROCESSES = 64
+"""Processes up to which each holds whole strata of stochastic depth, so that a block has few shapes to compile."""
 
 
 def _check(condition: bool, what: str) -> None:
@@ -20,9 +25,12 @@ class DataConfig:
 
     Attributes:
         batch_size: slices of a step over all processes and micro-batches (MedDINOv3).
-        micro_batch_size: slices that a process holds at once; the step is made of as many micro-batches as it takes.
-            64 is what DINOv3's ViT-L configuration gives a GPU. A step of W processes with A micro-batches each is
-            that of W * A processes.
+        group_size: slices that are together, whatever the number of processes: KoLeo looks for neighbours among them,
+            and masks, stochastic depth and the scale of the patch coordinates are drawn for them. In the reference
+            these are the slices of a GPU: 64 in DINOv3's ViT-L configuration.
+        micro_batch_size: most slices that a process holds at once. None: a group, or its part of one. Fewer need less
+            memory and are the same training, but a group of several micro-batches takes a second look at its global
+            crops.
         workers: processes that decompress slices, for each training process; one feeds about 1900 slices a second.
         source_weights: (source, weight) pairs: relative sampling weights; empty counts every slice alike.
         seed: of the order of slices, of all views and masks, of initial weights and stochastic depth.
@@ -30,30 +38,52 @@ class DataConfig:
     """
 
     batch_size: int = 512
-    micro_batch_size: int = 64
+    group_size: int = 64
+    micro_batch_size: int | None = None
     workers: int = 2
     source_weights: tuple[tuple[str, float], ...] = ()
     seed: int = 0
     resolution_seed: int = 65537
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size"):
-            _check(getattr(self, name) >= 1, f"data: {name} {getattr(self, name)} must be at least 1")
+        for name in ("batch_size", "group_size", "micro_batch_size"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"data: {name} {value} must be at least 1")
+        _check(
+            self.batch_size % self.group_size == 0,
+            f"data: batch_size {self.batch_size} must be a multiple of group_size {self.group_size}",
+        )
         _check(self.workers >= 0, f"data: workers {self.workers} must be at least 0")
 
-    def micro_batches(self, world_size: int) -> int:
-        """Return how many micro-batches each process has in a step.
+    def division(self, world_size: int) -> Division:
+        """Return how processes divide a step.
 
         Raises:
-            ConfigurationError: the batch cannot be divided evenly.
+            ConfigurationError: a process would have neither whole groups nor an even part of one.
         """
-        pieces, rest = divmod(self.batch_size, self.micro_batch_size * world_size)
-        _check(
-            not rest and pieces > 0,
-            f"data: batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size} times "
-            f"{world_size} processes: change --data.micro-batch-size or --data.batch-size",
+        if not self._divides(world_size):
+            fitting = [str(count) for count in range(1, self.batch_size + 1) if self._divides(count)]
+            raise ConfigurationError(
+                f"data: a batch of {self.batch_size} slices in groups of {self.group_size} cannot be divided over "
+                f"{world_size} processes; it can over {', '.join(fitting)}. Start so many, or change "
+                "--data.batch-size or --data.group-size."
+            )
+        own = self.batch_size // world_size
+        together = min(own, self.group_size)
+        limit = min(self.micro_batch_size or together, together)
+        micro_batch = next(size for size in range(limit, 0, -1) if together % size == 0)
+        return Division(
+            group=self.group_size,
+            stratum=math.gcd(self.group_size, max(self.batch_size // MOST_PROCESSES, 1)),
+            micro_batch=micro_batch,
+            micro_batches=own // micro_batch,
+            processes=self.group_size // together,
+            parts=together // micro_batch,
         )
-        return pieces
+
+    def _divides(self, world_size: int) -> bool:
+        own, rest = divmod(self.batch_size, world_size)
+        return not rest and (own % self.group_size == 0 or self.group_size % own == 0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +137,7 @@ class EngineConfig:
         teacher_every: steps between teachers that are exported to ``teachers`` and kept; DINOv3 evaluates every
             12,500, and the Gram teacher is one of 20,000 (MedDINOv3).
         max_bad_steps: steps with a loss or gradient that is not finite, in a row, after which the run stops (DINOv3).
-        timeout_s: how long processes wait for each other.
+        timeout_s: how long processes wait for each other, and for a batch of slices from their workers.
     """
 
     steps: int = 100_000

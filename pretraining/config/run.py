@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config.engine import DataConfig, EngineConfig, GramTeacherConfig
 from pretraining.config.monitor import MonitorConfig
+from pretraining.groups import Division
 from pretraining.losses.config import LossConfig
 from pretraining.model.config import ModelConfig
 from pretraining.optim.config import OptimConfig
@@ -61,12 +62,32 @@ class RunConfig:
                     f"views.gram_size is {views.gram_size} and gram_teacher.enabled is {self.gram_teacher.enabled}: a "
                     "Gram teacher needs crops of its own, and they need a Gram teacher"
                 )
+        if self.data.group_size <= self.losses.koleo.top_k:
+            raise ConfigurationError(
+                f"data: group_size {self.data.group_size} must be above the number of neighbours that KoLeo looks for, "
+                f"{self.losses.koleo.top_k}"
+            )
         unfinished = self.optim.schedules(self.engine.steps, self.data.batch_size).unfinished()
         if unfinished:
             raise ConfigurationError(
                 f"the schedules of {', '.join(unfinished)} do not end within the {self.engine.steps} steps of this "
                 "stage: they would never reach their values. Shorten them, or train longer."
             )
+
+    def division(self, world_size: int) -> Division:
+        """Return how processes divide a step.
+
+        Raises:
+            ConfigurationError: the batch cannot be divided so.
+        """
+        division = self.data.division(world_size)
+        if self.gram_teacher.enabled and self.losses.gram.level == "batch" and division.micro_batch < division.group:
+            raise ConfigurationError(
+                f"losses: the gram level 'batch' compares all patches of a group of {division.group} slices, of which "
+                f"a process holds {division.micro_batch} at once with {world_size} processes: use fewer processes, "
+                "the level 'image', a smaller --data.group-size, or no --data.micro-batch-size"
+            )
+        return division
 
     def all_views(self) -> tuple[ViewConfig, ...]:
         """Return the views of every resolution."""

@@ -91,7 +91,7 @@ def _batches(sampler: StepSampler, reader: _RingReader, workers: int, timeout_s:
     except RuntimeError as error:
         advice = (
             "If it was killed, memory ran out: use fewer workers or a smaller batch. If it timed out, the disk is too "
-            "slow or gone: check the corpus' file system, or raise the timeout."
+            "slow or gone: check the corpus' file system, or raise --engine.timeout-s."
         )
         raise DataError(f"reading slices of {reader.dataset.corpus} stopped: {error}. {advice}") from error
 

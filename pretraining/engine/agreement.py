@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
@@ -18,16 +19,20 @@ class Agreement:
     Collectives of one group must come in the same order everywhere, which two threads cannot promise. All processes
     create it, and call its methods, in the same order. Without ``torch.distributed`` this process agrees with itself.
 
+    Args:
+        timeout_s: how long processes wait for each other; None is what torch has for gloo.
+
     Attributes:
         group: the process group; None for a process alone.
         rank: of this process.
         world_size: number of processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float | None = None) -> None:
         self.group: dist.ProcessGroup | None = None
         if dist.is_available() and dist.is_initialized():
-            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+            timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
+            self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
         self.rank = 0 if self.group is None else dist.get_rank()
         self.world_size = 1 if self.group is None else dist.get_world_size()
 

@@ -41,15 +41,22 @@ class Checkpoints:
         keep_last: how many of the newest are kept.
         keep_every: those whose step is a multiple of it are kept for ever.
         asynchronous: whether ``save`` returns while the checkpoint is being written.
+        timeout_s: how long processes wait for each other; None is what torch has for gloo.
     """
 
     def __init__(
-        self, folder: Path, *, keep_last: int = 3, keep_every: int | None = None, asynchronous: bool = True
+        self,
+        folder: Path,
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        asynchronous: bool = True,
+        timeout_s: float | None = None,
     ) -> None:
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise CheckpointError(f"keep_last {keep_last} and keep_every {keep_every} must be at least 1")
         self.folder, self.keep_last, self.keep_every, self.asynchronous = folder, keep_last, keep_every, asynchronous
-        self._agreement = Agreement()
+        self._agreement = Agreement(timeout_s)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._current: int | None = None

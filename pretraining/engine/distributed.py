@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -77,6 +77,18 @@ def joined_processes(device: str | None, timeout_s: float) -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), here)
     finally:
         dist.destroy_process_group()
+
+
+def neighbours(ranks: Ranks, count: int, timeout_s: float) -> dist.ProcessGroup | None:
+    """Return the group of ``count`` consecutive processes that this one is in; None where it is alone.
+
+    All processes make all groups, in the same order.
+    """
+    if count == 1:
+        return None
+    starts = range(0, ranks.world_size, count)
+    made = [dist.new_group(range(first, first + count), timeout=timedelta(seconds=timeout_s)) for first in starts]
+    return cast(dist.ProcessGroup, made[ranks.rank // count])
 
 
 def parallelise(model: StudentTeacher, ranks: Ranks, strategy: str, param_dtype: torch.dtype | None) -> nn.Module:

@@ -23,12 +23,13 @@ from pretraining.corpus.loader import slice_loader
 from pretraining.corpus.slices import SliceDataset, Slices
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine.checkpoint import Checkpoints
-from pretraining.engine.distributed import Ranks, parallelise
+from pretraining.engine.distributed import Ranks, neighbours, parallelise
 from pretraining.engine.flops import step_flops
 from pretraining.engine.monitor import Monitor
 from pretraining.engine.step import PRECISIONS, StepResult, TrainingStep
 from pretraining.engine.stop import StopRequest
 from pretraining.engine.teachers import save_teacher, teacher_path
+from pretraining.groups import Share
 from pretraining.model.backbone import SubsetBlock
 from pretraining.model.student_teacher import StudentTeacher
 from pretraining.optim import StepValues, build_optimizer, copy_parameters
@@ -72,7 +73,7 @@ class StageTraining:
     def __init__(self, stage: Stage, model: StudentTeacher, ranks: Ranks) -> None:
         config = stage.config
         self.stage, self.config, self.ranks = stage, config, ranks
-        self.micro_batches = config.data.micro_batches(ranks.world_size)
+        self.division = config.division(ranks.world_size)
         self.schedules = config.optim.schedules(config.engine.steps, config.data.batch_size)
         self.model = model.to(ranks.device)
         self.vit = model.student.backbone.config
@@ -92,13 +93,19 @@ class StageTraining:
             clip_norm=config.optim.clip_norm,
             autocast=None if sharded else dtype,
             scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
+            group=neighbours(ranks, self.division.processes, config.engine.timeout_s),
+            parts=self.division.parts,
         )
         self.views = config.all_views()
         shares = config.resolutions or None
         seed = config.data.resolution_seed
         self.resolutions = None if shares is None else resolution_sequence(shares, config.engine.steps, seed)
         self.flops = [self._flops(views) for views in self.views]
-        self.checkpoints = Checkpoints(stage.folder / CHECKPOINTS, keep_last=config.engine.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            stage.folder / CHECKPOINTS,
+            keep_last=config.engine.keep_checkpoints,
+            timeout_s=config.engine.timeout_s,
+        )
 
     def run(self, stop: StopRequest, progress: Progress) -> bool:
         """Train to the end, or until asked to stop; goes on from the newest checkpoint.
@@ -145,13 +152,14 @@ class StageTraining:
         data, total = self.config.data, self.config.engine.steps
         loader = slice_loader(
             dataset,
-            batch_size=data.micro_batch_size * self.micro_batches,
+            batch_size=data.batch_size // self.ranks.world_size,
             seed=data.seed,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             workers=data.workers,
             start_step=start,
             weights=dict(data.source_weights) or None,
+            timeout_s=self.config.engine.timeout_s,
         )
         if start < total:
             for step, slices in loader:
@@ -160,14 +168,18 @@ class StageTraining:
                     return
 
     def _train(self, step: int, slices: Slices, config: ViewConfig, values: StepValues, measure: bool) -> StepResult:
-        size, seed = self.config.data.micro_batch_size, self.config.data.seed
-        parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.micro_batches)]
-        views = _MicroBatches([partial(self._views, part, config, step) for part in parts])
-        generators = [torch_generator(seed, Stream.MODEL, step, int(part.places[0])) for part in parts]
-        return self.step(views, values, generators, measure=measure)
+        size, seed = self.division.micro_batch, self.config.data.seed
+        parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.division.micro_batches)]
+        places = [int(part.places[0]) for part in parts]
+        shares = [self.division.share(place) for place in places]
+        pairs = zip(parts, shares, strict=True)
+        views = _MicroBatches([partial(self._views, part, share, config, step) for part, share in pairs])
+        starts = [place - share.start for place, share in zip(places, shares, strict=True)]
+        generators = [torch_generator(seed, Stream.MODEL, step, start) for start in starts]
+        return self.step(views, values, generators, shares, measure=measure)
 
-    def _views(self, part: Slices, config: ViewConfig, step: int) -> Views:
-        return make_views(part.to(self.ranks.device), config, seed=self.config.data.seed, step=step)
+    def _views(self, part: Slices, share: Share, config: ViewConfig, step: int) -> Views:
+        return make_views(part.to(self.ranks.device), config, seed=self.config.data.seed, step=step, share=share)
 
     def _save(self, done: int, stopping: bool, state: dict[str, Any]) -> None:
         engine, last = self.config.engine, done == self.config.engine.steps

@@ -38,7 +38,7 @@ from pretraining.engine.stop import StopRequest, tell_running, tell_stopped
 from pretraining.engine.teachers import load_backbone, load_gram_teacher, load_teacher, teacher_path, teacher_steps
 from pretraining.model.config import RANDOM_WEIGHTS
 from pretraining.model.student_teacher import StudentTeacher
-from pretraining.settings import load_yaml, save_yaml, to_dict
+from pretraining.settings import from_dict, read_yaml, save_yaml, to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ FREE = (
     *("engine.keep_checkpoints", "engine.teacher_every", "engine.max_bad_steps", "engine.timeout_s"),
     *("data.workers", "data.micro_batch_size", "monitor."),
 )
-"""Settings that may change when a run goes on. The size of a micro-batch must, if the number of processes does."""
+"""Settings that may change when a run goes on, as may the number of processes."""
 
 
 def is_finished(config: RunConfig, run: Path) -> bool:
@@ -90,7 +90,9 @@ def train_stages(
         MedDINOError: a setting, file or number forbids going on, or another command trains in the folder; the message
             says which.
     """
-    agreement = Agreement()
+    for config in configs:
+        config.division(ranks.world_size)  # the third stage must not be refused after weeks of the first
+    agreement = Agreement(max(config.engine.timeout_s for config in configs))
     with ExitStack() as stack:
         agreement.first(lambda: stack.enter_context(locked(run)))  # process 0 holds it for all
         return _train_stages(configs, corpus, run, ranks, agreement, stop, progress)
@@ -171,7 +173,7 @@ def _teacher(config: RunConfig, run: Path, spec: str) -> Path:
     before = run / STAGES[STAGES.index(config.stage) - 1]
     found = teacher_steps(before)
     if not wanted:
-        settings = load_yaml(before / CONFIG, RunConfig) if (before / CONFIG).is_file() else None
+        settings = _settings_of(before / CONFIG) if (before / CONFIG).is_file() else None
         if settings is None or not is_finished(settings, run):
             raise ConfigurationError(
                 f"{config.stage} starts from the last teacher of {before.name}, which is not finished in {run}. Train "
@@ -203,8 +205,8 @@ def check_settings(configs: Sequence[RunConfig], run: Path, record: Mapping[str,
         path, hash_path = folder / CONFIG, folder / CORPUS_HASH
         if not path.is_file():
             continue
-        state = "is finished, with" if is_finished(load_yaml(path, RunConfig), run) else "holds a stage with"
-        before, now = _flat(to_dict(load_yaml(path, RunConfig))), _flat(to_dict(config))
+        state = "is finished, with" if is_finished(_settings_of(path), run) else "holds a stage with"
+        before, now = _flat(to_dict(_settings_of(path))), _flat(to_dict(config))
         changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         fixed = [name for name in changed if not name.startswith(FREE)]
         if fixed:
@@ -226,6 +228,17 @@ def _write_settings(config: RunConfig, folder: Path, record: Mapping[str, Any]) 
         with naming(folder / CORPUS_HASH):
             (folder / CORPUS_HASH).write_text(f"{record['hash']}\n")
     save_yaml(config, folder / CONFIG)
+
+
+def _settings_of(path: Path) -> RunConfig:
+    """Return the configuration of a stage on disk; before there were groups, what a process held at once was one."""
+    content = read_yaml(path)
+    if isinstance(content, dict) and "group_size" not in content.get("data", {}):
+        content["data"]["group_size"] = content["data"]["micro_batch_size"]
+        koleo = content["losses"]["koleo"]
+        if not koleo.get("distributed"):  # else it is refused: neighbours of several processes made no group
+            content["losses"]["koleo"] = {"top_k": koleo["top_k"]}
+    return from_dict(RunConfig, content, str(path))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

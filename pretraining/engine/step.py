@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from pretraining.engine.collapse import class_rank, target_measures
 from pretraining.engine.distributed import true_everywhere, without_reduction
+from pretraining.groups import Share
 from pretraining.losses import (
     LossConfig,
     Losses,
     ScheduledWeights,
     Targets,
+    koleo_term,
     objective,
     sinkhorn_scaling,
     sinkhorn_targets,
 )
+from pretraining.losses.dino import GLOBAL_CROPS
 from pretraining.model.heads import ProjectionHead
-from pretraining.model.student_teacher import StudentOutputs, StudentTeacher
+from pretraining.model.student_teacher import Network, StudentOutputs, StudentTeacher
 from pretraining.optim.ema import update_ema
 from pretraining.optim.optimizer import clip_gradients, set_step
 from pretraining.optim.schedules import StepValues
@@ -60,6 +65,8 @@ class TrainingStep:
         clip_norm: largest gradient norm of each part of the student.
         autocast: type in which the networks compute, or None. With FSDP sharding decides, and there is none.
         scaler: of the loss, for float16.
+        group: processes that share a group of slices; None where each has whole ones.
+        parts: consecutive micro-batches of a process that are of one group.
     """
 
     def __init__(
@@ -72,8 +79,11 @@ class TrainingStep:
         clip_norm: float,
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        group: dist.ProcessGroup | None = None,
+        parts: int = 1,
     ) -> None:
         self.model, self.student, self.optimizer, self.losses = model, student, optimizer, losses
+        self.group, self.parts = group, parts
         self.clip_norm, self.autocast = clip_norm, autocast
         self.scaler = scaler or torch.amp.GradScaler(enabled=False)
 
@@ -82,6 +92,7 @@ class TrainingStep:
         batches: Sequence[Views],
         values: StepValues,
         generators: Sequence[Generator | None],
+        shares: Sequence[Share | None] | None = None,
         *,
         measure: bool = False,
     ) -> StepResult:
@@ -91,14 +102,21 @@ class TrainingStep:
             batches: micro-batches of this process; each is asked for twice, and may be made anew each time.
             values: what the schedules say.
             generators: for each micro-batch the source of what is random in the student.
+            shares: what each micro-batch is of its group; by default all of it.
             measure: look for a collapse.
         """
         targets = self._targets(batches, values.teacher_temperature)
+        shares = shares or [None] * len(batches)
+        koleo: list[GroupKoLeo | None] = [None] * self.parts
         results: list[Losses] = []
-        for number, (views, generator) in enumerate(zip(batches, generators, strict=True)):
+        for number, (views, generator, share) in enumerate(zip(batches, generators, shares, strict=True)):
             target = targets(number)
+            if self.parts > 1 and number % self.parts == 0:
+                own = range(number, number + self.parts)
+                koleo = [*self._group_koleo([(batches[i], generators[i], shares[i]) for i in own])]
             with without_reduction(self.student, number + 1 < len(batches)):
-                outputs, losses = self._losses(views, target, values, generator)
+                of_group = koleo[number % self.parts]
+                outputs, losses = self._losses(views, target, values, generator, share, of_group)
                 self.scaler.scale(losses.total / len(batches)).backward()
             if number == 0:
                 seen = target.dino, outputs.global_cls.detach()
@@ -119,11 +137,17 @@ class TrainingStep:
         return StepResult(applied, total, means, norms, measures)
 
     def _losses(
-        self, views: Views, targets: Targets, values: StepValues, generator: Generator | None
+        self,
+        views: Views,
+        targets: Targets,
+        values: StepValues,
+        generator: Generator | None,
+        share: Share | None = None,
+        koleo: GroupKoLeo | None = None,
     ) -> tuple[StudentOutputs, Losses]:
         masks = views.masks
         with self._autocast(views.global_crops.device.type):
-            outputs = self.student(views.global_crops, views.local_crops, masks.masks, masks.indices, generator)
+            outputs = self.student(views.global_crops, views.local_crops, masks.masks, masks.indices, generator, share)
             gram = None
             if self.model.gram_teacher is not None and views.gram_crops is not None:
                 with torch.no_grad():
@@ -136,8 +160,32 @@ class TrainingStep:
             weights=ScheduledWeights(values.local_loss_weight, values.gram_loss_weight),
             gram_patches=gram,
             masks=masks.masks,
+            group=self.group,
+            koleo=None if koleo is None else koleo.term(outputs.global_cls),
         )
         return outputs, losses
+
+    def _group_koleo(
+        self, micro_batches: Sequence[tuple[Views, Generator | None, Share | None]]
+    ) -> Iterator[GroupKoLeo]:
+        """Return what KoLeo of a group says about each of its micro-batches, whose activations do not fit together.
+
+        Their class tokens do: they are computed without a graph, with the random numbers that come again.
+        """
+        student = cast(Network, self.model.student)
+        tokens = []
+        for views, generator, share in micro_batches:
+            state = None if generator is None else generator.get_state()
+            with torch.no_grad(), self._autocast(views.global_crops.device.type):
+                seen = student.backbone(views.global_crops, views.masks.masks, generator=generator, share=share)
+            if generator is not None and state is not None:
+                generator.set_state(state)
+            tokens.append(seen.cls.float().unflatten(0, (GLOBAL_CROPS, -1)))
+        together = torch.cat(tokens, dim=1).requires_grad_()
+        value = koleo_term(together.flatten(0, 1), self.losses, self.group)
+        (gradient,) = torch.autograd.grad(value, together)
+        for part in (len(tokens) * gradient).chunk(len(tokens), dim=1):
+            yield GroupKoLeo(value.detach(), part.flatten(0, 1))
 
     def _targets(self, batches: Sequence[Views], temperature: float) -> Callable[[int], Targets]:
         """Return what gives the teacher's probabilities of a micro-batch, centred over all of all processes.
@@ -174,6 +222,24 @@ class TrainingStep:
 
     def _autocast(self, device_type: str) -> AbstractContextManager:
         return nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
+
+
+@dataclass(frozen=True)
+class GroupKoLeo:
+    """KoLeo of a group for one of its micro-batches.
+
+    Attributes:
+        value: of the process' tokens in the group.
+        gradient: ``(2B, D)`` of the micro-batch' class tokens, times the number of micro-batches in the group.
+    """
+
+    value: Tensor
+    gradient: Tensor
+
+    def term(self, global_cls: Tensor) -> Tensor:
+        """Return a scalar of this value and this gradient."""
+        linear = (global_cls.float() * self.gradient).sum()
+        return self.value + linear - linear.detach()
 
 
 def _measures(targets: Tensor, tokens: Tensor) -> dict[str, Tensor]:

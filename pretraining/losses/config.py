@@ -19,25 +19,16 @@ def _check(condition: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class KoLeoConfig:
-    """Where nearest neighbours are looked for.
+    """Which nearest neighbours count; they are looked for in the group of a slice, ``data.group_size``.
 
     Attributes:
-        distributed: on all processes instead of each its own (DINOv3: only in its third stage).
-        group_size: images that are neighbours of each other, a multiple of the images of a process; None for all
-            (DINOv3, third stage: 16). Needs ``distributed``.
-        top_k: neighbours to average over (DINOv3: 1). More than one needs ``distributed``, as in DINOv3.
+        top_k: neighbours to average over (DINOv3: 1).
     """
 
-    distributed: bool = False
-    group_size: int | None = None
     top_k: int = 1
 
     def __post_init__(self) -> None:
         _check(self.top_k >= 1, f"koleo top_k {self.top_k} must be at least 1")
-        if self.group_size is not None:
-            _check(self.group_size > self.top_k, f"koleo group_size {self.group_size} must be above top_k {self.top_k}")
-        alone = self.group_size is None and self.top_k == 1
-        _check(self.distributed or alone, "koleo group_size and top_k need distributed: true")
 
 
 @dataclass(frozen=True)

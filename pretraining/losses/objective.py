@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretraining.losses.config import KoLeoConfig, LossConfig
+from pretraining.losses.config import LossConfig
 from pretraining.losses.dino import GLOBAL_CROPS, dino_loss, pair_shares
 from pretraining.losses.gram import gram_loss
 from pretraining.losses.ibot import ibot_loss
-from pretraining.losses.koleo import distributed_koleo_loss, koleo_loss
+from pretraining.losses.koleo import koleo_loss
 
 
 class StudentOutputs(Protocol):
@@ -89,6 +89,7 @@ def objective(
     gram_patches: Tensor | None = None,
     masks: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
+    koleo: Tensor | None = None,
 ) -> Losses:
     """Return the weighted sum of all terms for one micro-batch.
 
@@ -100,7 +101,8 @@ def objective(
         weights: of this step.
         gram_patches: ``(2B, P', D)`` patches of the Gram teacher after the final norm, or None for no Gram loss.
         masks: ``(2B, P)`` bool, the student's; needed where the Gram loss looks at some patches only.
-        group: processes among which a distributed KoLeo looks for neighbours; by default all.
+        group: processes among which KoLeo looks for neighbours; None for this one alone.
+        koleo: KoLeo's term, a scalar with a gradient, where it takes more than this micro-batch.
 
     Raises:
         ConfigurationError: a term cannot be computed from a batch of this size or shape.
@@ -113,8 +115,8 @@ def objective(
         temperature=temperature,
         ignore_diagonal=config.global_ignore_diagonal,
     )
-    crops = student.global_cls.chunk(GLOBAL_CROPS)
-    koleo = torch.stack([_koleo(crop, config.koleo, group) for crop in crops]).mean()
+    if koleo is None:
+        koleo = koleo_term(student.global_cls, config, group)
     ibot = ibot_loss(student.ibot, targets.ibot, patch_weights, len(student.global_cls), temperature=temperature)
     terms = {"dino_local": dino.local, "dino_global": dino.global_, "koleo": koleo, "ibot": ibot}
     if gram_patches is not None:
@@ -122,6 +124,12 @@ def objective(
     num_local = GLOBAL_CROPS * len(student.dino_local) // len(student.dino_global)
     total = weighted_sum(terms, num_local, config, weights)
     return Losses(total, {name: term.detach() for name, term in terms.items()})
+
+
+def koleo_term(global_cls: Tensor, config: LossConfig, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the mean of the KoLeo losses of the two crops, from class tokens ``(2B, D)``; see ``objective``."""
+    crops = global_cls.chunk(GLOBAL_CROPS)
+    return torch.stack([koleo_loss(crop, top_k=config.koleo.top_k, group=group) for crop in crops]).mean()
 
 
 def weighted_sum(terms: Mapping[str, Tensor], num_local: int, config: LossConfig, weights: ScheduledWeights) -> Tensor:
@@ -135,9 +143,3 @@ def weighted_sum(terms: Mapping[str, Tensor], num_local: int, config: LossConfig
     koleo = GLOBAL_CROPS * terms["koleo"]
     total = config.dino_weight * dino + config.koleo_weight * koleo + config.ibot_weight * terms["ibot"]
     return total + weights.gram * terms["gram"] if "gram" in terms else total
-
-
-def _koleo(cls: Tensor, config: KoLeoConfig, group: dist.ProcessGroup | None) -> Tensor:
-    if not config.distributed:
-        return koleo_loss(cls)
-    return distributed_koleo_loss(cls, group_size=config.group_size, top_k=config.top_k, group=group)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
+from pretraining.groups import Share
 
 
 class Features(NamedTuple):
@@ -25,6 +26,17 @@ class Features(NamedTuple):
     """``(B, P, D)``, row by row."""
 
 
+class KeptRows(NamedTuple):
+    """The samples for which the residual branches of a block are computed."""
+
+    attention: Tensor
+    """``(k,)`` positions in the batch."""
+    mlp: Tensor
+    """``(k',)``."""
+    scale: float
+    """Factor of the residuals: all samples of the group over those that are computed."""
+
+
 class SubsetBlock(EvaBlock):
     """A transformer block whose residual branches can be computed for a part of the batch only.
 
@@ -34,29 +46,33 @@ class SubsetBlock(EvaBlock):
     checkpointed = False
     """Keep nothing but the input for the backward pass and compute the block again there."""
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rope: Tensor | None = None, rows: KeptRows | None = None
+    ) -> Tensor:
         """Map ``(B, N, D)`` to the same shape.
 
         Args:
             x: Tokens.
             rope: Rotary table, ``(P, 2 * head width)``.
-            rows: ``(2, k)``: the samples for which the attention and the MLP branch are computed. Their residual is
-                multiplied by B / k. None computes all.
+            rows: For which samples the branches are computed; None computes all.
         """
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(self._compute, x, rope, rows, use_reentrant=False, preserve_rng_state=False)
         return self._compute(x, rope, rows)
 
-    def _compute(self, x: Tensor, rope: Tensor | None, rows: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, rope: Tensor | None, rows: KeptRows | None) -> Tensor:
         if rows is None:
             return super().forward(x, rope=rope)
-        x = _add_residual(x, rows[0], lambda part: self.gamma_1 * self.attn(self.norm1(part), rope=rope))
-        return _add_residual(x, rows[1], lambda part: self.gamma_2 * self.mlp(self.norm2(part)))
+        attention, mlp, scale = rows
+        x = _add_residual(x, attention, scale, lambda part: self.gamma_1 * self.attn(self.norm1(part), rope=rope))
+        return _add_residual(x, mlp, scale, lambda part: self.gamma_2 * self.mlp(self.norm2(part)))
 
 
-def _add_residual(x: Tensor, rows: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+def _add_residual(x: Tensor, rows: Tensor, scale: float, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    if not len(rows):  # attention refuses an empty batch, and data parallelism parameters without a gradient
+        rows, scale = rows.new_zeros(1), 0.0
     part = x.index_select(0, rows)  # its gradient is added up row by row; that of x[rows] sorts the rows on a GPU
-    return x.index_add(0, rows, branch(part).to(x.dtype), alpha=len(x) / len(rows))
+    return x.index_add(0, rows, branch(part).to(x.dtype), alpha=scale)
 
 
 class PretrainingViT(VisionTransformer):
@@ -95,6 +111,7 @@ class PretrainingViT(VisionTransformer):
         masks: Tensor | None = None,
         *,
         generator: Generator | None = None,
+        share: Share | None = None,
         local: bool = False,
     ) -> Features:
         """Return the tokens of the last block.
@@ -102,7 +119,8 @@ class PretrainingViT(VisionTransformer):
         Args:
             image: ``(B, C, H, W)``; patches that are not full at the right and below are cut off, as in the reference.
             masks: ``(B, P)`` bool, patches that are replaced by the mask token before the first block.
-            generator: On the CPU; source of what is random in training.
+            generator: On the CPU; source of what is random in training, in the same state for all shares of a group.
+            share: What the slices are of their group; by default each image is a slice, and they are all.
             local: These are local crops: their class token has a norm of its own where the network has one.
         """
         patch = self.config.patch_size
@@ -112,7 +130,7 @@ class PretrainingViT(VisionTransformer):
             tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
         tokens = self.with_prefix(tokens)
         tables = self._tables((rows, columns), image.device, generator)
-        kept = self._kept_rows(len(image), image.device, generator)
+        kept = self._kept_rows(len(image), share or Share.whole(len(image)), image.device, generator)
         for block, table, subset in zip(self.blocks, tables, kept, strict=True):
             tokens = block(tokens, table, subset)
         return self._normed(tokens, local=local)
@@ -125,14 +143,28 @@ class PretrainingViT(VisionTransformer):
         scales = torch.exp(exponents * math.log(self.rope_rescale))
         return list(self.rotation(grid, device, scales))
 
-    def _kept_rows(self, batch: int, device: torch.device, generator: Generator | None) -> list[Tensor] | list[None]:
-        """Draw for each block and branch the samples that are computed: at least one, as in the reference."""
+    def _kept_rows(
+        self, batch: int, share: Share, device: torch.device, generator: Generator | None
+    ) -> list[KeptRows] | list[None]:
+        """Draw for each block and branch the samples that are computed: of a group as many as in the reference.
+
+        Chosen are as many of each stratum, up to one, so that processes which share a group have equal work and few
+        shapes. Which strata have one more changes from draw to draw: every sample is as likely as any other.
+        """
         depth = len(self.blocks)
         if generator is None or self.drop_path_rate == 0:
             return [None] * depth
-        kept = max(int(batch * (1 - self.drop_path_rate)), 1)
-        order = torch.rand(depth, 2, batch, generator=generator).argsort(dim=-1)
-        return list(order[..., :kept].contiguous().to(device, non_blocking=True))
+        crops, strata = batch // share.count, share.group // share.stratum
+        kept = max(int(crops * share.group * (1 - self.drop_path_rate)), 1)
+        turn = int(torch.randint(strata, (1,), generator=generator))
+        of_stratum = (torch.arange(strata + 1) * kept // strata).diff().roll(turn)
+        draws = torch.rand(depth, 2, strata, crops * share.stratum, generator=generator)
+        chosen = draws.argsort(dim=-1).argsort(dim=-1) < of_stratum[:, None]
+        chosen = chosen.unflatten(-1, (crops, share.stratum)).transpose(2, 3).flatten(3)  # (.., crops, slices)
+        own = chosen[..., share.start : share.start + share.count].flatten(0, 1).flatten(1)
+        rows = own.nonzero()[:, 1].to(device, non_blocking=True).split(own.sum(1).tolist())
+        scale = crops * share.group / kept
+        return [KeptRows(*pair, scale) for pair in zip(rows[::2], rows[1::2], strict=True)]
 
     def _normed(self, tokens: Tensor, *, local: bool) -> Features:
         own = self.local_cls_norm if local and self.training else None

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nnunetv2_meddino.networks.vit import BACKBONES, ViTConfig
+from pretraining.groups import Share
 from pretraining.model.backbone import PretrainingViT
 from pretraining.model.config import ModelConfig
 from pretraining.model.heads import ProjectionHead
@@ -54,6 +55,7 @@ class Network(nn.Module):
         masks: Tensor,
         indices: Tensor,
         generator: Generator | None = None,
+        share: Share | None = None,
     ) -> StudentOutputs:
         """Return the student's outputs.
 
@@ -63,9 +65,11 @@ class Network(nn.Module):
             masks: ``(2B, P)`` bool.
             indices: ``(M,)`` positions of masked patches in the flattened masks.
             generator: Source of what is random in training; None for nothing random.
+            share: What the B slices are of their group; by default all of it.
         """
-        seen = self.backbone(global_crops, masks, generator=generator)
-        local = self.backbone(local_crops, generator=generator, local=True)
+        share = share or Share.whole(len(global_crops) // 2)
+        seen = self.backbone(global_crops, masks, generator=generator, share=share)
+        local = self.backbone(local_crops, generator=generator, share=share, local=True)
         dino = self.dino_head(torch.cat([seen.cls, local.cls]))
         ibot = self.ibot_head(seen.patches.flatten(0, 1).index_select(0, indices))
         count = len(seen.cls)

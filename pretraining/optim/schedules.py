@@ -37,8 +37,9 @@ class Schedule:
         warmup_shape: ``linear``, or ``cosine`` for a half cosine that contains both its ends (the learning rate of
             DINOv3's third stage and the loss weights of its second are such ramps).
         family: ``dinov3`` or ``dinov2``.
-        trunc_extra: share by which the cosine is made longer than the run; what is left of it is stretched to reach
-            ``end`` at the last step. ``dinov2`` only, where its configuration calls it ``schedule_trunc_extra``.
+        trunc_extra: share by which the cosine is made longer than the run, in whole steps and with both its ends; what
+            is left of it is stretched to reach ``end`` at the last step. ``dinov2`` only, where its configuration calls
+            it ``schedule_trunc_extra``.
     """
 
     MAIN_FIELD: ClassVar[str] = "peak"
@@ -104,12 +105,11 @@ class Schedule:
 
     def _dinov2_cosine(self, after: NDArray[np.int64], length: int) -> NDArray[np.float64]:
         """Return 1 at the first step after the warm-up, falling towards 0."""
-        longer = max((1 + self.trunc_extra) * length, 1)
-        share = _half_cosine(after / longer)
-        if self.trunc_extra == 0:
-            return share
-        last = _half_cosine(np.array((length - 1) / longer))
-        return (share - last) / (1 - last)
+        if self.trunc_extra == 0 or length < 2:  # one step cannot be both peak and end
+            return _half_cosine(after / max(length, 1))
+        intervals = max(int((1 + self.trunc_extra) * length) - 1, 1)
+        last = _half_cosine(np.array((length - 1) / intervals))
+        return (_half_cosine(after / intervals) - last) / (1 - last)
 
     def _warm_up(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.warmup_shape == "cosine":

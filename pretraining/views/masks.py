@@ -18,7 +18,7 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class PatchMasks:
-    """Masked patches of the N = 2B global crops of a process, crop-major; M patches are masked in all.
+    """Masked patches of the N = 2B global crops of some slices, crop-major; M patches are masked in all.
 
     Attributes:
         masks: ``(N, P)`` bool, patches row by row.
@@ -34,6 +34,10 @@ class PatchMasks:
     def n_masked(self) -> int:
         """M."""
         return len(self.indices)
+
+    def of_slices(self, start: int, count: int) -> PatchMasks:
+        """Return the masks of both crops of some of the slices."""
+        return _described(self.masks.unflatten(0, (2, -1))[:, start : start + count].flatten(0, 1))
 
     def to(self, device: torch.device | str) -> PatchMasks:
         """Return the masks on a device."""
@@ -52,7 +56,7 @@ def mask_counts(crops: int, patches: int, config: MaskConfig) -> list[int]:
 
 
 def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: int, place: int) -> PatchMasks:
-    """Draw the masks of one process' batch.
+    """Draw the masks of a group of slices.
 
     Each masked crop is covered by blocks (BEiT: Bao et al. 2022), of an area uniform from ``min_patches`` to what is
     missing or half the crop, and a log-uniform aspect, as long as one of ten tries adds patches and not too many. What
@@ -64,7 +68,7 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
         config: shares and block shapes.
         seed: 0 to 2**32 - 1.
         step: training step.
-        place: first place of this process' batch in the step's global batch, so that processes draw different masks.
+        place: of the group's first slice in the step's global batch, so that groups draw different masks.
 
     Raises:
         ConfigurationError: the seed is out of range.
@@ -80,9 +84,13 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
     covered |= order.argsort(1).argsort(1) < missing[:, None]
     masks = np.zeros((crops, grid * grid), bool)
     masks[generator.random(crops).argsort()[: len(targets)]] = covered
+    return _described(torch.from_numpy(masks))
+
+
+def _described(masks: Tensor) -> PatchMasks:
     per_crop = masks.sum(1)
-    weights = np.repeat(1 / per_crop.clip(1), per_crop).astype(np.float32)
-    return PatchMasks(*map(torch.from_numpy, (masks, np.flatnonzero(masks), weights)))
+    weights = (1 / per_crop.clamp(min=1)).repeat_interleave(per_crop)
+    return PatchMasks(masks, masks.flatten().nonzero()[:, 0], weights)
 
 
 def _blocks(

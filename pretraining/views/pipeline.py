@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.groups import Share
 from pretraining.views.config import ViewConfig
 from pretraining.views.crops import ViewParameters, draw_parameters
 from pretraining.views.intensity import Levels, distort, slice_levels, to_input, to_unit
@@ -55,19 +56,26 @@ class Views:
 
 
 def make_views(
-    slices: SliceBatch, config: ViewConfig, *, seed: int, step: int, dtype: torch.dtype = torch.float32
+    slices: SliceBatch,
+    config: ViewConfig,
+    *,
+    seed: int,
+    step: int,
+    share: Share | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Views:
     """Make all views of a batch where its pixels are.
 
     The crops of a slice depend on the seed, the step and its place alone: batches may be split over ranks in any way,
-    and the same views come out, on every device up to rounding. Masks belong to the batch of a process, since their
-    counts are spread over it.
+    and the same views come out, on every device up to rounding. Masks are drawn for the group that the batch is a share
+    of, since their counts are spread over it.
 
     Args:
         slices: the batch.
         config: what the views look like.
         seed: 0 to 2**32 - 1.
         step: training step.
+        share: what the batch is of its group; by default all of it.
         dtype: of the crops; the work is done in float32.
 
     Raises:
@@ -77,8 +85,10 @@ def make_views(
     _check_batch(slices)
     parameters = draw_parameters(slices.sizes, slices.places, config, seed=seed, step=step)
     grid = config.global_size // config.masks.patch_size
-    place = int(slices.places[0])
-    masks = draw_masks(2 * len(slices.pixels), grid, config.masks, seed=seed, step=step, place=place)
+    share = share or Share.whole(len(slices.pixels))
+    place = int(slices.places[0]) - share.start
+    drawn = draw_masks(2 * share.group, grid, config.masks, seed=seed, step=step, place=place)
+    masks = drawn.of_slices(share.start, share.count)
     # products in bfloat16 would cost 3 of the 11 bits of a CT value
     with torch.no_grad(), torch.autocast(slices.pixels.device.type, enabled=False):
         unit, levels = _unit_slices(slices, parameters, config)

@@ -27,7 +27,8 @@ def in_processes(world_size: int, folder: Path, function: Callable[..., Any], *a
         function: of a module, so that a new process can import it.
         *arguments: its arguments.
     """
-    multiprocessing.set_forkserver_preload(["torch.distributed"])  # imported once; each process is a fork of it
+    # imported once; each process is a fork of it
+    multiprocessing.set_forkserver_preload(["pytest", "torch.distributed", "tests.pretraining.training"])
     start = torch.multiprocessing.start_processes
     start(_worker, (world_size, folder, function, arguments), nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]

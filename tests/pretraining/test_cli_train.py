@@ -71,7 +71,7 @@ def test_show_prints_the_settings_and_does_nothing(tmp_path, capsys):
         (("--optim.learning_rate", "1"), "no option optim.learning_rate"),
         (("--engine.precision", "float8"), "float8"),
         (("--recipe", "none"), "there is no recipe 'none'"),
-        (("--data.batch-size", "9"), "must be a multiple of micro_batch_size"),
+        (("--data.batch-size", "9"), "must be a multiple of group_size 4"),
         (("--config", "absent.yaml"), "absent.yaml"),
         (("--corpus", "absent"), "absent"),
         (("--model.weights", "absent.safetensors"), "absent.safetensors"),

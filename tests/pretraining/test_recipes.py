@@ -6,6 +6,7 @@ import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import STAGES, RunConfig
+from pretraining.configure import stage_configurations
 from pretraining.recipes import RECIPES, recipe
 from pretraining.settings import from_dict, to_dict
 
@@ -78,7 +79,7 @@ def test_sister_study_warms_up_over_a_tenth_and_falls_to_one_millionth(stage):
     assert values(config, steps // 20).lr == pytest.approx(peak / 2)
     assert values(config, steps - 1).lr == pytest.approx(1e-6)
     assert (config.data.batch_size, config.engine.precision) == (256, "float16")
-    assert config.data.micro_batches(1) >= 8
+    assert config.data.division(1).micro_batches >= 8
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -87,7 +88,65 @@ def test_recipes_are_complete_and_survive_a_file(name, stage):
     config = recipe(name, stage)
     assert config.stage == stage
     assert from_dict(RunConfig, to_dict(config)) == config
-    assert config.data.micro_batches(1) >= 1
+
+
+GROUPS = {
+    "meddinov3": (512, 64, 64, 16),
+    "im1k": (512, 64, 64, 16),
+    "linear_warmup_cosine": (256, 32, 32, 16),
+    "single_gpu": (128, 32, 32, 8),
+    "smoke": (16, 8, 8, 8),
+}
+"""Batch, and slices of a group in each stage."""
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_starts_as_written_on_1_to_64_processes(name, stage, processes):
+    (config,) = stage_configurations([stage], name)
+    batch, group = GROUPS[name][0], GROUPS[name][1 + STAGES.index(stage)]
+    if processes > batch:
+        with pytest.raises(ConfigurationError, match=f"over {processes} processes; it can over 1, 2, 4, 8, 16\\."):
+            config.division(processes)
+        return
+    division, own = config.division(processes), batch // processes
+    assert (division.group, division.micro_batch) == (group, min(own, group))
+    assert division.micro_batch * division.micro_batches == own
+    assert (division.processes, division.parts) == (max(group // own, 1), 1)
+    # every micro-batch of every process is a share of a group, and the groups are the same runs of places
+    places = [rank * own + i * division.micro_batch for rank in range(processes) for i in range(division.micro_batches)]
+    starts = [place - division.share(place).start for place in places]
+    assert sorted(set(starts)) == list(range(0, batch, group))
+    assert division.micro_batch % division.stratum == 0  # what a block is compiled for does not vary
+
+
+@pytest.mark.parametrize("processes", [3, 5, 6, 12, 24, 48])
+def test_sizes_that_cannot_work_are_refused_with_those_that_can(processes):
+    message = f"cannot be divided over {processes} processes; it can over 1, 2, 4, 8, 16, 32, 64, 128, 256, 512\\."
+    with pytest.raises(ConfigurationError, match=message):
+        recipe("meddinov3", "stage1").division(processes)
+
+
+def test_other_batches_suit_other_numbers_of_processes():
+    (config,) = stage_configurations(["stage1"], "meddinov3", None, ["--data.batch-size", "384"])
+    assert [config.division(processes).processes for processes in (1, 3, 6, 12, 24, 48)] == [1, 1, 1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(("most", "micro_batch", "parts"), [(128, 64, 1), (32, 32, 2), (30, 16, 4), (3, 2, 32)])
+def test_a_smaller_micro_batch_divides_the_group(most, micro_batch, parts):
+    (config,) = stage_configurations(["stage1"], "meddinov3", None, ["--data.micro-batch-size", str(most)])
+    division = config.division(1)
+    assert (division.micro_batch, division.parts, division.processes) == (micro_batch, parts, 1)
+    assert division.micro_batch * division.micro_batches == 512
+
+
+def test_gram_similarities_of_a_batch_need_whole_groups():
+    overrides = ["--losses.gram.level", "batch"]
+    (config,) = stage_configurations(["stage2"], "meddinov3", None, overrides)
+    assert config.division(8).micro_batch == 64
+    with pytest.raises(ConfigurationError, match="of a group of 64 slices, of which a process holds 32 at once"):
+        config.division(16)
 
 
 @pytest.mark.parametrize(("name", "stage"), [("none", "stage1"), ("smoke", "stage4")])
@@ -102,6 +161,8 @@ def test_unknown_recipes_and_stages_are_refused(name, stage):
         ({"engine": {"steps": 3000}}, "freeze_last_layer_steps.*do not end within the 3000 steps"),
         ({"gram_teacher": {"enabled": True}}, "Gram teacher needs crops of its own"),
         ({"views": {"gram_size": 512}}, "Gram teacher needs crops of its own"),
+        ({"data": {"group_size": 1}}, "group_size 1 must be above the number of neighbours"),
+        ({"data": {"group_size": 60}}, "batch_size 512 must be a multiple of group_size 60"),
         ({"initial": "previous"}, "stage1 has no stage before it"),
         ({"stage": "stage9"}, "is none of"),
     ],

@@ -11,7 +11,11 @@ import pytest
 import yaml
 
 from nnunetv2_meddino.errors import ConfigurationError
-from pretraining.settings import describe, from_dict, load_yaml, override, parse_overrides, save_yaml, to_dict
+from pretraining.settings import describe, from_dict, override, parse_overrides, read_yaml, save_yaml, to_dict
+
+
+def load_yaml(path, cls, base=None):
+    return from_dict(cls, read_yaml(path), str(path), base)
 
 
 @dataclass(frozen=True)

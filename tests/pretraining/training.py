@@ -24,7 +24,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 STEPS = 6
 SMALL = (
     *("--engine.steps", str(STEPS), "--engine.checkpoint-every", "2", "--engine.teacher-every", "3"),
-    *("--model.drop-path", "0.3", "--data.batch-size", "8", "--data.micro-batch-size", "4", "--views.num-local", "2"),
+    *("--model.drop-path", "0.3", "--data.batch-size", "8", "--data.group-size", "4", "--views.num-local", "2"),
     *("--views.global-size", "48", "--monitor.pictures", "1", "--monitor.image-size", "48"),
     *("--monitor.tensorboard", "false", "--monitor.check-every", "3", "--model.dino-head.prototypes", "64"),
     *("--model.ibot-head.prototypes", "48"),

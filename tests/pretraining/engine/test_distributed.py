@@ -11,11 +11,13 @@ import torch.distributed as dist
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import RunConfig
-from pretraining.engine.distributed import Ranks, joined_processes
+from pretraining.engine.agreement import Agreement
+from pretraining.engine.checkpoint import Checkpoints
+from pretraining.engine.distributed import Ranks, joined_processes, neighbours
 from tests.pretraining.processes import in_processes
-from tests.pretraining.training import losses, small_config, small_corpus, teacher, train
+from tests.pretraining.training import losses, metrics, small_config, small_corpus, teacher, train, train_all
 
-BATCH = ("--data.batch-size", "16", "--data.micro-batch-size", "4", "--optim.lr.start", "1e-3")
+BATCH = ("--data.batch-size", "16", "--data.group-size", "8", "--optim.lr.start", "1e-3")
 LOSS = {"rel": 1e-5}
 WEIGHTS = {"atol": 2e-5, "rtol": 1e-4}
 """Sums over processes are rounded differently, and Adam makes the most of small gradients."""
@@ -42,7 +44,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(corpus, tmp_path_factory):
-    """One process that makes four micro-batches of every step."""
+    """One process that has two groups in every step."""
     run = tmp_path_factory.mktemp("alone")
     assert train(config_of("ddp"), corpus, run)
     return run
@@ -86,9 +88,55 @@ def test_second_and_third_stage_on_two_processes(corpus, alone, tmp_path):
         (two / stage).symlink_to(one / stage)
 
 
-def test_batch_that_does_not_divide_is_refused(corpus, tmp_path):
-    with pytest.raises(ConfigurationError, match="multiple of micro_batch_size 3 times 1 processes"):
-        train(config_of("ddp", "--data.micro-batch-size", "3"), corpus, tmp_path)
+def require_equal_gradients(run: Path, alone: Path) -> None:
+    """Compare the first step, before anything was rounded twice."""
+    first, expected = (metrics(folder / "stage1")[0] for folder in (run, alone))
+    names = [name for name in expected if name.startswith(("loss", "gradient_norm"))]
+    assert len(names) == 8
+    assert {name: first[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=2e-6)
+
+
+def require_similar(run: Path, alone: Path) -> None:
+    """Compare trainings that add in another order, of which KoLeo of untrained, near tokens makes much."""
+    require_equal_gradients(run, alone)
+    assert losses(run / "stage1") == [pytest.approx(loss, rel=1e-3) for loss in losses(alone / "stage1")]
+    ours, theirs = teacher(run), teacher(alone)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=3e-4, rtol=0, msg=name)
+
+
+def test_sixteen_processes_of_one_slice_equal_one_of_sixteen(corpus, alone, tmp_path):
+    """Two groups of eight slices: two a process, or one slice a process."""
+    assert all(in_group(16, tmp_path / "group", config_of("ddp"), corpus, tmp_path / "run", None))
+    require_similar(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize(("processes", "most", "strategy"), [(1, 2, "ddp"), (2, 4, "ddp"), (4, 2, "fsdp")])
+def test_smaller_micro_batches_are_the_same_training(corpus, alone, tmp_path, processes, most, strategy):
+    config = config_of(strategy, "--data.micro-batch-size", str(most))
+    if processes == 1:
+        assert train(config, corpus, tmp_path / "run")
+    else:
+        assert all(in_group(processes, tmp_path / "group", config, corpus, tmp_path / "run", None))
+    require_similar(tmp_path / "run", alone)
+
+
+def test_processes_that_share_no_group_are_refused_before_anything_is_written(corpus, tmp_path):
+    configs = [config_of("ddp"), small_config("stage3", "--data.batch-size", "24", "--data.group-size", "8")]
+    with pytest.raises(ConfigurationError, match="cannot be divided over 2 processes; it can over 1, 3, 6, 12, 24"):
+        train_all(configs, corpus, tmp_path / "run", ranks=Ranks(0, 2, torch.device("cpu")))
+    assert not (tmp_path / "run").exists()
+
+
+def timeouts() -> list[float]:
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    groups = [Agreement(7).group, Checkpoints(Path("unused"), timeout_s=8)._agreement.group, neighbours(ranks, 2, 9)]
+    return [group._get_backend(ranks.device).options._timeout.total_seconds() for group in groups]
+
+
+def test_processes_wait_for_each_other_as_long_as_was_asked_for(tmp_path):
+    """A new group of torch has its own default, not that of the group of all."""
+    assert in_processes(2, tmp_path, timeouts) == [[7, 8, 9]] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
+from threading import Event
 
 import pytest
 import torch
 
-from nnunetv2_meddino.errors import ConfigurationError, TrainingError
+from nnunetv2_meddino.errors import ConfigurationError, DataError, TrainingError
 from pretraining.config import GramTeacherConfig
+from pretraining.corpus.slices import SliceDataset
 from pretraining.engine import loop, step
 from pretraining.engine.loop import StageTraining
 from tests.pretraining.engine.labelled import write_balls
@@ -79,13 +81,27 @@ def test_other_seed_other_losses(corpus, straight, tmp_path):
 def test_every_micro_batch_of_every_step_draws_its_own_random_numbers(corpus, tmp_path, monkeypatch):
     seeds, call = [], step.TrainingStep.__call__
 
-    def watching(self, batches, values, generators, **settings):
+    def watching(self, batches, values, generators, shares, **settings):
         seeds.extend(generator.initial_seed() for generator in generators)
-        return call(self, batches, values, generators, **settings)
+        return call(self, batches, values, generators, shares, **settings)
 
     monkeypatch.setattr(step.TrainingStep, "__call__", watching)
     train(small_config(), corpus, tmp_path)
     assert len(seeds) == len(set(seeds)) == STEPS * MICRO_BATCHES
+
+
+def test_loader_waits_as_long_as_was_asked_for(corpus, tmp_path, monkeypatch):
+    read = SliceDataset.decode
+
+    def decode(self, rows, pixels):
+        if torch.utils.data.get_worker_info() is not None:
+            Event().wait()  # nobody sets it
+        read(self, rows, pixels)
+
+    monkeypatch.setattr(SliceDataset, "decode", decode)
+    config = with_engine(small_config("stage1", "--data.workers", "1"), timeout_s=0.5)
+    with pytest.raises(DataError, match=r"timed out after 0\.5 seconds.*raise --engine\.timeout-s"):
+        train(config, corpus, tmp_path)
 
 
 def test_checkpointed_activations_change_nothing(corpus, straight, tmp_path):
@@ -97,8 +113,8 @@ def spoiled(monkeypatch, steps):
     """Put a NaN into one pixel of the views of some steps."""
     make = loop.make_views
 
-    def make_views(slices, config, *, seed, step):
-        views = make(slices, config, seed=seed, step=step)
+    def make_views(slices, config, *, seed, step, share):
+        views = make(slices, config, seed=seed, step=step, share=share)
         if step in steps:
             views.global_crops[0, 0, 0, 0] = float("nan")
         return views

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, WeightsError
@@ -106,6 +107,21 @@ def test_finished_stage_is_not_passed_over_with_other_settings_or_another_corpus
     with pytest.raises(ConfigurationError, match="trained on another corpus"):
         train(small_config("stage1"), tmp_path / "other", run)
     assert (run / "stage1" / "config.yaml").read_bytes() == before
+
+
+def test_settings_written_before_there_were_groups_are_understood(corpus, run, tmp_path):
+    """As ``config.yaml`` was: what a process held at once was a group, and KoLeo could look on other processes."""
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "stage1" / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["data"] |= {"micro_batch_size": content["data"].pop("group_size")}
+    content["losses"]["koleo"] = {"distributed": False, "group_size": None, "top_k": 1}
+    path.write_text(yaml.safe_dump(content))
+    assert train(small_config("stage1"), corpus, tmp_path / "run")
+    content["losses"]["koleo"]["distributed"] = True
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigurationError, match=f"{path}.*distributed"):
+        train(small_config("stage1"), corpus, tmp_path / "run")
 
 
 def test_settings_of_all_stages_are_compared_before_one_is_trained(corpus, run, tmp_path):

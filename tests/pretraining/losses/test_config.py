@@ -13,9 +13,6 @@ from pretraining.losses import GramConfig, KoLeoConfig, LossConfig
         (LossConfig, {"student_temperature": 0}, "student_temperature"),
         (LossConfig, {"sinkhorn_iterations": 0}, "sinkhorn_iterations"),
         (KoLeoConfig, {"top_k": 0}, "top_k 0"),
-        (KoLeoConfig, {"top_k": 2}, "need distributed"),
-        (KoLeoConfig, {"group_size": 16}, "need distributed"),
-        (KoLeoConfig, {"group_size": 2, "top_k": 2, "distributed": True}, "above top_k 2"),
         (GramConfig, {"level": "patch"}, "none of image, batch"),
         (GramConfig, {"negatives": "drop"}, "none of keep, remove, remove_teacher"),
         (GramConfig, {"tokens": "some"}, "none of all, masked, unmasked"),
@@ -25,8 +22,3 @@ from pretraining.losses import GramConfig, KoLeoConfig, LossConfig
 def test_refuses_settings_that_contradict_themselves(config, values, message):
     with pytest.raises(ConfigurationError, match=message):
         config(**values)
-
-
-def test_defaults_and_the_third_stage_are_possible():
-    assert LossConfig().koleo == KoLeoConfig(distributed=False)
-    assert LossConfig(koleo=KoLeoConfig(distributed=True, group_size=16)).koleo.top_k == 1

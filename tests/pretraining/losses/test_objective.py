@@ -123,7 +123,7 @@ def test_options_reach_their_terms():
     changed = LossConfig(
         student_temperature=0.2,
         global_ignore_diagonal=False,
-        koleo=KoLeoConfig(distributed=True, top_k=2),
+        koleo=KoLeoConfig(top_k=2),
         gram=GramConfig(level="batch", tokens="masked"),
     )
     before, after = objective(**given).terms, objective(**given | {"config": changed}).terms

@@ -13,7 +13,8 @@ from torch import nn
 
 from nnunetv2_meddino.networks.rope import rope_table
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
-from pretraining.model.backbone import PretrainingViT, SubsetBlock
+from pretraining.groups import Share
+from pretraining.model.backbone import KeptRows, PretrainingViT, SubsetBlock
 from tests.conftest import shared_path
 from tests.pretraining.golden import native_backbone, under
 
@@ -87,7 +88,7 @@ def test_block_with_left_out_samples_equals_golden(entry):
     state["gamma_1"], state["gamma_2"] = state.pop("ls1.gamma"), state.pop("ls2.gamma")
     block.load_state_dict(state)
     kept = int(data[f"kept/{entry}"])
-    rows = torch.stack([data[f"perm_{branch}/{entry}"][:kept] for branch in ("attn", "mlp")])
+    rows = KeptRows(*(data[f"perm_{branch}/{entry}"][:kept] for branch in ("attn", "mlp")), len(x) / kept)
     table = torch.cat([sin, cos], dim=-1)
     with torch.no_grad():
         torch.testing.assert_close(block(x, table), data[f"eval_out/{entry}"], atol=5e-5, rtol=1e-5)
@@ -123,8 +124,9 @@ def test_every_block_and_crop_size_draws_its_own_scale_and_samples():
     assert len({round(float(a[-1, 7]), 6) for a in angles}) == 6  # the longest period tells one scale from another
     scale = angles[:, -1, 7] / torch.atan2(plain[-1, 7], plain[-1, 23])
     assert bool(((scale >= 0.5) & (scale <= 2)).all())
-    assert all(rows.shape == (2, 7) and len(set(r.tolist())) == 7 for _, rows in seen for r in rows)
-    assert len({tuple(r.tolist()) for _, rows in seen for r in rows}) == 12
+    assert all(len(r) == len(set(r.tolist())) == 7 for _, rows in seen for r in rows[:2])
+    assert all(rows.scale == 10 / 7 for _, rows in seen)
+    assert len({tuple(r.tolist()) for _, rows in seen for r in rows[:2]}) == 12
 
 
 def test_scales_are_log_uniform():
@@ -153,7 +155,43 @@ def test_same_generator_state_same_output_and_at_least_one_sample():
     first, second, other = (vit(image, generator=torch.Generator().manual_seed(s)).patches for s in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
-    assert all(rows.shape == (2, 1) for _, rows in recorded(vit, image, torch.Generator().manual_seed(0)))
+    seen = recorded(vit, image, torch.Generator().manual_seed(0))
+    assert all(len(r) == 1 for _, rows in seen for r in rows[:2])
+
+
+@pytest.mark.parametrize("count", [8, 4, 2, 1])
+def test_shares_of_a_group_leave_out_what_the_group_leaves_out(count):
+    """Of 16 crops in strata of 4, 11 are computed (0.3 of 16 are left out): 2 or 3 of each stratum."""
+    vit = PretrainingViT(SMALL, drop_path=0.3, rope_rescale=2.0)
+
+    def drawn(start, count):
+        generator = torch.Generator().manual_seed(0)
+        return recorded(vit, torch.zeros(2 * count, 1, 32, 32), generator, share=Share(start, count, 8, 2))
+
+    together, parts = drawn(0, 8), [drawn(start, count) for start in range(0, 8, count)]
+    for number, (table, rows) in enumerate(together):
+        assert all(torch.equal(part[number][0], table) for part in parts)
+        assert {part[number][1].scale for part in parts} == {rows.scale} == {16 / 11}
+        for branch in range(2):
+            places = [
+                crop * 8 + index * count + within
+                for index, part in enumerate(parts)
+                for crop, within in (divmod(row, count) for row in part[number][1][branch].tolist())
+            ]
+            assert sorted(places) == rows[branch].tolist()
+            assert [sum(place % 8 // 2 == stratum for place in places) // 2 for stratum in range(4)] == [1] * 4
+
+
+def test_every_sample_of_a_group_is_as_likely_to_be_computed():
+    vit = PretrainingViT(SMALL, drop_path=0.3)
+    generator = torch.Generator().manual_seed(0)
+    times = torch.zeros(16)
+    for _ in range(300):
+        for rows in vit._kept_rows(16, Share(0, 8, 8, 2), torch.device("cpu"), generator):
+            times[rows.attention] += 1
+    share = times / (300 * len(vit.blocks))
+    assert share.mean().item() == pytest.approx(11 / 16, rel=1e-6)
+    assert (share - 11 / 16).abs().max() < 0.06
 
 
 def test_half_patches_are_cut_off():

@@ -139,13 +139,22 @@ def test_rests_at_its_end_after_the_run(family):
     assert schedule.at(8, 8) == schedule.at(100, 8) == 0.25
 
 
-def test_trunc_extra_reaches_the_end_with_a_steeper_finish():
-    plain = Schedule(1.0, end=0.1, family="dinov2")
-    cut = Schedule(1.0, end=0.1, family="dinov2", trunc_extra=0.5)
-    raw = [(1 + math.cos(math.pi * i / 15)) / 2 for i in range(10)]
-    expected = [0.1 + 0.9 * (value - raw[-1]) / (1 - raw[-1]) for value in raw]
-    np.testing.assert_allclose(cut.values(10), expected, atol=1e-15)
-    assert cut.values(10)[-1] == 0.1 < plain.values(10)[-1]
+@pytest.mark.parametrize(
+    ("extra", "steps", "shares"),
+    [
+        # n = int(1.5 * 4) = 6: the first four of (1 + cos(i pi / 5)) / 2, less the fourth, over 1 less the fourth
+        (0.5, 4, [1.0, 0.854101966249684, 0.472135954999579, 0.0]),
+        # n = int(1.3 * 5) = 6, not 6.5
+        (0.3, 5, [1.0, 0.894427190999916, 0.618033988749895, 0.276393202250021, 0.0]),
+        # n = int(1.01 * 3) = 3: the whole of a cosine of three steps, which contains both its ends
+        (0.01, 3, [1.0, 0.5, 0.0]),
+        (0.5, 1, [1.0]),
+    ],
+)
+def test_trunc_extra_is_the_beginning_of_a_longer_cosine(extra, steps, shares):
+    cut = Schedule(1.0, start=0.1, end=0.1, warmup_steps=2, family="dinov2", trunc_extra=extra)
+    expected = [0.1, 1.0, *(0.1 + 0.9 * share for share in shares)]
+    np.testing.assert_allclose(cut.values(2 + steps), expected, atol=1e-14)
 
 
 @pytest.mark.parametrize(

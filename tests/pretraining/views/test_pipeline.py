@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.groups import Share
 from pretraining.views import IntensityConfig, MaskConfig, ViewConfig, ViewParameters, make_views, replay_view
 from pretraining.views.intensity import slice_levels, to_input
 from tests.pretraining.views.batches import noise, ramp
@@ -105,14 +106,20 @@ def test_regions_never_reach_into_the_padding(batch):
 
 
 @pytest.mark.parametrize("rule", ["ct", "window", "zscore", "percentile"])
-def test_splitting_a_batch_over_processes_changes_no_crop(batch, rule):
+def test_splitting_a_batch_over_processes_changes_no_crop_and_no_mask(batch, rule):
     config = replace(GRAM, intensity=IntensityConfig(rule=rule, windows_hu=((40, 400), (-600, 1500))))
     whole = make_views(batch, config, seed=7, step=3)
-    parts = [make_views(batch.part(start, start + 2), config, seed=7, step=3) for start in (0, 2)]
+    shares = [Share(start, 2, 4, 2) for start in (0, 2)]
+    parts = [make_views(batch.part(s.start, s.start + 2), config, seed=7, step=3, share=s) for s in shares]
     for name in ("global_crops", "local_crops", "gram_crops"):
         joined = torch.cat([by_view(getattr(part, name), 2) for part in parts])
         torch.testing.assert_close(joined, by_view(getattr(whole, name), 4), atol=1e-4, rtol=0)
-    assert not torch.equal(parts[0].masks.masks, parts[1].masks.masks)
+    masks = torch.cat([by_view(part.masks.masks, 2) for part in parts])
+    assert torch.equal(masks, by_view(whole.masks.masks, 4))
+    for part in parts:
+        assert torch.equal(part.masks.indices, part.masks.masks.flatten().nonzero()[:, 0])
+        counts = part.masks.masks.sum(1, keepdim=True).expand_as(part.masks.masks)
+        torch.testing.assert_close(part.masks.weights, 1 / counts[part.masks.masks])
 
 
 @pytest.mark.parametrize("view", [0, 1, 2, 4])
