@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import RunConfig
 from pretraining.engine.agreement import Agreement
 from pretraining.engine.checkpoint import Checkpoints
 from pretraining.engine.distributed import Ranks, joined_processes, neighbours
+from pretraining.engine.teachers import teacher_path
 from tests.pretraining.processes import in_processes
-from tests.pretraining.training import losses, metrics, small_config, small_corpus, teacher, train, train_all
+from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, train_all
 
 BATCH = ("--data.batch-size", "16", "--data.group-size", "8", "--optim.lr.start", "1e-3")
 LOSS = {"rel": 1e-5}
@@ -88,37 +91,53 @@ def test_second_and_third_stage_on_two_processes(corpus, alone, tmp_path):
         (two / stage).symlink_to(one / stage)
 
 
-def require_equal_gradients(run: Path, alone: Path) -> None:
-    """Compare the first step, before anything was rounded twice."""
-    first, expected = (metrics(folder / "stage1")[0] for folder in (run, alone))
+@pytest.fixture(scope="module")
+def spread(alone, tmp_path_factory):
+    """Options to start from a teacher whose blocks are not scaled to 1e-5.
+
+    Its class tokens differ. Those of an untrained network nearly coincide, and KoLeo's gradient of such neighbours, in
+    the thousands, makes much of the order in which numbers are added.
+    """
+    with safe_open(teacher_path(alone / "stage1", STEPS), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        metadata = file.metadata()
+    scales = [name for name in tensors if ".gamma_" in name]
+    assert scales
+    path = tmp_path_factory.mktemp("spread") / "teacher.safetensors"
+    save_file(tensors | {name: torch.ones_like(tensors[name]) for name in scales}, path, metadata)
+    return ("--initial", str(path))
+
+
+@pytest.fixture(scope="module")
+def spread_alone(corpus, spread, tmp_path_factory):
+    """One process that has two groups in every step."""
+    run = tmp_path_factory.mktemp("spread_alone")
+    assert train(config_of("ddp", *spread), corpus, run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("processes", "strategy", "more"),
+    [
+        (16, "ddp", ()),  # one slice each
+        (1, "ddp", ("--data.micro-batch-size", "2")),
+        (2, "ddp", ("--data.micro-batch-size", "4")),
+        (4, "fsdp", ("--data.micro-batch-size", "2")),
+    ],
+)
+def test_groups_in_any_number_of_parts_are_the_same_training(
+    corpus, spread, spread_alone, tmp_path, processes, strategy, more
+):
+    config, run = config_of(strategy, *spread, *more), tmp_path / "run"
+    if processes == 1:
+        assert train(config, corpus, run)
+    else:
+        assert all(in_group(processes, tmp_path / "group", config, corpus, run, None))
+    require_equal(run, spread_alone)
+    first, expected = (metrics(folder / "stage1")[0] for folder in (run, spread_alone))
     names = [name for name in expected if name.startswith(("loss", "gradient_norm"))]
     assert len(names) == 8
     assert {name: first[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=2e-6)
-
-
-def require_similar(run: Path, alone: Path) -> None:
-    """Compare trainings that add in another order, of which KoLeo of untrained, near tokens makes much."""
-    require_equal_gradients(run, alone)
-    assert losses(run / "stage1") == [pytest.approx(loss, rel=1e-3) for loss in losses(alone / "stage1")]
-    ours, theirs = teacher(run), teacher(alone)
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=3e-4, rtol=0, msg=name)
-
-
-def test_sixteen_processes_of_one_slice_equal_one_of_sixteen(corpus, alone, tmp_path):
-    """Two groups of eight slices: two a process, or one slice a process."""
-    assert all(in_group(16, tmp_path / "group", config_of("ddp"), corpus, tmp_path / "run", None))
-    require_similar(tmp_path / "run", alone)
-
-
-@pytest.mark.parametrize(("processes", "most", "strategy"), [(1, 2, "ddp"), (2, 4, "ddp"), (4, 2, "fsdp")])
-def test_smaller_micro_batches_are_the_same_training(corpus, alone, tmp_path, processes, most, strategy):
-    config = config_of(strategy, "--data.micro-batch-size", str(most))
-    if processes == 1:
-        assert train(config, corpus, tmp_path / "run")
-    else:
-        assert all(in_group(processes, tmp_path / "group", config, corpus, tmp_path / "run", None))
-    require_similar(tmp_path / "run", alone)
 
 
 def test_processes_that_share_no_group_are_refused_before_anything_is_written(corpus, tmp_path):
