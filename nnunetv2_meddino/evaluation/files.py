@@ -200,7 +200,7 @@ def _check_whole_numbers(labels: NDArray[Any], path: Path) -> None:
 
 
 def _numbers(values: tuple[float, ...] | NDArray[np.float64]) -> str:
-    return "(" + ", ".join(f"{round(float(v), 6) + 0.0:g}" for v in values) + ")"
+    return "(" + ", ".join(f"{round(float(v), 6) + 0.0:.12g}" for v in values) + ")"
 
 
 def _matrix(rows: NDArray[np.float64]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -105,6 +106,14 @@ def test_tolerances_of_spacing_are_relative_and_those_of_the_origin_in_voxels(tm
     else:
         with pytest.raises(DataError, match=next(iter(change))):
             check_same_grid(reference, prediction)
+
+
+def test_origins_that_differ_are_shown_as_they_differ(tmp_path):
+    """Six digits would show two equal origins."""
+    reference = read_segmentation(write(tmp_path / "reference.nrrd", origin=(10234.56, 2.0, 3.0)))
+    prediction = read_segmentation(write(tmp_path / "prediction.nrrd", origin=(10234.58, 2.0, 3.0)))
+    with pytest.raises(DataError, match=re.escape("origin (10234.56, 2, 3) and (10234.58, 2, 3) mm")):
+        check_same_grid(reference, prediction)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".gipl.gz", ".mgz", ".hdr"])
