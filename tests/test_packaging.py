@@ -24,7 +24,8 @@ print(json.dumps([overlays.__file__, str(ext_trainer_folder()), loaded]))
 
 
 def files_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in files if "__pycache__" not in path.parts}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 
 import nnunetv2.experiment_planning.plan_and_preprocess_entrypoints as planning_entries
 import nnunetv2.run.run_training as training_entries
+import nnunetv2.utilities.utils
 import pytest
 import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -107,6 +108,7 @@ def _spare(replace: Callable) -> None:
     """Threads instead of processes that import everything once more, and fewer voxels for nnU-Net's statistics."""
     replace(multiprocessing, "get_context", lambda *_: SimpleNamespace(Pool=ThreadPool))
     replace(multiprocessing, "Pool", ThreadPool)
+    replace(nnunetv2.utilities.utils, "Pool", ThreadPool)  # it forks a process that has threads, which may hang
     replace(os, "sched_getaffinity", lambda _: {0})
     for name in ("set_num_threads", "set_num_interop_threads"):
         replace(torch, name, lambda _: None)

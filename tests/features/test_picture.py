@@ -141,8 +141,8 @@ def test_arguments_that_cannot_be_used_are_refused(
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: None, "does not exist or is no file"),
-        (lambda path: path.mkdir(), "does not exist or is no file"),
+        (lambda path: None, "does not exist or is not a file"),
+        (lambda path: path.mkdir(), "does not exist or is not a file"),
         (lambda path: path.write_text("no image"), "cannot be read as an image"),
         (lambda path: write(path, np.full((3, 32, 32), 7, np.int16)), "slice 0 of 3 holds one value only"),
     ],
