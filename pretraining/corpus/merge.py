@@ -106,8 +106,7 @@ def _decide(
         matches[record.name] = index.matches(record.hash, record.fingerprint)
         progress("comparing", number + 1, len(curated))
     lists = list(zip(job.exclusions, images, strict=True))
-    aliases = {name: description["aliases"] for name, description in job.sources.items()}
-    excluded, report = exclude(curated, refused, lists, index, matches, aliases)
+    excluded, report = exclude(curated, refused, lists, index, matches, job.sources)
     out = {entry.record.name for entry in excluded}
     rest = [record for record in curated if record.name not in out]
     return Decisions(refused, excluded, deduplicate(rest, matches, list(job.sources), keep_near=job.keep_near), report)
