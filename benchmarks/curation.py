@@ -84,7 +84,7 @@ def measure(
         functions = {
             REFERENCE: lambda: sitk.ReadImage(str(path)),
             "we read and check": lambda: read_volume(candidate, IntensityRule.CT),
-            "hash and fingerprint": lambda: (exact_hash(volume.voxels, spacing_mm), fingerprint(volume)),
+            "hash and fingerprint": lambda: (exact_hash(volume.voxels), fingerprint(volume)),
             "curate, own size": partial(curate, StoreSettings()),
             "curate, 256 px of 0.45 mm": partial(curate, paper),
         }

@@ -66,8 +66,12 @@ def _cases_of(folder: Path) -> list[str]:
     """Return the ids of the cases whose images are in a folder, under nnU-Net's names.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or their names are those of other images in the data set's imagesTr.
     """
+    from nnunetv2_meddino.datasets.names import check_names
+
+    if folder.is_dir():
+        check_names(folder)
     matches = (_IMAGE.fullmatch(path.name) for path in sorted(folder.glob("*")))
     cases = list(dict.fromkeys(match.group(1) for match in matches if match))
     if not cases:

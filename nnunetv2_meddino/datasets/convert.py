@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Release, find_release, problem_list
+from nnunetv2_meddino.datasets.names import check_names
 from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.evaluation.files import Segmentation, check_same_grid, read_segmentation
@@ -119,6 +120,8 @@ def _target_folders(layout: Layout, dataset_id: int) -> tuple[Path, Path]:
     raw, preprocessed = (Path(str(value)) for value in values.values())
     name = f"Dataset{dataset_id:03d}_{layout.dataset_name}"
     if (raw / name).exists():
+        if (raw / name / "imagesTs").is_dir():
+            check_names(raw / name / "imagesTs")
         msg = f"{raw / name} exists and is left as it is. Use it, remove it, or choose another id."
         raise DataError(msg)
     if others := [other for other in find_candidate_datasets(dataset_id) if other != name]:
@@ -140,9 +143,11 @@ def _place_files(
         DataError: With all problems; faultless cases stay where they are for the next run.
     """
     images, labels, tests = (partial / sub for sub in ("imagesTr", "labelsTr", "imagesTs"))
+    cases = {case.name for case in release.cases}
     for made in (images, labels, *([tests] if release.test_images else [])):
         made.mkdir(parents=True, exist_ok=True)
-    _remove_other_cases(partial, {case.name for case in release.cases} | release.test_images.keys())
+    for placed, names in ((images, cases), (labels, cases), (tests, release.test_images.keys())):
+        _remove_other_cases(placed, names)
     corrected, problems = [], []
     total = len(release.cases)
     for done, case in enumerate(release.cases, start=1):
@@ -167,9 +172,9 @@ def _place_files(
     return corrected
 
 
-def _remove_other_cases(partial: Path, names: set[str]) -> None:
+def _remove_other_cases(folder: Path, names: Set[str]) -> None:
     """Remove what an earlier run placed of cases that the release no longer holds."""
-    for file in partial.glob("*/*"):
+    for file in folder.glob("*"):
         if file.name.split(".")[0].removesuffix("_0000") not in names:
             file.unlink()
 

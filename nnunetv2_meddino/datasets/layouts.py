@@ -33,6 +33,8 @@ class Layout:
     file_ending: str
     example: str
     """Files that a release must hold, for the message where none is found."""
+    test_name: Callable[[int], str] | None = None
+    """Names of test images where the release numbers them like its cases; None if ``case_name`` suits them too."""
     last_number: int | None = None
     """Cases with a higher number are left out."""
     reader: str | None = None
@@ -78,6 +80,7 @@ LAYOUTS = {
         labels=re.compile(r"/segmentation-(?P<number>\d+)\.nii$"),
         test_image=re.compile(r"/test-volume-(?P<number>\d+)\.nii$"),
         case_name="lits_{:03d}".format,
+        test_name="lits_test_{:03d}".format,  # test-volume-0 is another patient than volume-0
         file_ending=".nii",
         example="Training Batch 1/volume-0.nii with Training Batch 1/segmentation-0.nii",
         labels_lie_on_image=True,  # headers of some label maps are wrong: MIC-DKFZ/nnUNet issues 850 and 2751
@@ -138,12 +141,17 @@ def find_release(layout: Layout, source: Path) -> Release:
     ]
     problems += [f"{images[number][0]} has no label map" for number in images.keys() - labels.keys()]
     problems += [f"{labels[number][0]} has no image" for number in labels.keys() - images.keys()]
+    if layout.test_name is None:
+        problems += [
+            f"{images[number][0]} and the test image {test_images[number][0]} have one number"
+            for number in images.keys() & test_images.keys()
+        ]
     if problems:
         advice = "Complete the download, or remove what is there twice."
         raise DataError(f"The release in {source} is not whole:\n{problem_list(problems)}\n{advice}")
-    name = layout.case_name
+    name, test_name = layout.case_name, layout.test_name or layout.case_name
     cases = [LabelledCase(name(number), images[number][0], labels[number][0]) for number in sorted(images)]
-    return Release(cases, {name(number): test_images[number][0] for number in sorted(test_images)})
+    return Release(cases, {test_name(number): test_images[number][0] for number in sorted(test_images)})
 
 
 def problem_list(problems: list[str]) -> str:

@@ -6,6 +6,7 @@ the weights were made from, a catalog name, or several provenances by the networ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from nnunetv2_meddino.weights.catalog import CATALOG
 SEEN_CASES = "seen_cases"
 """Key of a list of cases: source -> all ids by which a data set may name one of its cases. The list speaks for what the
 weights were made from too, where that has the key as well, emptied by ``without_cases``."""
+
+_LITS_TEST = re.compile(r"(LiTS/)?lits_test_(?P<number>\d{3,})")
 
 Cases = dict[str, list[str]]
 
@@ -35,9 +38,15 @@ def seen_cases(provenance: Mapping[str, Any], cases: Iterable[str]) -> dict[str,
         return None
     ids = {source: frozenset(listed) for source, listed in listed_cases(provenance).items()}
     return {
-        case: tuple(s for s, listed in ids.items() if case in listed or case.removeprefix(f"{s}/") in listed)
+        case: tuple(s for s, own in ids.items() if own & {case, case.removeprefix(f"{s}/"), _released(case, s)})
         for case in cases
     }
+
+
+def _released(case: str, source: str) -> str:
+    """Return the release's name of a test case of LiTS: lists made by earlier versions have no other one."""
+    match = _LITS_TEST.fullmatch(case)
+    return f"test-volume-{int(match['number'])}" if match and source == "LiTS" else case
 
 
 def unlisted(provenance: Mapping[str, Any]) -> tuple[str, ...]:

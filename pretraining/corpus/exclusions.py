@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_meddino.datasets.names import check_names
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.deduplicate import ContentIndex, Match
 from pretraining.corpus.manifest import VOLUMES_FILE, read_corpus, read_table
@@ -49,7 +50,7 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
 
     Raises:
         ConfigurationError: A fold is missing, superfluous or not in the file.
-        DataError: The file or the folder cannot be read, or lists nothing.
+        DataError: The file or the folder cannot be read, or lists nothing, or names in the folder may mean two images.
     """
     try:
         content = file.read_bytes()
@@ -60,6 +61,8 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
     if images is not None and not images.is_dir():
         msg = f"The folder {images} with the images of {file} does not exist."
         raise DataError(msg)
+    if images is not None:
+        check_names(images)
     cases = _validation_cases(file, text, fold) if file.suffix.lower() == ".json" else _listed_cases(file, text, fold)
     if not cases:
         msg = f"{file} lists no case to exclude."
@@ -151,13 +154,13 @@ def exclude(
     lists: Sequence[tuple[ExclusionList, Sequence[ExcludedImage]]],
     index: ContentIndex,
     matches: Mapping[str, Sequence[Match]],
-    aliases: Mapping[str, Mapping[str, str]],
+    sources: Mapping[str, Mapping[str, Any]],
 ) -> tuple[list[Excluded], dict[str, Any]]:
     """Find the volumes to leave out.
 
     A volume is left out if its id or an alias of it is listed, if it has the content of a listed case's image, or if
     it has the content of a volume that is left out: a case listed by id alone takes its copies in other collections
-    with it.
+    with it. In a plain list, an id that earlier versions gave to another case of the source stands for both.
 
     Args:
         records: All curated volumes.
@@ -165,7 +168,7 @@ def exclude(
         lists: What is to be excluded, and the images that were read for it.
         index: The contents of ``records``.
         matches: For each name in ``records`` what the index finds for it.
-        aliases: Other ids of the cases of each source, as ``Source.aliases``.
+        sources: What the manifest says of each source; ``aliases`` and ``former_aliases`` as in ``Source``.
 
     Returns:
         The excluded volumes, sorted by source and case, and the report for ``corpus.json``.
@@ -174,10 +177,14 @@ def exclude(
     unreadable: list[dict[str, str]] = []
     found: set[tuple[int, str]] = set()
     by_name = {record.name: record for record in records}
+    aliases = {name: source["aliases"] for name, source in sources.items()}
+    former = {name: source.get("former_aliases", {}) for name, source in sources.items()}  # parts made before lack it
     named = _names_by_id([*records, *refused], aliases)
+    named_once = _names_by_id([*records, *refused], former)
     for number, (listed, _) in enumerate(lists):
         for case in listed.cases:
-            for name in named.get(case, ()):
+            also = named_once.get(case, ()) if listed.fold is None else ()  # splits never held test cases
+            for name in dict.fromkeys([*named.get(case, ()), *also]):
                 found.add((number, case))
                 if name in by_name:
                     excluded.setdefault(name, Excluded(by_name[name], BY_ID, case, 1.0))

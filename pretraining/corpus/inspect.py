@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pretraining.corpus import manifest
 from pretraining.corpus.curate import Progress
+from pretraining.corpus.deduplicate import COPY_FLAGS
 from pretraining.corpus.manifest import read_corpus, read_lines, read_table
 from pretraining.corpus.store import STORE_FLAGS, open_volume
 from pretraining.corpus.units import FAILURES
@@ -21,14 +22,7 @@ from pretraining.corpus.volume import FLAGS, REASONS
 MEANINGS = REASONS | FAILURES
 """Why a volume was refused, by reason."""
 
-FLAG_MEANINGS = (
-    FLAGS
-    | STORE_FLAGS
-    | {
-        "near_duplicate": "like another volume, and kept because that was asked for",
-        manifest.EMPTY: "the slice holds air alone",
-    }
-)
+FLAG_MEANINGS = FLAGS | STORE_FLAGS | COPY_FLAGS | {manifest.EMPTY: "the slice holds air alone"}
 """What was changed or is unusual, by flag."""
 
 HU_SAMPLE = 400

@@ -94,7 +94,7 @@ class Part:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """Return what the manifest says of a source."""
-    names = ("title", "homepage", "licence", "licence_url", "expected_volumes", "modality", "aliases")
+    names = ("title", "homepage", "licence", "licence_url", "expected_volumes", "modality", "aliases", "former_aliases")
     return {name: getattr(source, name) for name in names}
 
 

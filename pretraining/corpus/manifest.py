@@ -70,7 +70,10 @@ def volume_path(source: str, case: str) -> str:
 
 
 def volumes_table(
-    records: Sequence[Record], names: Mapping[str, Sequence[str]], licences: Mapping[str, str], near: Iterable[str]
+    records: Sequence[Record],
+    names: Mapping[str, Sequence[str]],
+    licences: Mapping[str, str],
+    marks: Mapping[str, Sequence[str]],
 ) -> pa.Table:
     """Return ``volumes.parquet``.
 
@@ -78,9 +81,8 @@ def volumes_table(
         records: The volumes of the corpus, sorted by source and case.
         names: All names of each, its own first.
         licences: Of each source.
-        near: Names of volumes that are near-duplicates of another one and were kept.
+        marks: Flags that follow from the copies of volumes, by name.
     """
-    near = set(near)
     spacing = np.asarray([record.spacing_mm for record in records], np.float32).reshape(-1, 3)
     shape = np.asarray([record.shape for record in records], np.int32).reshape(-1, 3)
     columns = {
@@ -93,27 +95,28 @@ def volumes_table(
         **{f"spacing_{axis}_mm": spacing[:, i] for i, axis in enumerate("zyx")},
         "modality": [record.modality for record in records],
         "licence": [licences[record.source] for record in records],
-        "flags": [volume_flags(record, near) for record in records],
+        "flags": [volume_flags(record, marks) for record in records],
         "names": [list(names[record.name]) for record in records],
     }
     return pa.table(columns, schema=VOLUME_COLUMNS)
 
 
-def volume_flags(record: Record, near: Iterable[str] = ()) -> list[str]:
-    """Return the flags of a volume in the corpus; ``near_duplicate`` where it was kept though it is one."""
-    return [*record.flags, *(["near_duplicate"] if record.name in near else [])]
+def volume_flags(record: Record, marks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the flags of a volume in the corpus, those that follow from its copies last."""
+    return [*record.flags, *marks.get(record.name, ())]
 
 
-def slices_table(records: Sequence[Record], licences: Mapping[str, str], near: Iterable[str]) -> pa.Table:
+def slices_table(
+    records: Sequence[Record], licences: Mapping[str, str], marks: Mapping[str, Sequence[str]]
+) -> pa.Table:
     """Return ``slices.parquet``; arguments as in ``volumes_table``."""
-    near = set(near)
     _check_rows(records)
     counts = np.asarray([record.shape[0] for record in records], np.int64)
     rows = np.repeat(np.arange(len(records), dtype=np.int32), counts)
     spacing = np.asarray([record.spacing_mm for record in records], np.float32).reshape(-1, 3)
     no_statistics = np.empty((0, len(SliceStatistics._fields)), np.float32)
     statistics = np.concatenate([no_statistics] + [record.statistics for record in records])
-    plain = ["|".join(volume_flags(record, near)) for record in records]
+    plain = ["|".join(volume_flags(record, marks)) for record in records]
     flags = np.asarray(plain, object)[rows]
     starts = np.concatenate([[0], np.cumsum(counts)])
     for start, record, text in zip(starts, records, plain, strict=False):
@@ -176,9 +179,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(msg) from error
 
 
-def corpus_hash(hashes: Iterable[str], settings: Mapping[str, Any], exclusions: Mapping[str, Any]) -> str:
-    """Return what names the content of a corpus: SHA-256 of its volumes' hashes, its settings and its exclusions."""
-    content = {"volumes": sorted(hashes), "settings": settings, "exclusions": exclusions}
+def corpus_hash(records: Iterable[Record], settings: Mapping[str, Any], exclusions: Mapping[str, Any]) -> str:
+    """Return what names the content of a corpus: SHA-256 of its volumes, its settings and its exclusions.
+
+    A volume is named by its hash and its spacing in units of 1e-4 mm: its slices are resampled by it.
+    """
+    volumes = sorted([record.hash, *(round(size * 1e4) for size in record.native_spacing_mm)] for record in records)
+    content = {"volumes": volumes, "settings": settings, "exclusions": exclusions}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

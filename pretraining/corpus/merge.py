@@ -16,11 +16,11 @@ from nnunetv2_meddino.errors import DataError
 from pretraining.corpus import job as jobs
 from pretraining.corpus import manifest
 from pretraining.corpus.curate import Progress
-from pretraining.corpus.deduplicate import EXACT, NEAR, ContentIndex, Deduplicated, Match, deduplicate
+from pretraining.corpus.deduplicate import EXACT, NEAR, SPACING_FLAG, ContentIndex, Deduplicated, Match, deduplicate
 from pretraining.corpus.exclusions import Excluded, ExcludedImage, exclude
 from pretraining.corpus.job import Job, Part
 from pretraining.corpus.store import PARTIAL_SUFFIX, write_error, write_whole
-from pretraining.corpus.units import Record
+from pretraining.corpus.units import Record, is_outdated, outdated
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _record(path: Path) -> Record:
     if record is None:
         msg = f"{path} is missing, though its part was finished. Run the curation again."
         raise DataError(msg)
+    if is_outdated(record):
+        raise DataError(outdated(path))
     return record
 
 
@@ -109,8 +111,7 @@ def _decide(
         matches[record.name] = index.matches(record.hash, record.fingerprint)
         progress("comparing", number + 1, len(curated))
     lists = list(zip(job.exclusions, images, strict=True))
-    aliases = {name: description["aliases"] for name, description in job.sources.items()}
-    excluded, report = exclude(curated, refused, lists, index, matches, aliases)
+    excluded, report = exclude(curated, refused, lists, index, matches, job.sources)
     out = {entry.record.name for entry in excluded}
     rest = [record for record in curated if record.name not in out]
     return Decisions(refused, excluded, deduplicate(rest, matches, list(job.sources), keep_near=job.keep_near), report)
@@ -140,18 +141,20 @@ def _describe(job: Job, records: Sequence[Record], decisions: Decisions) -> dict
     return {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
-        "hash": manifest.corpus_hash(
-            (r.hash for r in copies.kept), settings, decisions.exclusions | {"volumes": excluded}
-        ),
+        "hash": manifest.corpus_hash(copies.kept, settings, decisions.exclusions | {"volumes": excluded}),
         "settings": settings,
         "volumes": len(copies.kept),
         "slices": sum(record.shape[0] for record in copies.kept),
         "counts": {"found": found} | counts,
         "duplicates": {kind: sum(d.kind == kind for d in copies.dropped) for kind in (EXACT, NEAR)}
-        | {"near_kept": len(copies.near_kept)},
+        | {"near_kept": len(copies.near_kept), "spacing_disagrees": _disagreements(copies)},
         "sources": sources,
         "exclusions": decisions.exclusions,
     }
+
+
+def _disagreements(copies: Deduplicated) -> int:
+    return sum(SPACING_FLAG in flags for flags in copies.marks.values())
 
 
 def _place(corpus: Path, kept: Sequence[Record], progress: Progress) -> None:
@@ -179,14 +182,19 @@ def _place(corpus: Path, kept: Sequence[Record], progress: Progress) -> None:
 def _write_tables(corpus: Path, job: Job, decisions: Decisions) -> None:
     copies = decisions.copies
     licences = {name: str(description["licence"]) for name, description in job.sources.items()}
-    volumes = manifest.volumes_table(copies.kept, copies.names, licences, copies.near_kept)
+    volumes = manifest.volumes_table(copies.kept, copies.names, licences, copies.marks)
     manifest.write_table(volumes, corpus / manifest.VOLUMES_FILE)
-    slices = manifest.slices_table(copies.kept, licences, copies.near_kept)
+    slices = manifest.slices_table(copies.kept, licences, copies.marks)
     manifest.write_table(slices, corpus / manifest.SLICES_FILE)
     rejected = (_named(record) | {"reason": record.reason, "message": record.message} for record in decisions.refused)
     manifest.write_lines(rejected, corpus / manifest.REJECTED_FILE)
+    spacings = {record.name: record.native_spacing_mm for record in copies.kept}
     duplicates = (
-        _named(d.record) | {"of": d.of, "kind": d.kind, "similarity": round(d.similarity, 6)} for d in copies.dropped
+        _named(d.record)
+        | {"of": d.of, "kind": d.kind, "similarity": round(d.similarity, 6)}
+        | {"spacing_mm": d.record.native_spacing_mm, "of_spacing_mm": spacings[d.of]}
+        | {"spacing_disagrees": d.spacing_disagrees}
+        for d in copies.dropped
     )
     manifest.write_lines(duplicates, corpus / manifest.DUPLICATES_FILE)
     excluded = (

@@ -58,6 +58,11 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
         + (f", {duplicates['near_kept']} near ones kept" if duplicates["near_kept"] else "")
         + f" ({manifest.DUPLICATES_FILE})"
     )
+    if duplicates["spacing_disagrees"]:
+        lines.append(
+            f"  {duplicates['spacing_disagrees']} volumes have a copy whose header states another spacing: one of the "
+            "two is wrong (flag spacing_disagrees)"
+        )
     if content["counts"]["refused"]:
         lines.append(f"refused, by reason ({manifest.REJECTED_FILE}):")
         refusals: dict[str, int] = {}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.deduplicate import ContentIndex, Match
-from pretraining.corpus.fingerprint import exact_hash, fingerprint
-from pretraining.corpus.manifest import read_corpus, read_volumes
+from pretraining.corpus.fingerprint import exact_hash, fingerprint, is_current
+from pretraining.corpus.manifest import VOLUMES_FILE, read_corpus, read_volumes
 from pretraining.corpus.readers import Candidate, candidates_of, read_volume
+from pretraining.corpus.units import outdated
 from pretraining.corpus.volume import IntensityRule, Refused
 
 
@@ -19,10 +20,12 @@ class SeenScans:
         """Read the contents of a corpus.
 
         Raises:
-            DataError: The corpus is not finished, or its tables cannot be read.
+            DataError: The corpus is not finished, an earlier version made it, or its tables cannot be read.
         """
         read_corpus(corpus)
         volumes = read_volumes(corpus)
+        if not all(map(is_current, volumes["fingerprint"])):
+            raise DataError(outdated(corpus / VOLUMES_FILE))
         self._names = {
             f"{source}/{case}": names
             for source, case, names in zip(volumes["source"], volumes["case"], volumes["names"], strict=True)
@@ -63,7 +66,7 @@ class SeenScans:
             except Refused as refused:
                 refusals.append(refused.message)
                 continue
-            content_hash = exact_hash(volume.voxels, volume.spacing_mm)
+            content_hash = exact_hash(volume.voxels)
             matches += self._index.matches(content_hash, fingerprint(volume).to_bytes())
         if len(refusals) == len(self._rules) > 0:
             msg = f"{candidate.path} cannot be compared with the corpus: {'; '.join(dict.fromkeys(refusals))}"

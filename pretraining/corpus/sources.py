@@ -55,6 +55,8 @@ class Source:
         note: Where the number comes from, and what was not checked.
         aliases: Other ids of its cases, such as those of a data set made of it for nnU-Net: pattern of the other id ->
             pattern of the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits).
+        former_aliases: The same for ids that earlier versions gave to cases that are named otherwise now; in a list
+            they may mean either case. Not for records of a user's own.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Source:
     intensity: IntensityRule = IntensityRule.CT
     note: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    former_aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the record.
@@ -91,7 +94,7 @@ class Source:
                 self._complain(f"'{pattern}' is no regular expression ({error})")
             if pattern in self.images and "case" not in groups:
                 self._complain(f"pattern '{pattern}' of images has no group (?P<case>...)")
-        for pattern in (text for pair in self.aliases.items() for text in pair):
+        for pattern in (text for pair in [*self.aliases.items(), *self.former_aliases.items()] for text in pair):
             if not _NUMBER.search(pattern) or re.search(r"[{}]", _NUMBER.sub("", pattern, count=1)):
                 self._complain(f"'{pattern}' of aliases must have one number, such as {{n}} or {{n:03d}}")
 
@@ -159,7 +162,7 @@ def load_source_file(path: Path) -> Source:
         raise ConfigurationError(f"{path} cannot be read as a source record: {error}. Correct it.") from error
     if not isinstance(record, dict):
         raise ConfigurationError(f"{path} holds no record (lines such as 'name: clinic'). Correct it.")
-    known = {field.name for field in fields(Source)}
+    known = {field.name for field in fields(Source)} - {"former_aliases"}
     if unknown := sorted(str(key) for key in record.keys() - known):
         raise ConfigurationError(f"{path} has the unknown fields {', '.join(unknown)}; known are {', '.join(known)}.")
     if missing := [key for key in ("name", "modality", "images") if not record.get(key)]:
@@ -284,7 +287,8 @@ _RECORDS = (
         images=(r"/(?P<case>(test-)?volume-\d+)\.nii(\.gz)?$",),
         expected_volumes=201,
         note="131 training and 70 test images (arXiv:1901.04056).",
-        aliases={"lits_{n:03d}": "volume-{n}"},
+        aliases={"lits_{n:03d}": "volume-{n}", "lits_test_{n:03d}": "test-volume-{n}"},
+        former_aliases={"lits_{n:03d}": "test-volume-{n}"},
     ),
     Source(
         name="KiTS",

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
-from pretraining.corpus.fingerprint import Fingerprint, exact_hash, fingerprint
+from pretraining.corpus.fingerprint import Fingerprint, exact_hash, fingerprint, is_current
 from pretraining.corpus.readers import Candidate, input_files, read_volume
 from pretraining.corpus.statistics import SliceStatistics, body_threshold, slice_statistics
 from pretraining.corpus.store import Resizer, StoreSettings, chunk_checksums, encode, plan_resizing, write_whole
@@ -75,7 +75,7 @@ class Record:
         inputs: Hash of the names, sizes and times of the files: where it differs the unit is done again.
         reason: Why it was refused; empty where it was not.
         message: The same in words.
-        hash: Hash of the canonical voxels and spacing.
+        hash: Hash of the canonical voxels.
         fingerprint: What near-duplicates are found by.
         native_spacing_mm: Spacing ``(z, y, x)`` as it was read.
         spacing_mm: Spacing ``(z, y, x)`` as it is stored.
@@ -165,11 +165,26 @@ def process(unit: Unit, settings: StoreSettings) -> Record:
     """
     inputs = _inputs(unit)
     done = Record.read(unit.record)
-    if done is not None and done.inputs == inputs and done.reason not in _RETRIED and _is_stored(unit, done):
+    current = done is not None and done.inputs == inputs and not is_outdated(done)
+    if done is not None and current and done.reason not in _RETRIED and _is_stored(unit, done):
         return done
     record = _curate(unit, inputs, settings)
     write_whole(unit.record, record.to_bytes())
     return record
+
+
+def is_outdated(record: Record) -> bool:
+    """Tell whether an earlier version made a record, which told scans apart by the spacing that headers state."""
+    return not record.reason and not is_current(record.fingerprint)
+
+
+def outdated(path: Path) -> str:
+    """Return what a user is told of a record or a table of an earlier version."""
+    return (
+        f"{path} was made by an earlier version, which did not know a scan again whose header states another spacing. "
+        "Whether a scan is in this corpus cannot be said from it. Run the same meddino-pretrain curate command again: "
+        "every volume is read anew."
+    )
 
 
 def process_lost(unit: Unit) -> Record:
@@ -192,7 +207,7 @@ def _is_stored(unit: Unit, record: Record) -> bool:
 def _curate(unit: Unit, inputs: str, settings: StoreSettings) -> Record:
     try:
         volume = read_volume(unit.candidate, unit.rule)
-        content_hash = exact_hash(volume.voxels, volume.spacing_mm)
+        content_hash = exact_hash(volume.voxels)
         content = fingerprint(volume)
         return _store(unit, inputs, volume, content_hash, content, settings)
     except DataError:  # of the corpus' disk: it would fail for every volume

@@ -74,7 +74,7 @@ def write_lits(source: Path) -> None:
     for n in (0, 2, 28, 100, 130):
         batch = source / "media/nas/01_Datasets/CT/LITS" / f"Training Batch {1 if n < 28 else 2}"
         write_case(batch / f"volume-{n}.nii", batch / f"segmentation-{n}.nii", top=2, seed=n)
-    write_case(source / "LITS-Challenge-Test-Data" / "test-volume-0.nii", None, top=2)
+    write_case(source / "LITS-Challenge-Test-Data" / "test-volume-0.nii", None, top=2, seed=7)
 
 
 RELEASES: dict[str, tuple[Callable[[Path], None], str, list[str], list[str], str]] = {
@@ -103,7 +103,7 @@ RELEASES: dict[str, tuple[Callable[[Path], None], str, list[str], list[str], str
         write_lits,
         "Dataset218_LiTS",
         ["lits_000", "lits_002", "lits_028", "lits_100", "lits_130"],
-        ["lits_000"],
+        ["lits_test_000"],
         ".nii",
     ),
 }

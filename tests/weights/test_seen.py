@@ -40,6 +40,17 @@ def test_every_source_that_has_the_id_is_named(wrap):
     assert unlisted(wrap(stage())) == ()
 
 
+def test_test_images_of_lits_are_found_in_lists_that_name_them_as_the_release_does():
+    """Lists made by earlier versions: they have no id of a converted test image."""
+    cases = ["lits_test_000", "LiTS/lits_test_012", "lits_test_001", "lits_000"]
+    assert seen_cases(stage(cases={"LiTS": ["test-volume-0", "test-volume-12"], "a": ["test-volume-1"]}), cases) == {
+        "lits_test_000": ("LiTS",),
+        "LiTS/lits_test_012": ("LiTS",),
+        "lits_test_001": (),
+        "lits_000": (),
+    }
+
+
 @pytest.mark.parametrize("provenance", [DINOV3, CT_3M, MINE, read_from_file(MINE), {"name": "x", "derived_from": "y"}])
 def test_without_a_list_nothing_is_known(provenance):
     assert seen_cases(provenance, ["lits_001"]) is None
@@ -135,6 +146,15 @@ def test_command_reads_the_cases_of_a_folder_of_images(weights, tmp_path, capsys
     assert capsys.readouterr().out.splitlines() == ["a.b_0003: not listed", "lits_001: seen in LiTS"]
     assert main(["weights", "seen", weights(stage()), "--images", str(tmp_path)]) == 2
     assert "holds no images of nnU-Net" in capsys.readouterr().err
+
+
+def test_command_refuses_images_whose_names_mean_two_patients(weights, tmp_path, capsys):
+    for folder in ("imagesTr", "imagesTs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "lits_001_0000.nii").write_text(folder)
+    assert main(["weights", "seen", weights(stage()), "--images", str(tmp_path / "imagesTs")]) == 2
+    assert "does not say which patient is meant" in capsys.readouterr().err
+    assert main(["weights", "seen", weights(stage()), "--images", str(tmp_path / "imagesTr")]) == 1
 
 
 def test_inspection_shows_numbers_of_cases_in_place_of_ids(weights):

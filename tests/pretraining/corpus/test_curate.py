@@ -54,7 +54,7 @@ def single(mixed, tmp_path_factory) -> Path:
 def test_every_volume_is_counted_once(single):
     content = json.loads((single / "corpus.json").read_text())
     assert content["counts"] == {"found": 10, "curated": 5, "refused": 3, "duplicates": 2, "excluded": 0}
-    assert content["duplicates"] == {"exact": 1, "near": 1, "near_kept": 0}
+    assert content["duplicates"] == {"exact": 1, "near": 1, "near_kept": 0, "spacing_disagrees": 0}
     for own in content["sources"].values():
         assert own["found"] == own["curated"] + own["refused"] + own["duplicates"] + own["excluded"]
     lines = {name: (single / name).read_text().splitlines() for name in ("rejected.jsonl", "duplicates.jsonl")}
@@ -505,7 +505,7 @@ def test_real_volumes(tmp_path):
     slabs = {"ctmini_004", "ctmini_005", "ctmini_006"}  # parts of abdomen_3mm_int32
     assert {case for case, own in flags.items() if "near_duplicate" in own} == {"chest_lidc0314_aniso8mm", *slabs}
     curate(sources, corpus, settings=StoreSettings())
-    assert merge(corpus)["duplicates"] == {"exact": 0, "near": 4, "near_kept": 0}
+    assert merge(corpus)["duplicates"] == {"exact": 0, "near": 4, "near_kept": 0, "spacing_disagrees": 0}
     lines = map(json.loads, (corpus / "duplicates.jsonl").read_text().splitlines())
     assert {line["case"] for line in lines if line["of"].split("/")[1] in chest} == {"chest_lidc0314_aniso8mm"}
 

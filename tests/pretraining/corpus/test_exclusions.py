@@ -109,6 +109,38 @@ def test_ids_of_a_converted_data_set_are_those_of_its_source_alone(tmp_path):
     assert report["not_found"] == []
 
 
+def test_ids_of_test_images_are_their_own_and_lists_made_before_mean_either(tmp_path):
+    """``lits_002`` was test-volume-2 too in data sets that earlier versions made; splits never held a test case."""
+    for name, seed in (("volume-2", 0), ("test-volume-2", 1), ("volume-3", 2), ("test-volume-3", 3)):
+        write_volume(phantom(seed, SHAPE), tmp_path / "LiTS" / f"{name}.nii")
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["lits_002"]}]))
+    (tmp_path / "list.txt").write_text("lits_002\n")
+    (tmp_path / "test.txt").write_text("LiTS/lits_test_003\n")
+    left = {}
+    for file, fold in (("splits_final.json", 0), ("list.txt", None), ("test.txt", None)):
+        listed = read_exclusions(tmp_path / file, fold, None)
+        curate([SourceFolder(SOURCES["LiTS"], tmp_path / "LiTS")], tmp_path / "c", settings=StoreSettings(),
+               exclusions=[listed])  # fmt: skip
+        assert merge(tmp_path / "c")["exclusions"]["not_found"] == []
+        left[file] = {"volume-2", "test-volume-2", "volume-3", "test-volume-3"} - {
+            case.partition("/")[2] for case in _cases(tmp_path / "c")
+        }
+    assert left == {
+        "splits_final.json": {"volume-2"},
+        "list.txt": {"volume-2", "test-volume-2"},
+        "test.txt": {"test-volume-3"},
+    }
+
+
+def test_images_whose_names_mean_two_patients_are_refused(tmp_path):
+    for folder, seed in (("imagesTr", 0), ("imagesTs", 1)):
+        write_volume(phantom(seed, SHAPE), tmp_path / folder / "lits_000_0000.nii.gz")
+    (tmp_path / "list.txt").write_text("lits_000\n")
+    assert read_exclusions(tmp_path / "list.txt", None, tmp_path / "imagesTr").cases == ("lits_000",)
+    with pytest.raises(DataError, match="does not say which patient is meant"):
+        read_exclusions(tmp_path / "list.txt", None, tmp_path / "imagesTs")
+
+
 def test_a_mark_at_the_beginning_of_a_list_does_not_hide_its_first_case(tmp_path):
     (tmp_path / "list.txt").write_text("case_1\ncase_2\n", encoding="utf-8-sig")
     assert read_exclusions(tmp_path / "list.txt", None, None).cases == ("case_1", "case_2")
@@ -199,5 +231,5 @@ def test_a_checkpoint_keeps_every_id_that_names_a_case_of_the_corpus(tmp_path):
     assert merge(tmp_path / "c")["counts"]["duplicates"] == 1
     assert corpus_record(tmp_path / "c")["cases"] == {
         "BTCV": ["btcv_0007", "img0007"],
-        "LiTS": ["lits_002", "lits_012", "test-volume-4", "volume-12", "volume-2"],
+        "LiTS": ["lits_002", "lits_012", "lits_test_004", "test-volume-4", "volume-12", "volume-2"],
     }

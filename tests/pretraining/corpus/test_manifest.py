@@ -121,9 +121,10 @@ def test_corpus_json(corpus):
     assert list(content["sources"]) == ["b", "a"]
     assert content["sources"]["a"]["licence"] == "licence of a"
     assert content["exclusions"]["lists"] == []
+    spacing = [40000, 9000, 8000]  # units of 1e-4 mm
     hashes = sorted(pq.read_table(corpus / "volumes.parquet")["hash"].to_pylist())
     named = {
-        "volumes": hashes,
+        "volumes": [[volume_hash, *spacing] for volume_hash in hashes],
         "settings": content["settings"],
         "exclusions": content["exclusions"] | {"volumes": []},
     }
@@ -142,6 +143,9 @@ def test_refusals_and_duplicates_are_lines_of_json(corpus):
         "of": "b/case_1",
         "kind": "exact",
         "similarity": 1.0,
+        "spacing_mm": pytest.approx([4, 0.9, 0.8]),
+        "of_spacing_mm": pytest.approx([4, 0.9, 0.8]),
+        "spacing_disagrees": False,
     }
     assert (corpus / "excluded.jsonl").read_text() == ""
 
@@ -182,11 +186,11 @@ def test_a_record_that_does_not_fit_its_slices_is_said(statistics, checksums):
         statistics=np.zeros((statistics, 6), np.float32), crc32=np.zeros(checksums, np.uint32),
     )  # fmt: skip
     with pytest.raises(DataError, match="record of a/1 does not fit its 3 slices"):
-        slices_table([record], {"a": "free"}, [])
+        slices_table([record], {"a": "free"}, {})
 
 
 def test_tables_of_no_volume_have_all_columns():
-    volumes, slices = volumes_table([], {}, {}, []), slices_table([], {}, [])
+    volumes, slices = volumes_table([], {}, {}, {}), slices_table([], {}, {})
     assert (len(volumes), len(slices)) == (0, 0)
     assert pa.types.is_int16(slices.schema.field("index").type)
     assert pa.types.is_uint32(slices.schema.field("crc32").type)

@@ -89,18 +89,27 @@ RELEASES = {
     "kits23": ("KiTS", "dataset/case_{:05d}/imaging.nii.gz", "dataset/case_{:05d}/segmentation.nii.gz"),
     "lits": ("LiTS", "Training Batch 1/volume-{}.nii", "Training Batch 1/segmentation-{}.nii"),
 }
+TEST_IMAGES = {
+    "amos22": ("imagesTs/amos_{:04d}.nii.gz", (2, 41)),
+    "btcv": ("RawData/Testing/img/img{:04d}.nii.gz", (61, 80)),
+    "lits": ("LITS-Challenge-Test-Data/test-volume-{}.nii", (1, 40)),
+}
 
 
 @pytest.mark.parametrize("converter", LAYOUTS_OF_CONVERTERS)
 def test_cases_of_converted_data_sets_have_the_ids_that_lists_of_them_use(converter: str, tmp_path: Path) -> None:
     """The converter and the corpus look at the same release; a list made by the one must be understood by the other."""
     name, *patterns = RELEASES[converter]
-    for path in (pattern.format(number) for pattern in patterns for number in (1, 40, 123)):
+    paths = [pattern.format(number) for pattern in patterns for number in (1, 40, 123)]
+    tests, numbers = TEST_IMAGES.get(converter, ("", ()))
+    for path in [*paths, *(tests.format(number) for number in numbers)]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    converted = {case.image: case.name for case in find_release(LAYOUTS_OF_CONVERTERS[converter], tmp_path).cases}
+    release = find_release(LAYOUTS_OF_CONVERTERS[converter], tmp_path)
+    converted = {case.image: case.name for case in release.cases}
+    converted |= {image: case for case, image in release.test_images.items()}
     found = find_cases(SOURCES[name], tmp_path)
-    assert len(converted) == len(found) == 3
+    assert len(converted) == len(set(converted.values())) == len(found) == 3 + len(numbers)
     for case, candidate in found:
         assert converted[candidate.path] in listed_ids(case, SOURCES[name].aliases)
         others = set(converted.values()) - {converted[candidate.path]}
@@ -112,7 +121,7 @@ def test_cases_of_converted_data_sets_have_the_ids_that_lists_of_them_use(conver
     [
         ("volume-7", {"volume-7", "lits_007"}),
         ("volume-1234", {"volume-1234", "lits_1234"}),
-        ("test-volume-7", {"test-volume-7"}),
+        ("test-volume-7", {"test-volume-7", "lits_test_007"}),
         ("volume-07", {"volume-07"}),
         ("volume-", {"volume-"}),
         ("volume-7-0a1b2c3d", {"volume-7-0a1b2c3d", "volume-7", "lits_007"}),

@@ -1,0 +1,45 @@
+"""Case names that stand for two images: one of imagesTr and another one of imagesTs.
+
+Data sets of LiTS that earlier versions of ``meddino dataset`` made have them: imagesTs/lits_000 is test-volume-0 there,
+imagesTr/lits_000 volume-0. What is asked or excluded by such a name would be the other patient.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+from nnunetv2_meddino.errors import DataError
+
+TRAINING_IMAGES = "imagesTr"
+
+
+def shared_names(images: Path) -> list[str]:
+    """Return the names of files in a folder that another file in the data set's imagesTr bears, sorted.
+
+    A copy of a training image is none of them.
+    """
+    training = images.resolve().parent / TRAINING_IMAGES
+    if not training.is_dir() or training.samefile(images):
+        return []
+    both = {path.name for path in images.iterdir()} & {path.name for path in training.iterdir()}
+    return sorted(name for name in both if not _same(images / name, training / name))
+
+
+def check_names(images: Path) -> None:
+    """Refuse a folder of images whose names do not say which patients they show.
+
+    Raises:
+        DataError: Other images of the same names are in the data set's imagesTr.
+    """
+    if shared := shared_names(images):
+        msg = (
+            f"{len(shared)} images in {images}, {shared[0]} among them, have the names of other images in "
+            f"{TRAINING_IMAGES} beside it, so a name does not say which patient is meant. Earlier versions of meddino "
+            "dataset named test images of LiTS so: convert it again, or rename them (lits_000 to lits_test_000)."
+        )
+        raise DataError(msg)
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.is_file() and b.is_file() and (a.samefile(b) or filecmp.cmp(a, b, shallow=False))
