@@ -107,8 +107,8 @@ class Dry:
 def _spare(replace: Callable) -> None:
     """Threads instead of processes that import everything once more, and fewer voxels for nnU-Net's statistics."""
     replace(multiprocessing, "get_context", lambda *_: SimpleNamespace(Pool=ThreadPool))
-    replace(multiprocessing, "Pool", ThreadPool)
-    replace(nnunetv2.utilities.utils, "Pool", ThreadPool)  # it forks a process that has threads, which may hang
+    replace(nnunetv2.utilities.utils, "Pool", ThreadPool)
+    replace(os, "fork", _no_fork)
     replace(os, "sched_getaffinity", lambda _: {0})
     for name in ("set_num_threads", "set_num_interop_threads"):
         replace(torch, name, lambda _: None)
@@ -119,6 +119,12 @@ def _spare(replace: Callable) -> None:
         extractor.num_foreground_voxels_for_intensitystats = 1e4
 
     replace(DatasetFingerprintExtractor, "__init__", begin_small)
+
+
+def _no_fork() -> None:
+    """A child of a process with threads may wait for ever for a lock that one of them held."""
+    msg = "a process of threads must not fork: give the pool that does a stand-in"
+    raise AssertionError(msg)
 
 
 def strict_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,11 @@ class Trial:
         self._run(
             "nnUNetv2_plan_and_preprocess -d 900 -c 2d\nmeddino plan -d 900\n"
             "nnUNetv2_preprocess -d 900 -plans_name nnUNetPlans -c 2d_896\n"
+            "nnUNetv2_train 900 2d 0 -tr MedDINOv3Trainer\n"
         )
+        trained = self._template.nnunet.results / "Dataset900_CTMini"
+        (trained / "MedDINOv3Trainer__nnUNetPlans__2d" / "fold_0").rename(self._template.work / "fold_0")
+        shutil.rmtree(trained)
 
     def _run(self, commands: str) -> None:
         world = self._template

@@ -15,7 +15,7 @@ from tests.comparison import results
 from tests.datasets.releases import write_amos, write_btcv, write_lits
 from tests.nnunet import write_dataset
 from tests.pretraining.corpus.folders import curated, phantom, write_volume
-from tests.weights.checkpoints import checkpoint, network_of, random_tensors
+from tests.weights.checkpoints import random_tensors
 
 ABSOLUTE = re.compile(r"(?<![\w./])/(data|path/to)/")
 """Folders that are absolute in the pages; here they are in the world."""
@@ -121,5 +121,3 @@ def _write_weights(folder: Path, downloads: dict[tuple[str, str], Path]) -> None
     for name in ("teacher", "best", "my_backbone"):
         tensors = random_tensors(entry.architecture)
         write_weights(folder / f"{name}.safetensors", tensors, entry.architecture, _LISTED, "meddino")
-    (folder / "fold_0").mkdir()
-    checkpoint(folder / "fold_0" / "checkpoint_final.pth", network_of(random_tensors()))
