@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import locale
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,10 +180,21 @@ def _simpleitk_header(path: Path) -> sitk.ImageFileReader | None:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with _same_locale():
+            reader.ReadImageInformation()
     except RuntimeError:
         return None
     return reader
+
+
+@contextmanager
+def _same_locale() -> Iterator[None]:
+    """Keep the process' locale: SimpleITK sets it to C with a VTK file, after which text of others is read as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _nibabel_grid(image: Any) -> Grid:
@@ -192,7 +205,8 @@ def _nibabel_grid(image: Any) -> Grid:
 def _read_simpleitk(path: Path) -> Image:
     refuse_other_dicom(path)
     damage.check_complete(path)
-    image = sitk.ReadImage(str(path))
+    with _same_locale():
+        image = sitk.ReadImage(str(path))
     values = sitk.GetArrayFromImage(image)
     damage.check_length(path, values.nbytes)
     in_plane = image.GetDimension() == 2

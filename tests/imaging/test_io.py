@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import locale
 import warnings
 from pathlib import Path
 
@@ -223,3 +224,16 @@ def test_a_colour_tiff_is_a_picture_of_three_channels(tmp_path):
     np.testing.assert_array_equal(image.channels, np.moveaxis(picture, -1, 0)[:, np.newaxis])
     assert image.vector
     assert image.grid.in_plane
+
+
+@pytest.mark.parametrize("read", [read_image, read_grid])
+def test_reading_leaves_the_locale_alone(tmp_path, read):
+    """As SimpleITK's reader of VTK files does not."""
+    path = write(tmp_path / "volume.vtk")
+    before = locale.setlocale(locale.LC_ALL)
+    wanted = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    try:
+        read(path)
+        assert locale.setlocale(locale.LC_ALL) == wanted
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
