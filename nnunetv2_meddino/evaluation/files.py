@@ -194,7 +194,8 @@ def _check_whole_numbers(labels: NDArray[Any], path: Path) -> None:
         if bad.size:
             msg = (
                 f"{path} holds the value {bad[0]!s}; a segmentation holds whole numbers. Is it an image, a probability "
-                "map, or a segmentation that was resampled with linear interpolation?"
+                "map, or a segmentation that was resampled with linear interpolation, or whose labels were stretched "
+                "over all integers when they were saved (scl_slope)?"
             )
             raise DataError(msg)
 
