@@ -58,7 +58,8 @@ def _python(block: Block, world: World, dry: Dry) -> str:
 
 def _check_layout(text: str) -> None:
     """Every file that is named must be there."""
-    files = [path.relative_to(PROJECT).as_posix() for path in PROJECT.rglob("*") if path.is_file()]
+    paths = (path.relative_to(PROJECT) for path in PROJECT.rglob("*") if path.is_file())
+    files = [path.as_posix() for path in paths if path.parts[0] != ".venv"]  # what is installed is not ours
     absent = [name for name in _FILE.findall(text) if not any(f"/{file}".endswith(f"/{name}") for file in files)]
     if absent:
         msg = f"the tree has no {', '.join(absent)}"
