@@ -106,6 +106,15 @@ def test_neighbouring_parts_of_one_patient_are_no_copies() -> None:
     assert max(values.values()) < NEAR_DUPLICATE, max(values, key=lambda key: values[key])
 
 
+@pytest.mark.parametrize("name", ["ctmini_002_0000", "ctmini_004_0000", "ctmini_005_0000"])
+def test_halves_of_a_volume_are_no_copies(name: str) -> None:
+    """Their slices are alike, but most alike at the place where one ends and the other begins."""
+    volume = volumes()[name]
+    half = len(volume.voxels) // 2
+    lower, upper = (changed(volume, voxels) for voxels in (volume.voxels[:half], volume.voxels[half:]))
+    assert likeness(fingerprint(lower), fingerprint(upper)).similarity < NEAR_DUPLICATE
+
+
 @pytest.mark.parametrize("header", HEADERS)
 def test_headers_that_cannot_both_be_right_are_told(header: str) -> None:
     volume = volumes()["thigh_sts029"]  # 3.27 x 0.98 x 0.98 mm
