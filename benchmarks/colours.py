@@ -1,4 +1,4 @@
-"""Chooses the colours of ``nnunetv2_meddino.colours``: far apart for every kind of colour vision, and from CT's greys.
+"""Chooses the colours of pictures: far apart for every kind of colour vision, and from CT's greys.
 
 Greedy: each colour is the candidate whose smallest CIEDE2000 distance to those before it is largest, seen by normal,
 protan, deutan and tritan eyes (Machado, Oliveira and Fernandes 2009, severity 1); so the first are furthest apart.

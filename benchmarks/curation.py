@@ -27,11 +27,11 @@ import SimpleITK as sitk  # noqa: N813
 from measure import RESULTS, interleaved, speedup, write_results
 from numpy.typing import NDArray
 
-from pretraining.corpus.fingerprint import exact_hash, fingerprint
-from pretraining.corpus.readers import find_candidates, read_volume
-from pretraining.corpus.store import StoreSettings
-from pretraining.corpus.units import Unit, process
-from pretraining.corpus.volume import IntensityRule
+from pretraining.corpus.storage import StoreSettings
+from pretraining.curation.fingerprint import exact_hash, fingerprint
+from pretraining.curation.process_volume import Unit, process
+from pretraining.curation.readers.read import find_candidates, read_volume
+from pretraining.curation.volume import IntensityRule
 
 CT_3M_SLICES = 3_868_833
 REFERENCE = "SimpleITK reads"

@@ -22,10 +22,10 @@ import numpy as np
 from measure import RESULTS, write_results
 from numpy.typing import NDArray
 
-from pretraining.corpus.fingerprint import Fingerprint, fingerprint
-from pretraining.corpus.likeness import NEAR_DUPLICATE, likeness
-from pretraining.corpus.readers import candidates_of, read_volume
-from pretraining.corpus.volume import IntensityRule, Volume
+from pretraining.curation.fingerprint import Fingerprint, fingerprint
+from pretraining.curation.likeness import NEAR_DUPLICATE, likeness
+from pretraining.curation.readers.read import candidates_of, read_volume
+from pretraining.curation.volume import IntensityRule, Volume
 
 ONE_PATIENT = re.compile("ctmini|abdomen_3mm|ts_ct_image")
 ONE_SCAN = re.compile("chest_.*[|]chest_|abdomen_3mm.*[|]ctmini_00[456]|ctmini_00[78].*[|]ts_ct")

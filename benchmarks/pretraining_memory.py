@@ -31,11 +31,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pretraining.config import RunConfig
+from pretraining.config.recipes import recipe
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine import step
 from pretraining.model.student_teacher import StudentTeacher, vit_config
 from pretraining.optim import build_optimizer
-from pretraining.recipes import recipe
 from pretraining.views.masks import PatchMasks, draw_masks
 from pretraining.views.pipeline import Views
 

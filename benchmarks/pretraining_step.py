@@ -30,14 +30,14 @@ from torch import Tensor, nn
 
 from nnunetv2_meddino.networks.vit import BACKBONES
 from pretraining.config import RunConfig
+from pretraining.config.recipes import recipe
 from pretraining.counter_random import Stream, torch_generator
-from pretraining.engine.flops import step_flops
+from pretraining.engine.monitoring.flops import step_flops
+from pretraining.engine.monitoring.throughput import PEAK_BF16_FLOPS, peak_flops
 from pretraining.engine.step import TrainingStep
-from pretraining.engine.throughput import PEAK_BF16_FLOPS, peak_flops
 from pretraining.model.config import HeadConfig
 from pretraining.model.student_teacher import StudentTeacher, vit_config
 from pretraining.optim import build_optimizer
-from pretraining.recipes import recipe
 from pretraining.views import ViewConfig, make_views
 from pretraining.views.pipeline import Views
 

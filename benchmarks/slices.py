@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
-from pretraining.corpus.slices import SliceDataset
 from tests.pretraining.corpora import write_manifest, write_volume
 
 SIDE, DEPTH, BATCH = 512, 24, 64

@@ -28,7 +28,7 @@ from slices import DEPTH, SIDE, chest
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pretraining.corpus.slices import SliceDataset, Slices
+from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.views import ViewConfig, make_views
 from pretraining.views.masks import draw_masks
 from tests.pretraining.corpora import write_manifest, write_volume

@@ -114,8 +114,8 @@ def _discovery() -> Check:
 
 def _weights() -> Check:
     """Whether the weights that MedDINOv3Trainer would start from are there and readable."""
-    from nnunetv2_meddino.trainers.backbone_choice import choose_backbone
     from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+    from nnunetv2_meddino.weights.backbones import choose_backbone
     from nnunetv2_meddino.weights.hub import cached_path
 
     try:

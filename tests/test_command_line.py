@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 
-import pretraining.cli
-from nnunetv2_meddino import cli
+import pretraining.cli.main
+from nnunetv2_meddino.cli import main
 from nnunetv2_meddino.command_line import ended
 from nnunetv2_meddino.errors import DataError
 from tests.processes import LIMIT_S, has_ended, until
@@ -58,14 +58,14 @@ def test_what_is_a_fault_of_the_program_keeps_its_traceback():
 
 
 COMMANDS = {
-    "evaluate": (cli.main, "evaluate -p CASE -r CASE -l LABELS -np 1 -o FILE/x/scores.json"),
-    "features": (cli.main, "features CASE --weights none -o FILE/x/picture.png"),
-    "demo": (cli.main, "demo --work-dir FILE/x"),
-    "convert": (cli.main, "weights convert WEIGHTS FILE/x/w.safetensors --format meddino"),
-    "convert to meta": (cli.main, "weights convert WEIGHTS FILE/x/w.pth --format meta"),
-    "curate": (pretraining.cli.main, "curate --source BTCV=RELEASE --out FILE/x"),
-    "export": (pretraining.cli.main, "export WEIGHTS --out FILE/x/w.safetensors"),
-    "export to meta": (pretraining.cli.main, "export WEIGHTS --format meta --out FILE/x/w.pth"),
+    "evaluate": (main.main, "evaluate -p CASE -r CASE -l LABELS -np 1 -o FILE/x/scores.json"),
+    "features": (main.main, "features CASE --weights none -o FILE/x/picture.png"),
+    "demo": (main.main, "demo --work-dir FILE/x"),
+    "convert": (main.main, "weights convert WEIGHTS FILE/x/w.safetensors --format meddino"),
+    "convert to meta": (main.main, "weights convert WEIGHTS FILE/x/w.pth --format meta"),
+    "curate": (pretraining.cli.main.main, "curate --source BTCV=RELEASE --out FILE/x"),
+    "export": (pretraining.cli.main.main, "export WEIGHTS --out FILE/x/w.safetensors"),
+    "export to meta": (pretraining.cli.main.main, "export WEIGHTS --format meta --out FILE/x/w.pth"),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunetv2_meddino.cli import main
+from nnunetv2_meddino.cli.main import main
 from tests.nnunet import make_trainer
 
 

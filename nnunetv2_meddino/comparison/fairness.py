@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.folders import FOLD_ALL
+from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
-from nnunetv2_meddino.weights.seen import history, seen_cases, unlisted
+from nnunetv2_meddino.weights.contamination import history, seen_cases, unlisted
 
 # Patterns of data set names, in lower case and without "DatasetXXX_", and the collections whose images they hold.
 # nnU-Net's own names of the Decathlon tasks are bare ("Dataset003_Liver"); the Decathlon's liver images are LiTS'.

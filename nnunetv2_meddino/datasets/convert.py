@@ -24,7 +24,7 @@ from nnunetv2_meddino.evaluation.files import Segmentation, check_same_grid, rea
 from nnunetv2_meddino.files import naming, replacing
 from nnunetv2_meddino.imaging.io import read_grid
 from nnunetv2_meddino.json_files import write_json
-from nnunetv2_meddino.overlays import BenchmarkDataset, load_overlay
+from nnunetv2_meddino.planning.presets import BenchmarkDataset, load_overlay
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.command_line import Terminated
+from nnunetv2_meddino.commands import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
 from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
 from nnunetv2_meddino.environment import (
     MEDDINO_BACKBONE,
@@ -39,8 +40,7 @@ from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked
-from nnunetv2_meddino.processes import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
-from nnunetv2_meddino.visualization import CT_WINDOW_HU, richest_slice, save_overlay
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, richest_slice, save_overlay
 
 TRAINER = "MedDINOv3Trainer_demo"
 STATEMENT = (

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.evaluation.elements import ClassSurfaces, DirectedDistances, SurfacePair
-from nnunetv2_meddino.evaluation.labels import MAX_LABELS, as_bytes, batches, distinct_labels, renumber
 from nnunetv2_meddino.evaluation.results import BoundaryMetrics, CaseMetrics, ClassMetrics
-from nnunetv2_meddino.evaluation.surface import Engine, measure, without_ignored
+from nnunetv2_meddino.evaluation.surface.elements import ClassSurfaces, DirectedDistances, SurfacePair
+from nnunetv2_meddino.evaluation.surface.labels import MAX_LABELS, as_bytes, batches, distinct_labels, renumber
+from nnunetv2_meddino.evaluation.surface.surfaces import Engine, measure, without_ignored
 
 MAX_CLASSES = 64
 """Classes measured in one pass: one bit each in a 64-bit word."""

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from nnunetv2_meddino.evaluation.folders import CaseResult, Evaluation
+from nnunetv2_meddino.evaluation.cases import CaseResult, Evaluation
 from nnunetv2_meddino.files import replacing
 from nnunetv2_meddino.json_files import write_json
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.evaluation.cases import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances, evaluate_files
 from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing
-from nnunetv2_meddino.evaluation.folders import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances, evaluate_files
 from nnunetv2_meddino.evaluation.reports import write_reports
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from nnunetv2_meddino.environment import MEDDINO_BACKBONE
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.features.image import ImageSlice, stretched
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
-from nnunetv2_meddino.trainers.backbone_choice import NO_WEIGHTS
+from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 from nnunetv2_meddino.weights.catalog import PHOTOGRAPHS
 from nnunetv2_meddino.weights.load import backbone_name, load_into, read_weights
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
-from nnunetv2_meddino.visualization import richest_slice
+from nnunetv2_meddino.visualization.overlays import richest_slice
 
 CT_BELOW_HU = -100
 """A volume with a value as low as this counts as CT in HU: fat and air are, and other modalities are not negative."""

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 
 from nnunetv2_meddino.networks.mit import MIT_BACKBONES
-from nnunetv2_meddino.trainers.backbone_choice import BackboneFamily, choose_backbone
+from nnunetv2_meddino.trainers.base import PluginTrainer
 from nnunetv2_meddino.trainers.iteration_schedule import IterationSchedule
-from nnunetv2_meddino.trainers.plugin_trainer import PluginTrainer
-from nnunetv2_meddino.trainers.schedules import Rate, Schedule, polynomial
-from nnunetv2_meddino.trainers.vit_trainer import DINOV3_WEIGHTS, ViTTrainer
+from nnunetv2_meddino.trainers.lr_schedules import Rate, Schedule, polynomial
+from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
+from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.mit import load_into_mit, mit_architecture_of, mit_name, read_mit_weights
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from nnunetv2_meddino.trainers.vit_trainer import DINOV3_WEIGHTS, ViTTrainer
+from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
 
 
 class MedDINOv3Trainer(ViTTrainer):

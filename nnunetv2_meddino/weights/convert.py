@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.networks.stem import STEM_CHANNELS
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
-from nnunetv2_meddino.weights.layouts import TABLES, drop_reason, find_backbone, flatten, listing, translate, unwrapped
+from nnunetv2_meddino.weights.formats import TABLES, drop_reason, find_backbone, flatten, listing, translate, unwrapped
 
 FORMATS = tuple(TABLES)
 """Formats that can be written: ``meddino``, ``timm``, ``meta``, ``meddinov3``, ``transformers``."""

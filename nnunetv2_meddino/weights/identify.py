@@ -9,7 +9,7 @@ from shlex import quote
 
 from huggingface_hub import constants
 
-from nnunetv2_meddino.weights.layouts import listing
+from nnunetv2_meddino.weights.formats import listing
 
 HEAD_BYTES = 512
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")

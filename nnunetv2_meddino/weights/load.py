@@ -17,6 +17,7 @@ from nnunetv2_meddino.errors import ConfigurationError, WeightsError
 from nnunetv2_meddino.networks.stem import STEM_CHANNELS, adapt_stem
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.catalog import CatalogEntry
+from nnunetv2_meddino.weights.contamination import with_counts
 from nnunetv2_meddino.weights.convert import (
     FORMATS,
     Converted,
@@ -27,10 +28,9 @@ from nnunetv2_meddino.weights.convert import (
     to_native,
 )
 from nnunetv2_meddino.weights.files import WeightsFile, file_sha256, read_file, write_safetensors, write_torch
+from nnunetv2_meddino.weights.formats import listing
 from nnunetv2_meddino.weights.hub import fetch
-from nnunetv2_meddino.weights.layouts import listing
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
-from nnunetv2_meddino.weights.seen import with_counts
 from nnunetv2_meddino.weights.trained import FORMAT, trained_model
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from nnunetv2_meddino.networks.segformer import MixTransformer
 from nnunetv2_meddino.networks.stem import STEM_CHANNELS, adapt_stem
 from nnunetv2_meddino.weights.convert import require_finite
 from nnunetv2_meddino.weights.files import read_file
+from nnunetv2_meddino.weights.formats import listing
 from nnunetv2_meddino.weights.hub import fetch
-from nnunetv2_meddino.weights.layouts import listing
 from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
 from nnunetv2_meddino.weights.trained import FORMAT, trained_model

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.weights.catalog import InputStatistics
-from nnunetv2_meddino.weights.layouts import unwrapped
+from nnunetv2_meddino.weights.formats import unwrapped
 
 FORMAT = "nnunet"
 ENCODER = "encoder."

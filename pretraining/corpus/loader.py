@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.sampler import Draw, SampleOrder, StepSampler, shares_of
-from pretraining.corpus.slices import SliceDataset, Slices
 
 AHEAD = 2
 """Batches each worker is ahead of the training step; the default of torch's loader."""

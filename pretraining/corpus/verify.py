@@ -6,8 +6,8 @@ from itertools import groupby
 from pathlib import Path
 
 from nnunetv2_meddino.errors import DataError
-from pretraining.corpus.curate import Progress
-from pretraining.corpus.slices import SliceDataset
+from pretraining.corpus.dataset import SliceDataset
+from pretraining.curation.gather import Progress
 
 
 def verify_corpus(corpus: Path, progress: Progress = lambda *_: None) -> list[str]:

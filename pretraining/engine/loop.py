@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
 
 from nnunetv2_meddino.errors import TrainingError
 from pretraining.config import RunConfig
+from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.loader import slice_loader
-from pretraining.corpus.slices import SliceDataset, Slices
 from pretraining.counter_random import Stream, torch_generator
-from pretraining.engine.checkpoint import Checkpoints
+from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.distributed import Ranks, neighbours, parallelise
-from pretraining.engine.flops import step_flops
-from pretraining.engine.monitor import Monitor
+from pretraining.engine.monitoring.flops import step_flops
+from pretraining.engine.monitoring.monitor import Monitor
 from pretraining.engine.step import PRECISIONS, StepResult, TrainingStep
 from pretraining.engine.stop import StopRequest
 from pretraining.engine.teachers import save_teacher, teacher_path

@@ -28,9 +28,10 @@ from nnunetv2_meddino.files import naming
 from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
-from nnunetv2_meddino.weights.seen import SEEN_CASES, listed_cases, merged, without_cases
+from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
-from pretraining.corpus.exclusions import corpus_record
+from pretraining.config.settings import from_dict, read_yaml, save_yaml, to_dict
+from pretraining.curation.exclusions import corpus_record
 from pretraining.engine.agreement import Agreement
 from pretraining.engine.distributed import Ranks
 from pretraining.engine.loop import CHECKPOINTS, Progress, Stage, StageTraining
@@ -38,7 +39,6 @@ from pretraining.engine.stop import StopRequest, tell_running, tell_stopped
 from pretraining.engine.teachers import load_backbone, load_gram_teacher, load_teacher, teacher_path, teacher_steps
 from pretraining.model.config import RANDOM_WEIGHTS
 from pretraining.model.student_teacher import StudentTeacher
-from pretraining.settings import from_dict, read_yaml, save_yaml, to_dict
 
 logger = logging.getLogger(__name__)
 

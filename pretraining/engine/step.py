@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
-from pretraining.engine.collapse import class_rank, target_measures
 from pretraining.engine.distributed import true_everywhere, without_reduction
+from pretraining.engine.monitoring.collapse import class_rank, target_measures
 from pretraining.groups import Share
 from pretraining.losses import (
     LossConfig,

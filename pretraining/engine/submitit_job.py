@@ -18,8 +18,8 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from nnunetv2_meddino.commands import supervised
 from nnunetv2_meddino.errors import ConfigurationError, TrainingError
-from nnunetv2_meddino.processes import supervised
 from pretraining.engine.slurm import (
     FIRST_PORT,
     NOTICE_S,

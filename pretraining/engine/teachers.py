@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.files import file_sha256, read_file, write_safetensors
-from nnunetv2_meddino.weights.layouts import listing
+from nnunetv2_meddino.weights.formats import listing
 from nnunetv2_meddino.weights.load import FORMAT_NAME, FORMAT_VERSION, load_into, read_weights
 from pretraining.engine.distributed import Ranks
 from pretraining.model.backbone import PretrainingViT

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from nnunetv2_meddino.comparison.analysis import analyse, choose_reference
-from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.model import ModelFacts
+from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import METRICS, Scores
 from nnunetv2_meddino.errors import ConfigurationError
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunetv2_meddino.comparison.collect import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.fairness import catalog_entry, collections_of, notices
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.model import ModelFacts, Training
+from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import METRICS, Scores
 from nnunetv2_meddino.weights.catalog import CATALOG
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-from nnunetv2_meddino.cli import main
+from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.datasets.convert import convert_dataset, split_cases
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.overlays import load_overlay
+from nnunetv2_meddino.planning.presets import load_overlay
 from tests.datasets.releases import (
     RELEASES,
     SHAPE,

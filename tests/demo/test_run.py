@@ -17,13 +17,13 @@ import pytest
 from matplotlib import colors, image
 from rich.console import Console
 
-from nnunetv2_meddino.colours import COLOURS
+from nnunetv2_meddino.commands import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
 from nnunetv2_meddino.errors import BusyError, DataError, DemoError
 from nnunetv2_meddino.locks import locked
-from nnunetv2_meddino.processes import BarWatch, PredictionWatch, TrainingWatch
+from nnunetv2_meddino.visualization.style import COLOURS
 
 # Leaves what the real commands leave, fails or hangs on request, and keeps a diary of how it was called.
 STAND_IN = f"""#!{sys.executable}
@@ -68,7 +68,7 @@ if name == "nnUNetv2_evaluate_folder":
 """
 SHORT_TRAINER = """
 import torch
-from nnunetv2_meddino.trainers.recipes import MedDINOv3Trainer_demo
+from nnunetv2_meddino.trainers.variants import MedDINOv3Trainer_demo
 
 class MedDINOv3Trainer_demo_of_the_test(MedDINOv3Trainer_demo):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):

@@ -26,18 +26,18 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-import nnunetv2_meddino.cli_compare
-import nnunetv2_meddino.comparison.run
+import nnunetv2_meddino.cli.compare
+import nnunetv2_meddino.comparison.jobs.run
 import nnunetv2_meddino.demo.run
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
 import pretraining.engine.stages
-from nnunetv2_meddino.trainers.plugin_trainer import PluginTrainer
+from nnunetv2_meddino.trainers.base import PluginTrainer
 from nnunetv2_meddino.weights.catalog import CATALOG
 from nnunetv2_meddino.weights.load import write_weights
 from nnunetv2_meddino.weights.resolve import resolve
 from pretraining.config import STAGES
-from pretraining.corpus.exclusions import corpus_record
+from pretraining.curation.exclusions import corpus_record
 from pretraining.engine.teachers import teacher_path
 from tests.documentation.world import small_entry
 from tests.weights.checkpoints import random_tensors
@@ -59,8 +59,8 @@ class Dry:
             monkeypatch.setitem(CATALOG, name, small_entry(CATALOG[name]))
         replace(nnunetv2_meddino.weights.hub, "hf_hub_download", self._noting(self._download))
         replace(nnunetv2_meddino.demo.run, "run_demo", self._noting(_demo))
-        replace(nnunetv2_meddino.comparison.run, "run_steps", self._noting(lambda steps, out, console: []))
-        replace(nnunetv2_meddino.cli_compare, "_report", self._unless_used(nnunetv2_meddino.cli_compare._report))
+        replace(nnunetv2_meddino.comparison.jobs.run, "run_steps", self._noting(lambda steps, out, console: []))
+        replace(nnunetv2_meddino.cli.compare, "_report", self._unless_used(nnunetv2_meddino.cli.compare._report))
         replace(pretraining.engine.stages, "train_stages", self._noting(_train_stages))
         replace(
             pretraining.corpus.loader,

@@ -21,8 +21,8 @@ from nnunetv2.run.run_training import run_training_entry
 from packaging.requirements import Requirement
 from torch.distributed.run import get_args_parser
 
-import nnunetv2_meddino.cli
-import pretraining.cli
+import nnunetv2_meddino.cli.main
+import pretraining.cli.main
 from tests.conftest import PROJECT
 from tests.documentation.dry import Dry, strict_options
 from tests.documentation.shell import Call, Shell
@@ -59,7 +59,7 @@ class Programs:
     def __init__(self, shell: Shell, dry: Dry) -> None:
         self.shell, self.dry = shell, dry
         self._known: dict[str, Callable[[Call], object]] = {
-            "meddino": lambda call: self._ours(nnunetv2_meddino.cli.main, call.words[1:]),
+            "meddino": lambda call: self._ours(nnunetv2_meddino.cli.main.main, call.words[1:]),
             "meddino-pretrain": lambda call: self._pretrain(call.words[1:], nodes=1, processes=1),
             "torchrun": self._torchrun,
             "sbatch": self._sbatch,
@@ -109,8 +109,8 @@ class Programs:
     def _pretrain(self, words: Sequence[str], *, nodes: int, processes: int) -> None:
         if words[:1] == ("train",) and "--show" not in words:  # submit refuses what so many processes cannot do
             size = ("--nodes", str(nodes), "--gpus-per-node", str(processes), "--print")
-            self._ours(pretraining.cli.main, ["submit", *words[1:], *size])
-        self._ours(pretraining.cli.main, words)
+            self._ours(pretraining.cli.main.main, ["submit", *words[1:], *size])
+        self._ours(pretraining.cli.main.main, words)
 
     def _torchrun(self, call: Call) -> None:
         self.dry.used = True

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from nnunetv2_meddino.overlays import load_overlay
-from pretraining.corpus.sources import load_source_file
+from nnunetv2_meddino.planning.presets import load_overlay
+from pretraining.curation.collections import load_source_file
 from tests.conftest import PROJECT
 from tests.documentation.dry import Dry
 from tests.documentation.pages import Block

@@ -14,7 +14,7 @@ from nnunetv2_meddino.weights.load import write_weights
 from tests.comparison import results
 from tests.datasets.releases import write_amos, write_btcv, write_lits
 from tests.nnunet import write_dataset
-from tests.pretraining.corpus.folders import curated, phantom, write_volume
+from tests.pretraining.curation.folders import curated, phantom, write_volume
 from tests.weights.checkpoints import random_tensors
 
 ABSOLUTE = re.compile(r"(?<![\w./])/(data|path/to)/")

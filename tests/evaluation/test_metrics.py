@@ -13,7 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation import BoundaryMetrics, CaseMetrics, ClassMetrics, evaluate_case
-from nnunetv2_meddino.evaluation import compiled as compiled_engine
+from nnunetv2_meddino.evaluation.surface import engine as compiled_engine
 from tests.conftest import shared_path
 
 ENGINES = ("compiled", "plain")

@@ -3,7 +3,7 @@
 import os
 
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
-from nnunetv2_meddino.trainers.recipes import MedDINOv3Trainer_demo
+from nnunetv2_meddino.trainers.variants import MedDINOv3Trainer_demo
 
 
 class MedDINOv3TestTrainer(MedDINOv3Trainer):

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretraining.config import RunConfig
+from pretraining.config.recipes import recipe
+from pretraining.config.settings import parse_overrides
 from pretraining.engine.distributed import Ranks
 from pretraining.engine.stages import train_stages
 from pretraining.engine.stop import StopRequest
 from pretraining.engine.teachers import teacher_path
-from pretraining.recipes import recipe
-from pretraining.settings import parse_overrides
-from tests.pretraining.corpus.folders import curated, phantom, write_volume
+from tests.pretraining.curation.folders import curated, phantom, write_volume
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 STEPS = 6

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from pretraining.cli import main
+from pretraining.cli.main import main
 from tests.nnunet import command
-from tests.pretraining.corpus.folders import phantom, write_volume
-from tests.pretraining.test_cli_train import STAGES
+from tests.pretraining.cli.test_train import STAGES
+from tests.pretraining.curation.folders import phantom, write_volume
 from tests.pretraining.training import ANY_STAGE, SMALL, STEPS
 from tests.stock.commands import DEVICE, environment, model
 

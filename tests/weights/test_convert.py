@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.networks.vit import ViTConfig
 from nnunetv2_meddino.weights.convert import FORMATS, detect_format, from_native, to_native
-from nnunetv2_meddino.weights.layouts import flatten
+from nnunetv2_meddino.weights.formats import flatten
 from tests.conftest import shared_path
 from tests.weights.checkpoints import SMALL, features, random_tensors
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_meddino.cli import main
+from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.features.dense import read_encoder
 from nnunetv2_meddino.networks.mit import MIT_BACKBONES
 from nnunetv2_meddino.networks.segformer import MixTransformer
 from nnunetv2_meddino.networks.vit import BACKBONES
+from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
 from nnunetv2_meddino.weights.load import architecture_of, convert_file, read_weights, save_weights
 from nnunetv2_meddino.weights.mit import read_mit_weights
-from nnunetv2_meddino.weights.seen import seen_cases, unlisted
 from tests.nnunet import make_trainer
 from tests.weights.checkpoints import ORIGIN, SMALL, Plants, checkpoint, features, network_of, random_tensors
 

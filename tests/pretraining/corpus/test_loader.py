@@ -7,8 +7,8 @@ import torch
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import loader as loader_module
+from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
-from pretraining.corpus.slices import SliceDataset
 from tests.pretraining.corpora import flip_silent_bit, write_corpus, write_manifest
 
 

@@ -10,7 +10,7 @@ import pytest
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.verify import verify_corpus
 from tests.pretraining.corpora import flip_silent_bit
-from tests.pretraining.corpus.folders import corpus_bytes, curated, phantom, write_volume
+from tests.pretraining.curation.folders import corpus_bytes, curated, phantom, write_volume
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretraining.corpus.slices import Slices
+from pretraining.corpus.dataset import Slices
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine import step
 from pretraining.losses.config import GramConfig

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import RunConfig
 from pretraining.engine.agreement import Agreement
-from pretraining.engine.checkpoint import Checkpoints
+from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.distributed import Ranks, joined_processes, neighbours
 from pretraining.engine.teachers import teacher_path
 from tests.pretraining.processes import in_processes

@@ -14,15 +14,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pretraining.config import RunConfig
-from pretraining.corpus.slices import Slices
+from pretraining.config.recipes import recipe
+from pretraining.corpus.dataset import Slices
 from pretraining.counter_random import Stream, torch_generator
-from pretraining.engine.checkpoint import Checkpoints
+from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.loop import _compile_blocks
 from pretraining.engine.step import StepResult, TrainingStep
 from pretraining.model.config import HeadConfig
 from pretraining.model.student_teacher import StudentTeacher
 from pretraining.optim import build_optimizer
-from pretraining.recipes import recipe
 from pretraining.views import make_views
 from pretraining.views.pipeline import Views
 

@@ -12,10 +12,10 @@ import torch
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, TrainingError
 from pretraining.config import GramTeacherConfig
-from pretraining.corpus.slices import SliceDataset
+from pretraining.corpus.dataset import SliceDataset
 from pretraining.engine import loop, step
 from pretraining.engine.loop import StageTraining
-from tests.pretraining.engine.labelled import write_balls
+from tests.pretraining.engine.monitoring.labelled import write_balls
 from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, with_engine
 
 MICRO_BATCHES = 2

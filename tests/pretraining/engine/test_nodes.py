@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.engine.integrity import check_files, read_record
+from pretraining.engine.checkpointing.manifest import check_files, read_record
 from tests.pretraining.launched import LIMIT_S, launched, torchrun, train_arguments, until_step
 from tests.pretraining.training import losses, small_config, small_corpus, teacher, train
 

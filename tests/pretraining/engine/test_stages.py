@@ -14,15 +14,15 @@ from safetensors import safe_open
 from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, WeightsError
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.networks.vit import VisionTransformer
+from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
 from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
-from nnunetv2_meddino.weights.seen import seen_cases, unlisted
-from pretraining.corpus.manifest import read_corpus
+from pretraining.curation.tables import read_corpus
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
 from pretraining.engine.stages import fill
 from pretraining.engine.teachers import teacher_path
 from pretraining.model.student_teacher import StudentTeacher
-from tests.pretraining.corpus.folders import curated, phantom, write_volume
+from tests.pretraining.curation.folders import curated, phantom, write_volume
 from tests.pretraining.golden import under
 from tests.pretraining.training import STEPS, losses, small_config, small_corpus, teacher, train, train_all
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError
-from pretraining.recipes import FIVE_RESOLUTIONS
+from pretraining.config.recipes import FIVE_RESOLUTIONS
 from pretraining.views import ViewConfig
 from pretraining.views.resolutions import Resolution, resolution_sequence
 from tests.conftest import shared_path

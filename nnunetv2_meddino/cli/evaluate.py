@@ -1,0 +1,188 @@
+"""The ``meddino evaluate`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import check_writable, written_or_rescued
+
+if TYPE_CHECKING:
+    from nnunetv2_meddino.evaluation.cases import Evaluation, LabelSet, Pairing, Tolerances
+
+SOME_FAILED = 1
+NOTHING_EVALUATED = 2
+
+_EPILOG = """exit code: 0 every case was evaluated, 1 some could not be (they are named, the rest is reported),
+2 nothing was evaluated."""
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    """Add ``evaluate`` to the sub-commands."""
+    description = "DSC, NSD, ASSD and HD95 of segmentations against references"
+    command = commands.add_parser("evaluate", help=description, description=description, epilog=_EPILOG)
+    command.set_defaults(run=_evaluate)
+    command.add_argument("-p", dest="prediction", type=Path, required=True, metavar="PRED", help="folder or file")
+    command.add_argument("-r", dest="reference", type=Path, required=True, metavar="REF", help="folder or file")
+    command.add_argument(
+        "-l",
+        dest="labels",
+        type=Path,
+        required=True,
+        metavar="LABELS",
+        help="dataset.json, or JSON {name: id or [ids]} or [id or [ids]]",
+    )
+    command.add_argument(
+        "-o", dest="out", type=Path, metavar="OUT", help="JSON file to write; a CSV file is written beside it"
+    )
+    command.add_argument(
+        "--nsd-tolerance",
+        nargs="+",
+        default=[],
+        metavar="MM",
+        help="tolerances of NSD in mm, the headline first (default: 1 2); NAME=MM for one class; or a JSON file "
+        "{name: mm or [mm]}",
+    )
+    command.add_argument(
+        "-np", dest="processes", type=int, default=_cores(), metavar="N", help="processes (default: %(default)s)"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from nnunetv2_meddino.evaluation.cases import LabelSet, tolerances_by_class
+    from nnunetv2_meddino.evaluation.files import pair_files
+
+    _check_out(options.out)
+    if options.processes < 1:
+        msg = f"-np must be 1 or more, not {options.processes}."
+        raise ConfigurationError(msg)
+    labels = LabelSet.from_json(_read_json(options.labels), str(options.labels))
+    tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), labels)
+    pairing = pair_files(options.reference, options.prediction)
+    messages = Console(stderr=True)
+    evaluation = _with_progress(pairing, labels, tolerances, options.processes, messages)
+    for note in evaluation.notes:
+        _say(messages, f"note: {note}")
+    for failure in evaluation.failures:
+        _say(messages, f"FAILED {failure.case}: {failure.message}")
+    if not evaluation.results:
+        _say(messages, "No case was evaluated; nothing is written.")
+        return NOTHING_EVALUATED
+    results = Console()
+    _print_table(evaluation, results)
+    if options.out is not None:
+        beside = _written(evaluation, options.out, results)
+        _say(results, f"{options.out}\n{beside}")
+    if evaluation.failures:
+        done = len(evaluation.results)
+        _say(messages, f"{len(evaluation.failures)} of {done + len(evaluation.failures)} cases were not evaluated.")
+        return SOME_FAILED
+    return 0
+
+
+def _written(evaluation: Evaluation, out: Path, results: Any) -> Path:
+    """Write the reports; where that is possible nowhere, print the JSON."""
+    from nnunetv2_meddino.evaluation.reports import summary_dict, write_reports
+
+    try:
+        return written_or_rescued(lambda path: write_reports(evaluation, path), out)
+    except OSError:
+        _say(results, json.dumps(summary_dict(evaluation)))
+        raise
+
+
+def _print_table(evaluation: Evaluation, console: Any) -> None:
+    """Print the headline; rich would cut columns that do not fit, so the heads are stacked, then lines overflow."""
+    from rich.measure import Measurement
+
+    from nnunetv2_meddino.evaluation.reports import table
+
+    unlimited = console.options.update(width=1000)
+    wide, narrow = table(evaluation), table(evaluation, stacked_heads=True)
+    fits = not console.is_terminal or Measurement.get(console, unlimited, wide).maximum <= console.width
+    shown = wide if fits else narrow
+    console.width = max(console.width, Measurement.get(console, unlimited, shown).maximum)
+    console.print(shown)
+
+
+def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
+    """Return the tolerances that the command line gives: numbers for all classes, ``name=mm`` for one, or a file.
+
+    Raises:
+        ConfigurationError: An argument is none of these.
+    """
+    from nnunetv2_meddino.evaluation.cases import DEFAULT_TOLERANCES_MM
+
+    if len(arguments) == 1 and arguments[0].lower().endswith(".json"):
+        content = _read_json(Path(arguments[0]))
+        entries = list(content.values()) if isinstance(content, dict) else [None]
+        values = [v for entry in entries for v in (entry if isinstance(entry, list) else [entry])]
+        if not all(isinstance(v, (int, float)) for v in values):
+            msg = f"{arguments[0]} must hold the NSD tolerance of every class: {{name: mm or [mm]}}."
+            raise ConfigurationError(msg)
+        return content
+    for_all: list[float] = []
+    for_one: dict[str, list[float]] = {}
+    for argument in arguments:
+        name, equals, value = argument.rpartition("=")
+        try:
+            (for_one.setdefault(name, []) if equals else for_all).append(float(value))
+        except ValueError as error:
+            msg = f"--nsd-tolerance {argument} is no length in mm, NAME=MM or JSON file."
+            raise ConfigurationError(msg) from error
+    default = for_all or ([] if for_one else list(DEFAULT_TOLERANCES_MM))
+    return (dict.fromkeys(labels.classes, default) if default else {}) | for_one
+
+
+def _with_progress(
+    pairing: Pairing, labels: LabelSet, tolerances: Tolerances, processes: int, console: Any
+) -> Evaluation:
+    """Evaluate with a bar on a terminal, quietly elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from nnunetv2_meddino.evaluation.cases import evaluate_files
+
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(pairing.pairs))
+        return evaluate_files(
+            pairing,
+            labels,
+            tolerances,
+            processes=processes,
+            on_case=lambda done, total: progress.update(task, completed=done),
+        )
+
+
+def _check_out(out: Path | None) -> None:
+    """Refuse a file that could not be written before hours are spent."""
+    if out is None:
+        return
+    if out.is_dir() or out.suffix.lower() == ".csv":
+        msg = f"-o {out} must name a JSON file; the CSV file is written beside it."
+        raise ConfigurationError(msg)
+    check_writable(out)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read as JSON: {error}."
+        raise ConfigurationError(msg) from error
+
+
+def _say(console: Any, text: str) -> None:
+    """Print a line as it is: no markup, no line breaks."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

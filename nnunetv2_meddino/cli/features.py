@@ -1,0 +1,58 @@
+"""The ``meddino features`` command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunetv2_meddino.files import check_writable
+
+
+def add_features(commands: argparse._SubParsersAction) -> None:
+    """Add ``features`` to the sub-commands."""
+    description = "picture of an image's dense features: PCA and similarity of the patches, one row per weights"
+    command = commands.add_parser("features", help=description, description=description)
+    command.set_defaults(run=_features)
+    command.add_argument(
+        "image", metavar="IMAGE", type=Path, help="PNG, JPEG or any volume that SimpleITK or nibabel reads"
+    )
+    command.add_argument(
+        "--weights",
+        nargs="+",
+        required=True,
+        metavar="W",
+        help="one or two: a catalog name, a file, a hub id, or 'none' (random weights)",
+    )
+    command.add_argument("-o", dest="out", type=Path, required=True, metavar="PNG", help="picture to write")
+    command.add_argument(
+        "--size", type=int, default=896, metavar="PX", help="longer side of the input, a multiple of 16 (default: 896)"
+    )
+    command.add_argument(
+        "--slice", dest="index", type=int, metavar="Z", help="axial slice from 0 (default: the largest body area)"
+    )
+    command.add_argument(
+        "--point", nargs=2, type=int, metavar=("Y", "X"), help="pixel to compare with (default: the body's centre)"
+    )
+    command.add_argument("--channel", type=int, metavar="C", help="channel from 0 (default: all of a colour picture)")
+
+
+def _features(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from nnunetv2_meddino.visualization.feature_panels import feature_picture
+
+    check_writable(options.out)
+    with Console(stderr=True).status("") as status:
+        out = feature_picture(
+            options.image,
+            options.weights,
+            options.out,
+            size=options.size,
+            index=options.index,
+            point=options.point and tuple(options.point),
+            channel=options.channel,
+            on_step=lambda step: status.update(escape(step)),
+        )
+    Console().print(str(out), markup=False, highlight=False, soft_wrap=True)
+    return 0

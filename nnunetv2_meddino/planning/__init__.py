@@ -1,0 +1,1 @@
+"""Stock plans with a high-resolution 2D configuration."""

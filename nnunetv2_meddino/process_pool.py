@@ -1,0 +1,95 @@
+"""Work on many items in spawned processes; one that is killed takes no other item with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from nnunetv2_meddino.commands import end_with_parent
+from nnunetv2_meddino.environment import one_thread_each
+from nnunetv2_meddino.errors import ConfigurationError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    processes: int,
+    lost: Callable[[Item], Result],
+    keep: Callable[[Result], None],
+) -> None:
+    """Call ``work`` for every item and ``keep`` with every result, in the order in which they are ready.
+
+    Args:
+        work: Is pickled, as are items and results. What it raises ends everything once running items are finished.
+        items: What to work on.
+        processes: Spawned processes of one thread each; 1 works in this process. In a script, call this under
+            ``if __name__ == "__main__":``.
+        lost: Makes the result of an item whose process was killed, and killed again when it had one of its own.
+        keep: Called in this process.
+
+    Raises:
+        ConfigurationError: Worker processes cannot start.
+    """
+    if min(processes, len(items)) <= 1:
+        for item in items:
+            keep(work(item))
+        return
+    waiting = iter(items)
+    while in_flight := _run_pool(work, waiting, min(processes, len(items)), keep):
+        for item in in_flight:
+            if _run_pool(work, iter([item]), 1, keep):
+                keep(lost(item))
+
+
+def _run_pool(
+    work: Callable[[Item], Result], items: Iterator[Item], processes: int, keep: Callable[[Result], None]
+) -> list[Item]:
+    """Work until the items are finished, or until a process is killed; return the items lost with it, in order."""
+    with one_thread_each():
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+        try:
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool as error:
+                msg = "Worker processes cannot start. A script must call this under: if __name__ == '__main__':"
+                raise ConfigurationError(msg) from error
+            running: dict[Future[Result], Item] = {}
+            lost: list[Item] = []
+            while not lost:
+                for item in islice(items, 2 * processes - len(running)):  # one is waiting where one is finished
+                    try:
+                        running[pool.submit(work, item)] = item
+                    except BrokenProcessPool:
+                        lost.append(item)
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    item = running.pop(future)
+                    try:
+                        keep(future.result())
+                    except BrokenProcessPool:
+                        lost.append(item)
+            for future, item in running.items():
+                try:
+                    keep(future.result())
+                except BrokenProcessPool:
+                    lost.append(item)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return lost
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -1,0 +1,1 @@
+"""Pictures: colours, labels over images, features."""

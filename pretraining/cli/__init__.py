@@ -1,0 +1,1 @@
+"""The commands of meddino-pretrain, one file each."""

@@ -1,0 +1,107 @@
+"""The sub-command of ``meddino-pretrain`` that trains in a Slurm job."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.cli.train import add_training_options, stages_of
+
+if TYPE_CHECKING:
+    from pretraining.engine.slurm import Job
+
+_EPILOG = """Settings are changed as for train, and checked before the job is queued. A job is asked to stop 5 minutes
+before its time limit, saves its state and is queued again until the training is finished. What else the cluster wants
+goes into --sbatch-arguments, which win over the lines of the file."""
+
+
+def add_submit(commands: argparse._SubParsersAction) -> None:
+    """Add ``submit``."""
+    description = "train in a Slurm job: write RUN/submit/train.sbatch, show it, and submit it"
+    command = commands.add_parser(
+        "submit",
+        help=description,
+        description=description,
+        epilog=_EPILOG,
+        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.field VALUE ...]",
+    )
+    command.set_defaults(run=_submit, takes_settings=True)
+    add_training_options(command)
+    command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    command.add_argument("--nodes", type=int, default=1, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--gpus-per-node", type=int, default=1, metavar="G", help="and processes (default: %(default)s)"
+    )
+    command.add_argument(
+        "--sbatch-arguments", default="", metavar="ARGS", help="further ones, as --sbatch-arguments='-A lab'"
+    )
+    command.add_argument("--setup", default="", metavar="LINE", help="bash to begin with, as 'module load cuda'")
+    command.add_argument(
+        "--submitit", action="store_true", help="submit through submitit, which keeps its own script and log"
+    )
+    command.add_argument("--print", dest="print_only", action="store_true", help="write and show the file only")
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from nnunetv2_meddino.slurm import sbatch_command
+    from pretraining.config.configure import stage_configurations
+    from pretraining.curation.exclusions import corpus_record
+    from pretraining.engine.slurm import Job, write_job
+    from pretraining.engine.stages import check_settings
+
+    if options.nodes < 1 or options.gpus_per_node < 1:
+        raise ConfigurationError("--nodes and --gpus-per-node must be at least 1")
+    configs = stage_configurations(stages_of(options), options.recipe, options.config, options.settings)
+    for config in configs:
+        config.division(options.nodes * options.gpus_per_node)
+    check_settings(configs, options.out, corpus_record(options.corpus))
+    job = Job(
+        nodes=options.nodes,
+        processes=options.gpus_per_node,
+        cpus=options.gpus_per_node * (1 + max(config.data.workers for config in configs)),
+        gpus=options.device == "cuda",
+        setup=options.setup,
+    )
+    arguments, sbatch_arguments = _training_arguments(options), shlex.split(options.sbatch_arguments)
+    script = write_job(job, options.out, arguments)
+    sys.stdout.write(script.read_text())
+    command = sbatch_command(script, sbatch_arguments)
+    if options.print_only:
+        sys.stdout.write(f"# not submitted: {shlex.join(command)}\n")
+        return 0
+    if options.submitit:
+        submitted = _by_submitit(job, options.out, arguments, sbatch_arguments)
+        sys.stdout.write(f"# job {submitted} by submitit, not by the script above: {script.parent}\n")
+    else:
+        submitted = _by_sbatch(command)
+        sys.stdout.write(f"# job {submitted}: {script}\n")
+    return 0
+
+
+def _by_sbatch(command: list[str]) -> str:
+    from nnunetv2_meddino.slurm import run_sbatch
+
+    try:
+        return run_sbatch(command)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error} Where Slurm is: {shlex.join(command)}") from error
+
+
+def _by_submitit(job: Job, run: Path, arguments: list[str], sbatch_arguments: list[str]) -> str:
+    try:
+        from pretraining.engine.submitit_job import submit
+    except ModuleNotFoundError as error:
+        message = f"{error}. Install it with pip install 'nnunetv2-meddino[submitit]', or leave --submitit out."
+        raise ConfigurationError(message) from error
+    return submit(job, run, arguments, sbatch_arguments)
+
+
+def _training_arguments(options: argparse.Namespace) -> list[str]:
+    """Return the same arguments for ``train``; relative paths are of this folder, which is the job's too."""
+    config = [] if options.config is None else ["--config", str(options.config)]
+    known = ["--corpus", str(options.corpus), "--out", str(options.out), "--recipe", options.recipe, *config]
+    return [options.stage, *known, "-device", options.device, *options.settings]

@@ -1,0 +1,167 @@
+"""The sub-commands of ``meddino-pretrain`` that train and export."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_meddino.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pretraining.engine.loop import Progress
+
+STOPPED = 75
+"""Exit code of a training that was asked to stop and saved its state (EX_TEMPFAIL of sysexits.h): run it again."""
+
+ALL = "all"
+LINE_EVERY_S = 30.0
+EXPORT_FORMATS = {"meddino": "meddino", "timm": "timm", "meta": "meddinov3"}
+"""Formats by their names here and in the plugin; ``meta`` is what the MedDINOv3 release's own loader accepts."""
+
+_TRAIN_EPILOG = """Settings of the recipe are changed with --section.field VALUE, for one stage with
+--stage2.section.field VALUE; --show prints them all. A training that was stopped, by whatever, goes on where it was
+when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python meddino-pretrain train ...
+exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop) and saved, 2 an error."""
+
+
+def add_train(commands: argparse._SubParsersAction) -> None:
+    """Add ``train``."""
+    description = "train one stage, or all three with the hand-over between them"
+    command = commands.add_parser(
+        "train",
+        help=description,
+        description=description,
+        epilog=_TRAIN_EPILOG,
+        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--recipe NAME] [--section.field VALUE ...]",
+    )
+    command.set_defaults(run=_train, takes_settings=True)
+    add_training_options(command)
+    command.add_argument("-device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
+    command.add_argument("--show", action="store_true", help="print the settings as YAML and stop")
+
+
+def add_training_options(command: argparse.ArgumentParser) -> None:
+    """Add what says which training is meant."""
+    command.add_argument("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
+    command.add_argument("--corpus", type=Path, required=True, metavar="CORPUS", help="made by meddino-pretrain curate")
+    command.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    command.add_argument("--recipe", default="meddinov3", metavar="NAME", help="default: %(default)s")
+    command.add_argument("--config", type=Path, metavar="FILE", help="YAML with settings in place of the recipe's")
+
+
+def add_export(commands: argparse._SubParsersAction) -> None:
+    """Add ``export``."""
+    description = "write a run's teacher as weights"
+    command = commands.add_parser("export", help=description, description=description)
+    command.set_defaults(run=_export)
+    command.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="folder of a run or of a stage, or a teacher's file"
+    )
+    command.add_argument("--format", choices=EXPORT_FORMATS, default="meddino", help="default: %(default)s")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors; .pth for meta")
+    command.add_argument("--step", type=int, metavar="N", help="the teacher after this step (default: the last)")
+
+
+def stages_of(options: argparse.Namespace) -> list[str]:
+    """Return the stages that the command line names.
+
+    Raises:
+        ConfigurationError: there is no such stage.
+    """
+    from pretraining.config import STAGES
+
+    if options.stage not in (*STAGES, ALL):
+        raise ConfigurationError(f"there is no stage {options.stage!r}; there are {', '.join(STAGES)} and {ALL}")
+    return list(STAGES) if options.stage == ALL else [options.stage]
+
+
+def _train(options: argparse.Namespace) -> int:
+    from pretraining.config.configure import stage_configurations
+    from pretraining.config.settings import to_yaml
+
+    configs = stage_configurations(stages_of(options), options.recipe, options.config, options.settings)
+    if options.show:
+        for config in configs:
+            sys.stdout.write(f"# {config.stage}\n{to_yaml(config)}\n")
+        return 0
+    from pretraining.engine.distributed import joined_processes
+    from pretraining.engine.stages import train_stages
+    from pretraining.engine.stop import STOP, StopRequest
+
+    timeout_s = max(config.engine.timeout_s for config in configs)
+    with StopRequest(options.out / STOP).listening() as stop, joined_processes(options.device, timeout_s) as ranks:
+        logging.basicConfig(level=logging.INFO if ranks.first else logging.ERROR, format="%(message)s")
+        with _progress(shown=ranks.first) as progress:
+            finished = train_stages(configs, options.corpus, options.out, ranks, stop=stop, progress=progress)
+        if ranks.first:
+            last = configs[-1].stage
+            stage = shlex.quote(str(options.out / last))
+            done = f"finished: meddino-pretrain export {stage} --out WEIGHTS.safetensors"
+            sys.stdout.write(f"{done if finished else f'stopped by {stop.received}; the same command goes on'}\n")
+    return 0 if finished else STOPPED
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[str], Progress]]:
+    """Show a bar for each stage on a terminal, and a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    live = shown and console.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+    with Bars(*columns, console=console, disable=not live) as bars:
+
+        def of_stage(name: str) -> Progress:
+            task = bars.add_task(name, total=None, said="")
+            said_at = -LINE_EVERY_S
+
+            def update(done: int, total: int, metrics: dict[str, float]) -> None:
+                nonlocal said_at
+                said = _in_words(metrics)
+                bars.update(task, completed=done, total=total)
+                if said:
+                    bars.update(task, said=said)
+                now = time.monotonic()
+                if shown and not live and said and (now - said_at >= LINE_EVERY_S or done == total):
+                    said_at = now
+                    sys.stderr.write(f"{name} {done}/{total} {said}\n")
+
+            return update
+
+        yield of_stage
+
+
+def _in_words(metrics: dict[str, Any]) -> str:
+    """Return loss, speed, memory and remaining time, where they were measured."""
+    words = []
+    for name, text in {
+        "loss": "loss {:.3f}",
+        "throughput/images_per_s": "{:.1f} images/s",
+        "throughput/mfu": "MFU {:.0%}",
+        "throughput/peak_memory_gib": "{:.1f} GiB",
+    }.items():
+        if name in metrics:
+            words.append(text.format(metrics[name]))
+    if "throughput/remaining_s" in metrics:
+        minutes, seconds = divmod(round(metrics["throughput/remaining_s"]), 60)
+        hours, minutes = divmod(minutes, 60)
+        words.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
+    return ", ".join(words)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pretraining.engine.export import export_teacher, find_teacher
+
+    teacher = find_teacher(options.run_folder, options.step)
+    export_teacher(teacher, options.out, EXPORT_FORMATS[options.format])
+    sys.stdout.write(f"{teacher} -> {options.out}\n")
+    return 0

@@ -1,0 +1,290 @@
+"""Reading slices of a corpus at training speed: a worker decompresses int16 pixels into a batch, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.storage import CURATE_AGAIN, checksum
+
+FORMAT, VERSION = "nnunetv2_meddino corpus", 1
+EMPTY_FLAG = "empty"
+PADDING_HU = -1024
+"""Air, below the lowest value of the CT rule; no crop ever looks at it."""
+
+OPEN_VOLUMES = 512
+"""Volumes a worker keeps open, at about 90 KiB each."""
+
+ROWS_AT_ONCE = 2**16
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A batch of slices. Only ``pixels`` travel to an accelerator: crops are placed on the host.
+
+    Attributes:
+        pixels: ``(B, S, S)`` int16 in HU (in scanner units for MR), the slice at the top left, the rest ``PADDING_HU``.
+        sizes: ``(B, 2)`` int64, height and width of each slice in pixels.
+        spacing: ``(B, 2)`` float32, (y, x) in mm.
+        indices: ``(B,)`` int64, rows of the manifest.
+        places: ``(B,)`` int64, positions in the global batch of the step; they seed the views.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+    spacing: Tensor
+    indices: Tensor
+    places: Tensor
+
+    def to(self, device: torch.device | str) -> Slices:
+        """Return the batch with its pixels on a device."""
+        return Slices(self.pixels.to(device), self.sizes, self.spacing, self.indices, self.places)
+
+
+class SliceDataset(Dataset[Slices]):
+    """The slices of a corpus by their row in ``slices.parquet``.
+
+    Holds 11 bytes a slice and a few hundred a volume; volumes are opened where they are read, so that every worker
+    has its own.
+    """
+
+    def __init__(self, corpus: str | Path, *, side: int | None = None) -> None:
+        """Read the manifest.
+
+        Args:
+            corpus: folder of the corpus.
+            side: side S of a batch in pixels; by default the longest side of any volume in the corpus.
+
+        Raises:
+            DataError: the folder is no corpus or one of another version, its manifest is damaged or contradicts itself,
+                or a slice is larger than ``side``.
+        """
+        self.corpus = Path(corpus)
+        described = _described(self.corpus)
+        table = _read_columns(self.corpus / "volumes.parquet", VOLUME_COLUMNS)
+        self.paths: list[str] = table["path"].to_pylist()
+        counts, heights, widths = (table[name].to_numpy().astype(np.int32) for name in ("slices", "height", "width"))
+        self.sizes = np.stack((heights, widths), axis=1)
+        self.counts = counts
+        spacings = [table[name].to_numpy().astype(np.float32) for name in ("spacing_y_mm", "spacing_x_mm")]
+        self.spacing = np.stack(spacings, axis=1)
+        source = table["source"].combine_chunks().dictionary_encode()
+        self.sources: list[str] = source.dictionary.to_pylist()
+        self.source_of_volume = source.indices.to_numpy().astype(np.int16)
+        self.volume, self.index, self.crc32, self.usable = _read_slices(
+            self.corpus / "slices.parquet", described["slices"], counts
+        )
+        largest = int(self.sizes.max(initial=1))
+        if side is not None and side < largest:
+            raise DataError(
+                f"{self.corpus} has slices of up to {largest} pixels, more than the side of {side} asked for"
+            )
+        self.side = side or largest
+        self._open: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.volume)
+
+    def rows_by_source(self) -> dict[str, NDArray[np.int32]]:
+        """Return the usable rows of each source: all but slices of nothing but air."""
+        source = self.source_of_volume[self.volume]
+        return {
+            name: np.flatnonzero(self.usable & (source == code)).astype(np.int32)
+            for code, name in enumerate(self.sources)
+        }
+
+    def usable_rows(self) -> NDArray[np.int32]:
+        """Return all usable rows, in the order of the manifest."""
+        return np.flatnonzero(self.usable).astype(np.int32)
+
+    def __getitem__(self, row: int) -> Slices:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int]) -> Slices:
+        """Return the slices of these rows as one batch, at places 0 to B - 1.
+
+        Raises:
+            DataError: see ``decode``.
+        """
+        pixels = torch.empty((len(rows), self.side, self.side), dtype=torch.int16)
+        wanted = np.asarray(rows, np.int64)
+        self.decode(wanted, pixels)
+        return self.described(wanted, np.arange(len(wanted)), pixels)
+
+    def decode(self, rows: NDArray[np.int64], pixels: Tensor) -> None:
+        """Decompress slices straight into a batch.
+
+        Args:
+            rows: ``(B,)`` rows of the manifest.
+            pixels: ``(B, S, S)`` int16 on the host, contiguous; every element is written.
+
+        Raises:
+            DataError: a file is missing, short or damaged (a slice's checksum is not the manifest's), or holds a volume
+                of another shape than the manifest says.
+        """
+        buffer = pixels.numpy()
+        for target, row in zip(buffer, rows, strict=True):
+            self._decode_slice(int(row), target)
+
+    def check(self, row: int) -> None:
+        """Read a slice and compare its checksum, without decompressing it.
+
+        Raises:
+            DataError: see ``decode``.
+        """
+        with self._reading(row):
+            self._chunk(row)
+
+    def described(self, rows: NDArray[np.int64], places: NDArray[np.int64], pixels: Tensor) -> Slices:
+        """Return decoded pixels with what the manifest says of them; shapes as in ``Slices``."""
+        volumes = self.volume[rows]
+        return Slices(
+            pixels,
+            torch.from_numpy(self.sizes[volumes].astype(np.int64)),
+            torch.from_numpy(self.spacing[volumes]),
+            torch.from_numpy(rows),
+            torch.from_numpy(places),
+        )
+
+    def _decode_slice(self, row: int, target: NDArray[np.int16]) -> None:
+        height, width = (int(n) for n in self.sizes[self.volume[row]])
+        in_place = width == target.shape[1]
+        slice_ = target[:height] if in_place else np.empty((height, width), np.int16)
+        with self._reading(row):
+            chunk = self._chunk(row)
+            # checked first: the decoder trusts the lengths that a chunk claims
+            if blosc2.get_cbuffer_sizes(chunk)[:2] != (slice_.nbytes, len(chunk)):
+                raise ValueError("wrong chunk length")
+            # the process' one decoder: a decoder for each open volume costs 0.2 ms to make and a megabyte to keep
+            blosc2.decompress(chunk, dst=slice_)
+        if not in_place:
+            target[:height, :width] = slice_
+            target[:height, width:] = PADDING_HU
+        target[height:] = PADDING_HU
+
+    def _chunk(self, row: int) -> bytes:
+        """Return a slice as it is stored, its checksum compared: most flipped bits would decode to other voxels."""
+        chunk = self._opened(int(self.volume[row])).schunk.get_chunk(int(self.index[row]))
+        found, expected = checksum(chunk), int(self.crc32[row])
+        if found != expected:
+            raise ValueError(f"the slice's checksum is {found:08x}, the manifest says {expected:08x}")
+        return chunk
+
+    @contextmanager
+    def _reading(self, row: int) -> Iterator[None]:
+        """Turn what goes wrong while a slice is read into an error that names it."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError) as error:
+            volume = int(self.volume[row])
+            self._open.pop(volume, None)
+            path = self.corpus / self.paths[volume]
+            raise DataError(f"cannot read slice {self.index[row]} of {path}: {_reason(path, error)}") from error
+
+    def _opened(self, volume: int) -> Any:
+        """Return an open volume whose layout has been checked; the least recently used one makes room."""
+        array = self._open.get(volume)
+        if array is None:
+            path = self.corpus / self.paths[volume]
+            # plain reads, not a memory map: a file that shrinks under a map kills the process instead of failing
+            array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+            height, width = (int(n) for n in self.sizes[volume])
+            expected = (int(self.counts[volume]), height, width)
+            found = (array.shape, array.chunks, array.blocks, array.dtype)
+            if found != (expected, (1, height, width), (1, height, width), np.dtype(np.int16)):
+                raise DataError(
+                    f"{path} does not hold what the manifest says: {expected} int16, one chunk a slice; it is "
+                    f"{array.shape} {array.dtype} in chunks of {array.chunks}. {CURATE_AGAIN}"
+                )
+            self._open[volume] = array
+            if len(self._open) > OPEN_VOLUMES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(volume)
+        return array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+VOLUME_COLUMNS = ("source", "path", "slices", "height", "width", "spacing_y_mm", "spacing_x_mm")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "the file does not exist. Was the corpus moved, or its curation not finished?"
+    return f"the file is short or damaged ({error}). {CURATE_AGAIN}"
+
+
+def _described(corpus: Path) -> dict[str, Any]:
+    path = corpus / "corpus.json"
+    try:
+        described = json.loads(path.read_text())
+        name, version = described["format"], described["version"]
+        described["slices"] + 0
+    except FileNotFoundError as error:
+        raise DataError(f"{corpus} is not a corpus: it has no corpus.json") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}") from error
+    if (name, version) != (FORMAT, VERSION):
+        raise DataError(
+            f"{path} describes {name!r} version {version}; this release reads {FORMAT!r} version {VERSION}. "
+            "Curate the corpus again, or use the release that made it."
+        )
+    return described
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=list(columns)).select(list(columns))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Curate the corpus again.") from error
+
+
+def _read_slices(
+    path: Path, slices: int, counts: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.uint32], NDArray[np.bool_]]:
+    """Return volume, index in it, checksum, and whether it may be sampled, of every slice; reads piece by piece."""
+    volume, index, usable = np.empty(slices, np.int32), np.empty(slices, np.int16), np.empty(slices, np.bool_)
+    crc32 = np.empty(slices, np.uint32)
+    done = 0
+    try:
+        file = pq.ParquetFile(path)
+        if file.metadata.num_rows != slices:
+            raise DataError(f"{path} has {file.metadata.num_rows} rows, corpus.json counts {slices} slices")
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["volume", "index", "crc32", "flags"]):
+            here = slice(done, done + batch.num_rows)
+            volume[here], index[here] = batch["volume"].to_numpy(), batch["index"].to_numpy()
+            crc32[here] = batch["crc32"].to_numpy()
+            usable[here] = ~_flagged(batch["flags"], EMPTY_FLAG)
+            done += batch.num_rows
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Curate the corpus again.") from error
+    outside = (volume < 0) | (volume >= len(counts))
+    if not outside.any():
+        outside = (index < 0) | (index >= counts[volume])
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise DataError(f"{path}, row {row}: slice {index[row]} of volume {volume[row]} is not in volumes.parquet")
+    return volume, index, crc32, usable
+
+
+def _flagged(flags: pa.Array, wanted: str) -> NDArray[np.bool_]:
+    """Return which elements of a column of "|"-joined flags hold one flag."""
+    encoded = flags if isinstance(flags, pa.DictionaryArray) else flags.dictionary_encode()
+    having = np.array([wanted in (text or "").split("|") for text in encoded.dictionary.to_pylist()] + [False])
+    return having[encoded.indices.fill_null(len(having) - 1).to_numpy(zero_copy_only=False)]

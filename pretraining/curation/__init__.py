@@ -1,0 +1,1 @@
+"""From volumes of public collections to a corpus of slices."""

@@ -1,0 +1,131 @@
+"""Which volumes a folder holds of a source, under which case ids; and what else lies there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2_meddino.errors import DataError
+from pretraining.curation.readers.read import UNKNOWN, Candidate, contents_of, input_files, without_ending
+from pretraining.curation.volume import printable
+
+if TYPE_CHECKING:
+    from pretraining.curation.collections import Source
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a folder holds of a source; every file in it is part of one of these.
+
+    Attributes:
+        cases: Case id, of which there are no two alike, and files of every volume; sorted by case id.
+        unmatched: What can be read and no pattern names, such as label maps.
+        others: Files that are of no format read here, and are no voxels of a detached header either.
+        unlisted: Folders whose files cannot be listed.
+    """
+
+    cases: list[tuple[str, Candidate]]
+    unmatched: list[Candidate]
+    others: list[Path]
+    unlisted: list[Path]
+
+
+def survey(source: Source, folder: Path) -> Findings:
+    """Find the cases of a source below a folder.
+
+    Series and files that would have one case id (a patient's series, say) are told apart by eight digits behind it.
+    What a pattern names and no reader takes is a case too, to be refused: a file of another format, a link to nothing,
+    or a folder in which there is nothing that can be read.
+
+    Raises:
+        DataError: The folder does not exist.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Give the folder into which {source.name} was unpacked.")
+    contents = contents_of(folder)
+    found: list[tuple[str, Candidate]] = []
+    unmatched = []
+    for candidate in contents.candidates:
+        case = _case_of(source, folder, candidate)
+        if case is None:
+            unmatched.append(candidate)
+        else:
+            found.append((case, candidate))
+    voxels = {file for candidate in contents.candidates for file in input_files(candidate)}
+    others = [other for other in contents.others if other.path not in voxels]
+    if source.images:
+        found += _unreadable_cases(source, folder, others, found)
+    used = {file for _, candidate in found for file in candidate.files}
+    return Findings(
+        cases=sorted(_with_own_ids(found, folder), key=lambda pair: pair[0]),
+        unmatched=unmatched,
+        others=[other.path for other in others if other.path not in used],
+        unlisted=contents.unlisted,
+    )
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    """Return a path below a folder as text that can be stored; empty for the folder itself."""
+    relative = path.relative_to(folder).as_posix()
+    return "" if relative == "." else printable(relative)
+
+
+def _case_of(source: Source, folder: Path, candidate: Candidate) -> str | None:
+    relative = relative_name(candidate.path, folder)
+    if not source.images:
+        return source.case_of(relative if candidate.is_folder else without_ending(relative))
+    case = source.case_of(relative)
+    if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash behind it
+        case = source.case_of(f"{relative}/")
+    return case
+
+
+def _unreadable_cases(
+    source: Source, folder: Path, others: Sequence[Candidate], found: Sequence[tuple[str, Candidate]]
+) -> list[tuple[str, Candidate]]:
+    """Return what patterns name among the files that no reader takes.
+
+    Where a pattern names their folder, they are one case, unless something in such a folder can be read: a list of
+    files beside the images of a patient is no image.
+    """
+    matched: list[tuple[str, Candidate]] = []
+    folders: dict[tuple[str, Path], list[Path]] = {}
+    for other in others:
+        parent = relative_name(other.path.parent, folder)
+        own = source.case_of(relative_name(other.path, folder))
+        whole = source.case_of(parent) or source.case_of(f"{parent}/")
+        if whole is not None and own in (None, whole):
+            folders.setdefault((whole, other.path.parent), []).append(other.path)
+        elif own is not None:
+            matched.append((own, other))
+    readable = {case for case, _ in found}
+    unread = {place: files for place, files in folders.items() if place[0] not in readable}
+    return matched + [(case, Candidate(path, tuple(files), UNKNOWN)) for (case, path), files in unread.items()]
+
+
+def _with_own_ids(found: Sequence[tuple[str, Candidate]], folder: Path) -> list[tuple[str, Candidate]]:
+    """Return cases with eight digits behind each id that there would be several of.
+
+    They follow from the UID of a series, so that they stay when it is moved; from the path too where that does not tell
+    two apart, and for files. An X-ray picture's name counts, as its series may hold several.
+    """
+    names = [case for case, _ in found]
+    for with_path in (False, True):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else f"{case}-{_digits(candidate, folder, with_path)}"
+            for name, (case, candidate) in zip(names, found, strict=True)
+        ]
+    return [(name, candidate) for name, (_, candidate) in zip(names, found, strict=True)]
+
+
+def _digits(candidate: Candidate, folder: Path, with_path: bool) -> str:
+    name = "" if candidate.is_folder else candidate.path.name
+    text = f"{candidate.series_uid}/{name}"
+    if with_path or not candidate.series_uid:
+        text = f"{candidate.series_uid or ''}/{relative_name(candidate.path, folder)}"
+    return hashlib.sha256(printable(text).encode()).hexdigest()[:8]

@@ -1,0 +1,248 @@
+"""Folders of downloaded volumes to a corpus: finds the volumes, works on them in parallel, and merges."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_meddino import process_pool
+from nnunetv2_meddino.errors import ConfigurationError, DataError
+from pretraining.corpus.storage import StoreSettings
+from pretraining.curation import job as jobs
+from pretraining.curation.cases import Findings, relative_name, survey
+from pretraining.curation.collections import Source
+from pretraining.curation.exclusions import ExclusionList, find_images
+from pretraining.curation.job import Job, Part
+from pretraining.curation.process_volume import Record, Unit, file_name, process, process_lost
+from pretraining.curation.tables import volume_path
+from pretraining.curation.volume import printable
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """A source and the folder it was downloaded to."""
+
+    source: Source
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which part of the work is done here, as in nnU-Net: every ``num_parts``-th volume from ``part_id`` on."""
+
+    part_id: int = 0
+    num_parts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part_id < self.num_parts:
+            msg = f"--part-id must be 0 to {self.num_parts - 1} (--num-parts {self.num_parts}), not {self.part_id}."
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What a finished part holds.
+
+    Attributes:
+        curated: Number of volumes whose slices are stored.
+        refused: Number of volumes that were refused.
+        images: Number of images of excluded cases that were read for their content.
+    """
+
+    curated: int
+    refused: int
+    images: int
+
+
+def curate(
+    sources: Sequence[SourceFolder],
+    corpus: Path,
+    *,
+    settings: StoreSettings,
+    exclusions: Sequence[ExclusionList] = (),
+    keep_near: bool = False,
+    division: Division = Division(),  # noqa: B008 - frozen
+    processes: int = 1,
+    progress: Progress = lambda *_: None,
+) -> PartSummary:
+    """Curate volumes, or a part of them; ``merge.merge`` then makes the corpus of all parts.
+
+    What is finished is not done again, whatever ended an earlier call. Volumes are read in the same way whichever the
+    part and the number of processes.
+
+    Args:
+        sources: Where the volumes are; of two copies of a scan that are equally good, that of the earlier source stays.
+        corpus: Folder to write to.
+        settings: How slices are stored.
+        exclusions: Cases to leave out; they are curated, so that their copies are found, but not put into the corpus.
+        keep_near: Leave near-duplicates in the corpus.
+        division: Which part to do.
+        processes: Spawned processes; each holds one volume in memory.
+        progress: Is told of every finished volume.
+
+    Raises:
+        ConfigurationError: Sources contradict each other, or the folder holds a corpus of other settings.
+        DataError: A folder is missing or holds no volume, or the corpus cannot be written.
+        BusyError: Another command works on the corpus, or on this part of it.
+    """
+    if processes < 1:
+        msg = f"-np must be 1 or more, not {processes}."
+        raise ConfigurationError(msg)
+    _check_sources(sources, corpus)
+    jobs.prepare(corpus, settings)
+    with jobs.locked_part(corpus, division.part_id, division.num_parts):
+        return _curate_part(sources, corpus, settings, exclusions, keep_near, division, processes, progress)
+
+
+def _curate_part(
+    sources: Sequence[SourceFolder],
+    corpus: Path,
+    settings: StoreSettings,
+    exclusions: Sequence[ExclusionList],
+    keep_near: bool,
+    division: Division,
+    processes: int,
+    progress: Progress,
+) -> PartSummary:
+    units: list[Unit] = []
+    found: dict[str, int] = {}
+    findings: list[Findings] = []
+    for number, entry in enumerate(sources):
+        findings.append(survey(entry.source, entry.folder))
+        own = _units(entry, findings[-1], corpus)
+        found[entry.source.name] = len(own)
+        units += own
+        progress("finding volumes", number + 1, len(sources))
+    images = _find_images(exclusions, [entry.source for entry in sources], corpus)
+    names = [(unit.source, unit.case) for unit in units] + [(number, unit.case) for number, unit in images]
+    job = Job(
+        settings=settings.to_json(),
+        sources={entry.source.name: jobs.describe_source(entry.source) for entry in sources},
+        found=found,
+        exclusions=tuple(exclusions),
+        keep_near=keep_near,
+        num_parts=division.num_parts,
+        inventory=jobs.inventory(names),
+    )
+    jobs.forget_other_jobs(corpus, job)
+    jobs.reopen_part(corpus, division.part_id, division.num_parts)
+    mine = units[division.part_id :: division.num_parts]
+    my_images = images[division.part_id :: division.num_parts]
+    refused = _work(mine + [unit for _, unit in my_images], settings, processes, progress, own=len(mine))
+    records = corpus / jobs.PARTS
+    jobs.write_part(
+        corpus,
+        Part(
+            job=job,
+            number=division.part_id,
+            units=tuple((unit.source, unit.case) for unit in mine),
+            images=tuple((number, u.case, u.record.relative_to(records).as_posix()) for number, u in my_images),
+            passed_over=_passed_over(sources, findings),
+        ),
+    )
+    return PartSummary(curated=len(mine) - refused, refused=refused, images=len(my_images))
+
+
+def _check_sources(sources: Sequence[SourceFolder], corpus: Path) -> None:
+    if not sources:
+        msg = "Nothing to curate: name at least one --source NAME=FOLDER."
+        raise ConfigurationError(msg)
+    names = [entry.source.name for entry in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        msg = f"--source {', '.join(twice)} is given twice. Every source needs a name of its own."
+        raise ConfigurationError(msg)
+    for entry in sources:
+        if not entry.folder.is_dir():
+            msg = f"The folder {entry.folder} of source {entry.source.name} does not exist."
+            raise DataError(msg)
+        if corpus.resolve().is_relative_to(entry.folder.resolve()):
+            msg = f"The corpus {corpus} would lie inside the folder of source {entry.source.name}. Name another --out."
+            raise ConfigurationError(msg)
+
+
+def _units(entry: SourceFolder, findings: Findings, corpus: Path) -> list[Unit]:
+    source = entry.source
+    units = [
+        Unit(
+            source=source.name,
+            case=case,
+            candidate=candidate,
+            folder=entry.folder,
+            rule=source.intensity,
+            record=jobs.record_path(corpus, source.name, case),
+            stored=jobs.parked_path(corpus, source.name, case),
+            placed=corpus / volume_path(source.name, case),
+        )
+        for case, candidate in findings.cases
+    ]
+    if not units:
+        msg = (
+            f"No volume of source {source.name} was found in {entry.folder}. Name the folder that the download was "
+            "unpacked to; meddino-pretrain sources says what is looked for."
+        )
+        raise DataError(msg)
+    return units
+
+
+def _passed_over(sources: Sequence[SourceFolder], findings: Sequence[Findings]) -> dict[str, dict[str, Any]]:
+    """Return for each source what of its folder is no volume of any source: see ``job.Job``.
+
+    Two sources may lie in one folder: what a pattern of any of them names was not passed over.
+    """
+    named = {_place(candidate.path) for own in findings for _, candidate in own.cases}
+    passed_over = {}
+    for entry, own in zip(sources, findings, strict=True):
+        left = [candidate for candidate in own.unmatched if _place(candidate.path) not in named]
+        dicom = {c.path if c.is_folder else c.path.parent for c in left if c.kind == "dicom"}
+        endings = Counter(printable(path.suffix.lower()) for path in own.others if _place(path) not in named)
+        passed_over[entry.source.name] = {
+            "dicom_folders": sorted(relative_name(path, entry.folder) or "." for path in dicom),
+            "images": sum(candidate.kind != "dicom" for candidate in left),
+            "other_files": dict(sorted(endings.items())),
+            "unlisted_folders": sorted(relative_name(path, entry.folder) for path in own.unlisted),
+        }
+    return passed_over
+
+
+def _place(path: Path) -> str:
+    """Return where a file or folder lies, by whatever links one comes there; what it is itself does not matter."""
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib's raises for some links
+
+
+def _find_images(
+    exclusions: Sequence[ExclusionList], sources: Sequence[Source], corpus: Path
+) -> list[tuple[int, Unit]]:
+    """Return a unit for each image of an excluded case and each intensity rule in use, with the number of its list."""
+    rules = sorted({source.intensity for source in sources}, key=lambda rule: rule.value)
+    units = []
+    for number, listed in enumerate(exclusions):
+        for case, candidates in find_images(listed).items():
+            for index, candidate in enumerate(candidates):
+                for rule in rules:
+                    name = f"{file_name(case)}.{index}.{rule.value}.json"
+                    record = corpus / jobs.PARTS / "exclusions" / str(number) / name
+                    units.append((number, Unit("", case, candidate, listed.images or Path(), rule, record)))
+    return units
+
+
+def _work(units: Sequence[Unit], settings: StoreSettings, processes: int, progress: Progress, *, own: int) -> int:
+    """Do the units and return how many of the first ``own``, the volumes, were refused."""
+    sources = {unit.source for unit in units[:own]}
+    counts: dict[str, Any] = {"done": 0, "refused": 0}
+    progress("curating", 0, len(units))
+
+    def keep(record: Record) -> None:
+        counts["done"] += 1
+        counts["refused"] += bool(record.reason) and record.source in sources
+        progress("curating", counts["done"], len(units))
+
+    process_pool.run(partial(process, settings=settings), units, processes=processes, lost=process_lost, keep=keep)
+    return counts["refused"]

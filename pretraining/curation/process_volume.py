@@ -1,0 +1,297 @@
+"""One volume is one unit of work: read, measured, stored, and its record written, or its refusal.
+
+A unit is finished when its record is there. The stored volume is written before it, both under temporary names, so a
+kill at any moment leaves a unit finished or to be done again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.slice_statistics import SliceStatistics, body_threshold, slice_statistics
+from pretraining.corpus.storage import Resizer, StoreSettings, chunk_checksums, encode, plan_resizing, write_whole
+from pretraining.curation.fingerprint import Fingerprint, exact_hash, fingerprint, is_current
+from pretraining.curation.readers.read import Candidate, input_files, read_volume
+from pretraining.curation.volume import IntensityRule, Refused, Volume, printable
+
+FAILURES = {
+    "unforeseen": "reading it failed in a way that no check foresees; the message names the error",
+    "no_memory": "it did not fit into memory, or the process that read it was killed; use fewer processes (-np)",
+}
+"""Reasons for a refusal that lie in the circumstances."""
+
+_RETRIED = {*FAILURES, "unreadable"}
+"""Such volumes are tried again by every run: the disk may be back, the memory larger, the fault mended."""
+
+
+_LONGEST_NAME = 220
+"""File systems take 255 bytes; endings and the temporary name need the rest."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A volume to be curated.
+
+    Attributes:
+        source: Name of its source.
+        case: Its id there.
+        candidate: Its files.
+        folder: The source's folder; files are named relative to it.
+        rule: What its intensities are.
+        record: Where its record is written.
+        stored: Where its slices are written; None where only its content is to be known.
+        placed: Where a merge has put its slices, if it has.
+    """
+
+    source: str
+    case: str
+    candidate: Candidate
+    folder: Path
+    rule: IntensityRule
+    record: Path
+    stored: Path | None = None
+    placed: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What is known of a unit once it is done.
+
+    Attributes:
+        source: Name of its source.
+        case: Its id there.
+        files: Its files, relative to the source's folder.
+        inputs: Hash of the names, sizes and times of the files: where it differs the unit is done again.
+        reason: Why it was refused; empty where it was not.
+        message: The same in words.
+        hash: Hash of the canonical voxels.
+        fingerprint: What near-duplicates are found by.
+        native_spacing_mm: Spacing ``(z, y, x)`` as it was read.
+        spacing_mm: Spacing ``(z, y, x)`` as it is stored.
+        shape: Shape ``(slices, height, width)`` as it is stored.
+        modality: ``CT``, ``MR`` or ``XR``.
+        flags: What was changed or is unusual.
+        empty: Indices of slices that hold air alone.
+        metadata: What the reader found in the header.
+        stored_bytes: Size of the stored file.
+        statistics: ``(slices, 6)`` float32, columns as in ``SliceStatistics``; no rows where no slices are stored.
+        crc32: ``(slices,)`` uint32, checksums of the slices as they are stored; none where no slices are.
+    """
+
+    source: str
+    case: str
+    files: tuple[str, ...]
+    inputs: str
+    reason: str = ""
+    message: str = ""
+    hash: str = ""
+    fingerprint: bytes = b""
+    native_spacing_mm: tuple[float, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    shape: tuple[int, ...] = ()
+    modality: str = ""
+    flags: tuple[str, ...] = ()
+    empty: tuple[int, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    stored_bytes: int = 0
+    statistics: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty((0, len(SliceStatistics._fields)), np.float32)
+    )
+    crc32: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+
+    @property
+    def name(self) -> str:
+        """Return ``source/case``."""
+        return f"{self.source}/{self.case}"
+
+    def to_bytes(self) -> bytes:
+        """Return the record as JSON; float32 numbers survive exactly."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["fingerprint"] = base64.b64encode(self.fingerprint).decode()
+        columns = self.statistics.T.tolist()
+        content["statistics"] = dict(zip(SliceStatistics._fields, columns, strict=True))
+        content["crc32"] = self.crc32.tolist()
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """Return the record in a file, or None where there is none.
+
+        Raises:
+            DataError: The file is no record.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            columns = [content["statistics"][name] for name in SliceStatistics._fields]
+            content["statistics"] = np.asarray(columns, np.float32).T.reshape(-1, len(columns))
+            content["crc32"] = np.asarray(content["crc32"], np.uint32)
+            content["fingerprint"] = base64.b64decode(content["fingerprint"])
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            return cls(**values)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"{path} is no record of a volume ({error}). Delete it and run the curation again."
+            raise DataError(msg) from error
+
+
+def file_name(name: str) -> str:
+    """Return a case id as a file name: itself, with characters that file systems dislike as %XX.
+
+    A name too long for a file system is cut, and a hash of it stands for the rest.
+    """
+    quoted = quote(name, safe="")
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    return f"{quoted[: _LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def process(unit: Unit, settings: StoreSettings) -> Record:
+    """Do a unit of work, unless it is done, and return its record.
+
+    Raises:
+        DataError: Its result cannot be written. What is wrong with the volume is in the record instead.
+    """
+    inputs = _inputs(unit)
+    done = Record.read(unit.record)
+    current = done is not None and done.inputs == inputs and not is_outdated(done)
+    if done is not None and current and done.reason not in _RETRIED and _is_stored(unit, done):
+        return done
+    record = _curate(unit, inputs, settings)
+    write_whole(unit.record, record.to_bytes())
+    return record
+
+
+def is_outdated(record: Record) -> bool:
+    """Tell whether an earlier version made a record, which told scans apart by the spacing that headers state."""
+    return not record.reason and not is_current(record.fingerprint)
+
+
+def outdated(path: Path) -> str:
+    """Return what a user is told of a record or a table of an earlier version."""
+    return (
+        f"{path} was made by an earlier version, which did not know a scan again whose header states another spacing. "
+        "Whether a scan is in this corpus cannot be said from it. Run the same meddino-pretrain curate command again: "
+        "every volume is read anew."
+    )
+
+
+def process_lost(unit: Unit) -> Record:
+    """Record that the process which worked on this unit was killed twice, and return the record."""
+    message = f"{unit.candidate.path}: {FAILURES['no_memory']}."
+    record = _refusal(unit, _inputs(unit), "no_memory", message)
+    write_whole(unit.record, record.to_bytes())
+    return record
+
+
+def _is_stored(unit: Unit, record: Record) -> bool:
+    if record.reason or unit.stored is None:
+        return True
+    for path in (unit.stored, unit.placed):  # the first is the newer one where both are there
+        if path is not None and path.is_file():
+            return path.stat().st_size == record.stored_bytes
+    return False
+
+
+def _curate(unit: Unit, inputs: str, settings: StoreSettings) -> Record:
+    try:
+        volume = read_volume(unit.candidate, unit.rule)
+        content_hash = exact_hash(volume.voxels)
+        content = fingerprint(volume)
+        return _store(unit, inputs, volume, content_hash, content, settings)
+    except DataError:  # of the corpus' disk: it would fail for every volume
+        raise
+    except Refused as refused:
+        return _refusal(unit, inputs, refused.reason, refused.message)
+    except MemoryError:
+        return _refusal(unit, inputs, "no_memory", f"{unit.candidate.path}: {FAILURES['no_memory']}.")
+    except Exception as error:  # one odd file among thousands must not end a run of days; it is counted and shown
+        return _refusal(
+            unit, inputs, "unforeseen", f"{unit.candidate.path}: {type(error).__name__}: {str(error)[:500]}"
+        )
+
+
+def _store(
+    unit: Unit, inputs: str, volume: Volume, content_hash: str, content: Fingerprint, settings: StoreSettings
+) -> Record:
+    """Resize, measure and write the slices of a volume, and return its record."""
+    z, y, x = volume.spacing_mm
+    count, height, width = volume.voxels.shape
+    plan = plan_resizing((height, width), (y, x), settings)
+    resize = Resizer((height, width), plan)
+    statistics: list[SliceStatistics] = []
+    crc32, stored_bytes = np.empty(0, np.uint32), 0
+    if unit.stored is not None:
+        threshold = body_threshold(volume.voxels, volume.modality)
+
+        def slices() -> Iterator[NDArray[np.int16]]:
+            for image in volume.voxels:
+                stored = resize(image)
+                statistics.append(slice_statistics(stored, threshold))
+                yield stored
+
+        file = encode(slices(), count, resize.size)
+        write_whole(unit.stored, file)
+        crc32, stored_bytes = chunk_checksums(file), len(file)
+    return Record(
+        source=unit.source,
+        case=unit.case,
+        files=_names(unit),
+        inputs=inputs,
+        hash=content_hash,
+        fingerprint=content.to_bytes(),
+        native_spacing_mm=tuple(float(s) for s in volume.spacing_mm),
+        spacing_mm=(float(z), *plan.spacing_mm),
+        shape=(count, *resize.size),
+        modality=volume.modality,
+        flags=(*volume.flags, *plan.flags),
+        empty=tuple(int(i) for i in volume.metadata.get("empty_slices", ())),
+        metadata={k: v for k, v in volume.metadata.items() if k != "empty_slices"},
+        stored_bytes=stored_bytes,
+        statistics=np.asarray(statistics, np.float32).reshape(-1, len(SliceStatistics._fields)),
+        crc32=crc32,
+    )
+
+
+def _refusal(unit: Unit, inputs: str, reason: str, message: str) -> Record:
+    return Record(
+        source=unit.source,
+        case=unit.case,
+        files=_names(unit),
+        inputs=inputs,
+        reason=reason,
+        message=printable(message).replace(f"{printable(str(unit.folder))}/", ""),
+    )
+
+
+def _names(unit: Unit) -> tuple[str, ...]:
+    return tuple(_name(file, unit.folder) for file in unit.candidate.files)
+
+
+def _name(file: Path, folder: Path) -> str:
+    return printable((file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix())
+
+
+def _inputs(unit: Unit) -> str:
+    """Return a hash of what the file system says of the unit's files; a file that is gone counts as such."""
+    digest = hashlib.sha256(unit.rule.value.encode())
+    for file in input_files(unit.candidate):
+        name = _name(file, unit.folder)
+        try:
+            status = file.stat()
+        except OSError:
+            digest.update(f"\0{name}\0gone".encode())
+        else:
+            digest.update(f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return digest.hexdigest()

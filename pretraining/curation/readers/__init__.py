@@ -1,0 +1,1 @@
+"""Files of volumes, each format in one file."""

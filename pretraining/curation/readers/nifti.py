@@ -1,0 +1,117 @@
+"""NIfTI-1 and NIfTI-2 in one file, compressed or not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from pretraining.curation.readers.raw_image import (
+    MM_PER_UNIT,
+    Stored,
+    as_three_axes,
+    check_possible,
+    open_stream,
+    read_exactly,
+)
+from pretraining.curation.volume import Refused
+
+_HEADER_BYTES = 540
+"""Of a NIfTI-2 header; one of NIfTI-1 has 348."""
+
+_UNITS = {1: "metre", 3: "micron"}
+"""``xyzt_units`` -> what the affines count in; every other number is or means millimetres."""
+
+_UNIT_OF_LENGTH = 0b111
+"""The bits of ``xyzt_units`` for length; the others are for time."""
+
+_TO_LPS = np.array([-1.0, -1.0, 1.0])
+
+_AFFINE_TOLERANCE = 0.1
+"""Difference of sform and qform, as a share of a voxel, that still is rounding."""
+
+
+def read_nifti(path: Path) -> Stored:
+    """Read one file; raises ``Refused``."""
+    with open_stream(path) as stream:
+        header = _header(stream)
+        shape = as_three_axes(header.get_data_shape()[::-1])
+        try:
+            dtype = header.get_data_dtype()
+        except (HeaderDataError, KeyError) as error:
+            raise Refused("corrupt", f"the header names an unknown type of values ({error})") from error
+        if dtype.names is not None:
+            raise Refused("rgb", f"every voxel holds {len(dtype.names)} values")
+        unit = _UNITS.get(int(header["xyzt_units"]) & _UNIT_OF_LENGTH, "mm")
+        axes, differ = _axes(header)
+        offset = int(header.get_data_offset())
+        try:
+            slope, intercept = header.get_slope_inter()
+        except HeaderDataError as error:
+            raise Refused("corrupt", f"the header's scaling is damaged ({error})") from error
+        stream.seek(0)
+        check_possible(path.stat().st_size, offset + math.prod(shape) * dtype.itemsize)
+        content = read_exactly(stream, offset + math.prod(shape) * dtype.itemsize)
+    one = np.ones((1, 1, 1))
+    return Stored(
+        values=np.frombuffer(content, dtype, offset=offset).reshape(shape),
+        axes_mm=axes * MM_PER_UNIT.get(unit, 1.0),
+        slope=one * (1.0 if slope is None else slope),
+        intercept=one * (0.0 if intercept is None else intercept),
+        flags={"affines_differ"} if differ else set(),
+        metadata={"format": "nifti"},
+        unit=unit,
+    )
+
+
+def _header(stream: BinaryIO) -> Any:
+    """Return the header of a stream; a damaged beginning may raise anything in nibabel."""
+    try:
+        start = read_at_most(stream, _HEADER_BYTES)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            size = kind.template_dtype.itemsize
+            if kind.may_contain_header(start) and start[344:348] != b"ni1\0":
+                return kind(start[:size], check=True)
+    except EOFError as error:
+        raise Refused("truncated", "the compressed stream ends within the header") from error
+    except (HeaderDataError, OSError, ValueError, KeyError) as error:
+        raise Refused("corrupt", f"the header is damaged ({error})") from error
+    if len(start) < 348:
+        raise Refused("truncated", f"{len(start)} bytes hold no header")
+    raise Refused("corrupt", "does not begin with a NIfTI header")
+
+
+def read_at_most(stream: BinaryIO, count: int) -> bytes:
+    """Read until ``count`` bytes are there or the stream ends."""
+    content = b""
+    while len(content) < count and (part := stream.read(count - len(content))):
+        content += part
+    return content
+
+
+def _axes(header: Any) -> tuple[NDArray[np.float64], bool]:
+    """Return the steps along the array axes in (L, P, S), and whether sform and qform give different ones.
+
+    As in nibabel the sform goes first. Where neither is set the orientation is unknown: readers then differ (nibabel
+    takes the second axis to run to the front, ITK to the back).
+    """
+    affines = []
+    if int(header["sform_code"]) > 0:
+        affines.append(header.get_sform())
+    if int(header["qform_code"]) > 0:
+        try:
+            affines.append(header.get_qform())
+        except HeaderDataError as error:
+            if not affines:
+                raise Refused("corrupt", f"the qform is damaged ({error})") from error
+    if not affines:
+        raise Refused("no_orientation", "neither sform nor qform is set")
+    steps = [(_TO_LPS[:, np.newaxis] * affine[:3, :3]).T[::-1].astype(np.float64) for affine in affines]
+    sizes = np.linalg.norm(steps[0], axis=1, keepdims=True)
+    differ = len(steps) > 1 and bool((np.abs(steps[0] - steps[1]) > _AFFINE_TOLERANCE * sizes).any())
+    return steps[0], differ

@@ -1,0 +1,1 @@
+"""Watching a training: metrics, alarms, pictures, a linear probe."""

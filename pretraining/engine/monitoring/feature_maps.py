@@ -1,0 +1,150 @@
+"""Pictures of the teacher's dense features during training: always the same slices, one PNG a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
+from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, MARK
+from pretraining.engine.monitoring.fixed_slices import WholeSlice
+from pretraining.views import IntensityConfig
+
+BODY_ABOVE = 0.05
+"""Mean of a patch on the unit scale that counts as body: air is 0, aerated lung 0.05 to 0.1 under the CT rule."""
+
+_COLUMNS = 2
+_PANEL_INCH, _GAP_INCH, _TOP_INCH, _BAR_INCH, _DPI = 2.6, 0.08, 0.45, 0.75, 100
+_ROW_INCH = _PANEL_INCH + 0.35
+_TRIPLE_INCH = 3 * (_PANEL_INCH + _GAP_INCH) + 0.25
+_WIDTH_INCH = _COLUMNS * _TRIPLE_INCH + _BAR_INCH
+
+
+def save_pictures(
+    slices: Sequence[WholeSlice], features: Sequence[Tensor], folder: Path, step: int, intensity: IntensityConfig
+) -> Path:
+    """Draw every slice, the principal components of its patches, and their similarity to the body's centre.
+
+    The components are those of the body's patches of all slices together, so that a colour means the same in the whole
+    picture; each has the sign with which it grows with the intensity. The similarity is shown from 0 to 1 in all
+    pictures.
+
+    Args:
+        slices: From ``watched_slices``.
+        features: Of each, ``(h, w, D)``, from ``patch_features``.
+        folder: Where ``step_00012000.png`` is written; it appears only once it is complete.
+        step: Training step.
+        intensity: Of the run; CT is shown in the soft-tissue window.
+
+    Returns:
+        The path.
+    """
+    grids = [tokens.cpu().double().numpy() for tokens in features]
+    means = [patch_means(whole, (grid.shape[0], grid.shape[1])) for whole, grid in zip(slices, grids, strict=True)]
+    colours, explained = pooled_colours(grids, means)
+    height = -(-len(slices) // _COLUMNS) * _ROW_INCH + _TOP_INCH
+    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=BACKGROUND, dpi=_DPI)
+    shares = " + ".join(f"{100 * share:.0f}" for share in explained)
+    title = f"step {step:,}   |   PCA explains {shares} % of the variance of the body's patches"
+    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=FOREGROUND, fontsize=13, va="center")
+
+    def axes(x: float, y: float, width: float) -> Axes:
+        return figure.add_axes((x / _WIDTH_INCH, y / height, width / _WIDTH_INCH, _PANEL_INCH / height))
+
+    window = _shown_range(intensity)
+    for number, whole in enumerate(slices):
+        x = number % _COLUMNS * _TRIPLE_INCH + _GAP_INCH
+        y = height - _TOP_INCH - (number // _COLUMNS + 1) * _ROW_INCH + _GAP_INCH
+        panels = [axes(x + i * (_PANEL_INCH + _GAP_INCH), y, _PANEL_INCH) for i in range(3)]
+        point = body_centre(means[number])
+        shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
+    bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
+    figure.colorbar(shown, cax=bar, extend="min").ax.tick_params(colors=FOREGROUND, labelsize=9)
+    return write_png(figure, folder / f"step_{step:08d}.png")
+
+
+def pooled_colours(
+    features: Sequence[NDArray[np.float64]], means: Sequence[NDArray[np.float64]]
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return the first three principal components of all slices together as red, green, blue; air stays black.
+
+    Args:
+        features: ``(h, w, D)`` of each slice.
+        means: ``(h, w)``, mean of each patch on the unit scale.
+
+    Returns:
+        Colours ``(h, w, 3)`` in [0, 1] of each slice, and the fractions of the variance that are explained, ``(3,)``.
+    """
+    bodies = [mean > BODY_ABOVE for mean in means]
+    if sum(np.count_nonzero(body) for body in bodies) < 4:  # three components need as many patches
+        bodies = [np.ones_like(body) for body in bodies]
+    pooled = np.concatenate([grid[body] for grid, body in zip(features, bodies, strict=True)])
+    brightness = np.concatenate([mean[body] for mean, body in zip(means, bodies, strict=True)])
+    components, explained = principal_components(pooled[:, None])
+    rises = np.tensordot(brightness - brightness.mean(), components[:, 0], axes=1) >= 0
+    coloured = as_colours(components * np.where(rises, 1, -1))[:, 0]
+    pictures = []
+    ends = np.cumsum([np.count_nonzero(body) for body in bodies])
+    for body, own in zip(bodies, np.split(coloured, ends[:-1]), strict=True):
+        picture = np.zeros((*body.shape, 3))
+        picture[body] = own
+        pictures.append(picture)
+    return pictures, explained
+
+
+def body_centre(means: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the patch (row, column) of the body that is nearest to the body's centre of mass, else the middle one."""
+    body = np.argwhere(means > BODY_ABOVE)
+    if len(body) == 0:
+        return means.shape[0] // 2, means.shape[1] // 2
+    row, column = body[np.square(body - body.mean(axis=0)).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def patch_means(whole: WholeSlice, grid: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the mean of each patch of a slice on the unit scale, of the shape of the grid of patches."""
+    return F.adaptive_avg_pool2d(whole.unit[None], grid)[0].double().numpy()
+
+
+def _shown_range(intensity: IntensityConfig) -> tuple[float, float]:
+    """Return the values of the unit scale that are shown black and white."""
+    if intensity.rule != "ct":
+        return 0.0, 1.0
+    low, high = intensity.clip_hu
+    return (CT_WINDOW_HU[0] - low) / (high - low), (CT_WINDOW_HU[1] - low) / (high - low)
+
+
+def _draw(
+    panels: Sequence[Axes],
+    whole: WholeSlice,
+    colours: NDArray[np.float64],
+    similarity: NDArray[np.float64],
+    point: tuple[int, int],
+    window: tuple[float, float],
+) -> AxesImage:
+    """Draw the three panels of a slice and return the last image, for its colour bar."""
+    height, width = whole.unit.shape
+    side = height // similarity.shape[0]
+    extent = (0, width, height, 0)
+    low, high = window
+    panels[0].imshow(whole.unit.numpy(), cmap="gray", vmin=low, vmax=high, extent=extent)
+    panels[1].imshow(colours, extent=extent, interpolation="nearest")
+    shown = panels[2].imshow(similarity, extent=extent, interpolation="nearest", vmin=0, vmax=1)
+    row, column = point
+    for axes, title in zip(panels, (whole.name, "PCA", "similarity to the point"), strict=True):
+        box = Rectangle((column * side, row * side), side, side, fill=False, edgecolor=MARK, linewidth=1.2)
+        axes.add_patch(box)
+        axes.set_title(title, color=FOREGROUND, fontsize=8.5, pad=3)
+        axes.set_anchor("N")
+        axes.set_axis_off()
+    return shown

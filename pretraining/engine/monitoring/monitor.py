@@ -1,0 +1,155 @@
+"""What is watched during a stage: metrics, collapse, pictures, the linear probe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_meddino.networks.vit import VisionTransformer
+from pretraining.config import RunConfig
+from pretraining.corpus.dataset import SliceDataset
+from pretraining.engine.distributed import Ranks, mean_over_ranks
+from pretraining.engine.monitoring.alarms import PATCH_SIMILARITY, Alarms
+from pretraining.engine.monitoring.collapse import patch_similarity
+from pretraining.engine.monitoring.feature_maps import save_pictures
+from pretraining.engine.monitoring.fixed_slices import patch_features, watched_slices
+from pretraining.engine.monitoring.linear_probe import linear_probe
+from pretraining.engine.monitoring.linear_probe_data import read_probe_data
+from pretraining.engine.monitoring.metrics import MetricsLog
+from pretraining.engine.monitoring.throughput import Throughput
+from pretraining.engine.step import StepResult
+from pretraining.engine.teachers import whole_state
+from pretraining.model.student_teacher import StudentTeacher
+from pretraining.optim.schedules import StepValues
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Writes down what happens in a stage. All processes call all methods; the first writes.
+
+    Args:
+        config: of the stage.
+        folder: of the stage.
+        dataset: slices to be watched.
+        ranks: this process.
+        start_step: first step that will be taken.
+        state: of an earlier process of this stage (``state_dict``), or None.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        dataset: SliceDataset,
+        ranks: Ranks,
+        *,
+        start_step: int,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        self.config, self.settings, self.folder, self.ranks = config, config.monitor, folder, ranks
+        self.throughput = Throughput(ranks.device, processes=ranks.world_size)
+        self.alarms = Alarms(self.settings.alarms)
+        if state is not None:
+            self.alarms.load_state_dict(state["alarms"])
+        self.log = MetricsLog(
+            folder,
+            start_step=start_step,
+            tensorboard=self.settings.tensorboard,
+            wandb=self.settings.wandb,
+            enabled=ranks.first,
+        )
+        patch = config.views.masks.patch_size
+        intensity, size = config.views.intensity, self.settings.image_size
+        self.slices, self.probe_data = [], None
+        if ranks.first:
+            self.slices = watched_slices(dataset, self.settings.pictures, intensity, size=size, patch_size=patch)
+            if self.settings.probe_dataset is not None:
+                self.probe_data = read_probe_data(
+                    self.settings.probe_dataset,
+                    slices=self.settings.probe_slices,
+                    seed=self.settings.seed,
+                    intensity=intensity,
+                    size=size,
+                    patch_size=patch,
+                )
+
+    def measures(self, step: int) -> bool:
+        """Tell whether a step is looked at for a collapse."""
+        return (step + 1) % self.settings.check_every == 0
+
+    def step_done(self, step: int, result: StepResult, values: StepValues, model: StudentTeacher) -> dict[str, float]:
+        """Record a step, counted from 0. Returns what was logged; nothing for most steps."""
+        settings, done = self.settings, step + 1
+        if not result.applied:
+            self.log.event(step, "skipped", "The loss or a gradient was not finite: the weights were not changed.")
+        metrics: dict[str, float] = {}
+        if done % settings.log_every == 0 or done == self.config.engine.steps:
+            metrics = self._averaged({"loss": result.total, **_named("loss", result.terms)})
+            metrics |= {name: float(norm) for name, norm in _named("gradient_norm", result.gradient_norms).items()}
+            metrics |= _named("schedule", vars(values))
+            metrics |= self.throughput.values(self.config.engine.steps - done)
+        if result.measures:
+            metrics |= self._averaged(result.measures)
+        with self.throughput.paused():
+            metrics |= self._looked_at(done, model)
+        if metrics:
+            self.log.write(step, metrics)
+            for alarm in self.alarms.check(step, metrics):
+                self.log.event(step, "alarm", alarm.message)
+                logger.warning("step %d: %s", step, alarm.message)
+        return metrics
+
+    def _averaged(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        means = mean_over_ranks(torch.stack([value.float() for value in values.values()]))
+        return dict(zip(values, means.tolist(), strict=True))
+
+    def _looked_at(self, done: int, model: StudentTeacher) -> dict[str, float]:
+        """Compute what needs the teacher's features: similarity of patches, pictures, the probe."""
+        settings = self.settings
+        pictures = done % settings.picture_every == 0 or done == self.config.engine.steps
+        probe = settings.probe_dataset is not None and (
+            done % settings.probe_every == 0 or done == self.config.engine.steps
+        )
+        if not (pictures or probe or done % settings.check_every == 0):
+            return {}
+        vit = self._teacher_backbone(model)
+        if vit is None:
+            return {}
+        with torch.no_grad():
+            features = patch_features(vit, self.slices, self.ranks.device)
+        similarities = [patch_similarity(grid.flatten(0, 1)[None]).mean() for grid in features]
+        metrics = {PATCH_SIMILARITY: float(torch.stack(similarities).mean())}
+        if pictures:
+            save_pictures(self.slices, features, self.folder / "pictures", done, self.config.views.intensity)
+        if probe and self.probe_data is not None:
+            metrics |= linear_probe(vit, self.probe_data, self.ranks.device).values()
+        return metrics
+
+    def _teacher_backbone(self, model: StudentTeacher) -> VisionTransformer | None:
+        """Return the whole teacher backbone on the first process, None on the others."""
+        backbone = model.teacher.backbone
+        if self.config.engine.strategy != "fsdp" or self.ranks.world_size == 1:
+            return backbone if self.ranks.first else None
+        state = whole_state(backbone)
+        if not self.ranks.first:
+            return None
+        plain = VisionTransformer(backbone.config, backbone.in_channels)
+        plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+        return plain.eval().to(self.ranks.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON values from which another process goes on."""
+        return {"alarms": self.alarms.state_dict()}
+
+    def close(self) -> None:
+        """Close the files."""
+        self.log.close()
+
+
+def _named(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}/{name}": value for name, value in values.items()}

@@ -1,0 +1,194 @@
+"""Pictures of a corpus: a montage of its slices, and histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
+from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
+from pretraining.corpus.storage import open_volume
+from pretraining.curation import tables
+from pretraining.curation.gather import Progress
+from pretraining.curation.tables import read_corpus, read_table
+
+_TILES, _COLUMNS = 40, 8
+_BAR = "#56B4E9"
+_SHADE = (0.34, 0.71, 0.91, 0.45)
+"""Red, green, blue and opacity."""
+_TILE_INCH, _DPI = 1.9, 110
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a montage.
+
+    Attributes:
+        image: ``(H, W)``.
+        limits: Values shown as black and as white.
+        aspect: Height of a pixel over its width.
+        title: A line or two above it.
+        colour: Of the title; None for the usual one.
+        boxes: Drawn on it: top, left, height, width in pixels, and colour.
+        shaded: ``(H, W)`` bool, pixels under a shade; None for none.
+    """
+
+    image: NDArray[Any]
+    limits: tuple[float, float]
+    aspect: float
+    title: str
+    colour: str | None = None
+    boxes: tuple[tuple[int, int, int, int, str], ...] = ()
+    shaded: NDArray[np.bool_] | None = None
+
+
+def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:
+    """Write a montage of slices from all sources, at all heights of their scans, and return its path.
+
+    CT is shown in the soft-tissue window, other images from their 0.5th to their 99.5th percentile. The patient's
+    right is on the left, front is up.
+
+    Raises:
+        DataError: There is no finished corpus, it is empty, or a file of it cannot be read.
+    """
+    content = read_corpus(corpus)
+    volumes = read_table(corpus / tables.VOLUMES_FILE).to_pydict()
+    if not volumes["path"]:
+        msg = f"{corpus} holds no volume to show."
+        raise DataError(msg)
+    chosen = choose_slices(volumes["source"], volumes["slices"], _TILES)
+    tiles = []
+    for number, (row, index) in enumerate(chosen):
+        image = open_volume(corpus / volumes["path"][row])[index]
+        ct = volumes["modality"][row] == "CT"
+        low, high = CT_WINDOW_HU if ct else np.percentile(image, (0.5, 99.5)).tolist()
+        aspect = volumes["spacing_y_mm"][row] / volumes["spacing_x_mm"][row]
+        name = f"{volumes['source'][row]}\n{short_name(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"
+        tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name))
+        progress("drawing", number + 1, len(chosen))
+    title = f"{content['volumes']} volumes, {content['slices']} slices"
+    return save_tiles(tiles, path, title=title)
+
+
+def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) -> list[tuple[int, int]]:
+    """Return up to ``number`` slices as row of the volume and index: every source has its share, all heights occur.
+
+    Args:
+        sources: Source of each volume.
+        slices: Its number of slices.
+        number: How many to choose.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, source in enumerate(sources):
+        rows_of.setdefault(source, []).append(row)
+    if len(rows_of) > number:
+        names = list(rows_of)
+        rows_of = {name: rows_of[name] for name in (names[k * len(names) // number] for k in range(number))}
+    share = max(1, number // len(rows_of))
+    chosen: set[tuple[int, int]] = set()
+    for place, rows in enumerate(rows_of.values()):
+        for k in range(share):
+            row = rows[k * len(rows) // share]
+            height = (0.5 + (place * share + k) * _GOLDEN) % 1
+            chosen.add((row, int(height * slices[row])))
+    return sorted(chosen)
+
+
+def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
+    """Write pictures side by side, eight in a row, and return the path."""
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    height = rows * (_TILE_INCH + 0.35) + 0.5
+    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=BACKGROUND, dpi=_DPI)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.04, hspace=0.32)
+    for number, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
+        axes.set_axis_off()
+        if number < len(tiles):
+            _draw_tile(axes, tiles[number])
+    figure.suptitle(title, color=FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
+    return write_png(figure, path)
+
+
+def _draw_tile(axes: Axes, tile: Tile) -> None:
+    low, high = tile.limits
+    axes.imshow(tile.image, cmap="gray", vmin=low, vmax=high, aspect=tile.aspect, interpolation="bilinear")
+    if tile.shaded is not None:
+        shade = np.zeros((*tile.shaded.shape, 4))
+        shade[tile.shaded] = _SHADE
+        axes.imshow(shade, aspect=tile.aspect, interpolation="nearest")
+    for top, left, height, width, colour in tile.boxes:
+        corner = (left - 0.5, top - 0.5)  # pixel centres are whole numbers
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2))
+    axes.set_title(tile.title, color=tile.colour or FOREGROUND, fontsize=6.5, pad=2)
+
+
+def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
+    """Write the histograms of an inspection and return the path."""
+    figure = Figure(figsize=(14, 8), facecolor=BACKGROUND, dpi=_DPI)
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.9, wspace=0.24, hspace=0.5)
+    panels = figure.subplots(2, 3).ravel()
+    spacing, body = inspection["spacing"], inspection["body"]
+    _draw(panels[0], spacing["in_plane_mm"], "pixel spacing [mm]", "slices")
+    _draw(panels[1], spacing["between_slices_mm"], "distance between slices [mm]", "slices")
+    _draw(panels[2], spacing["scan_length_mm"], "scan length [mm]", "volumes")
+    sampled = inspection["intensity"]["slices_sampled"]
+    _draw_intensities(panels[3], inspection["intensity"]["hu"], f"intensity [HU], {sampled} slices")
+    _draw(panels[4], body["fraction"], "share of the slice that is body", "slices")
+    means = body["mean_fraction_by_relative_z"]
+    panels[5].bar((np.arange(len(means)) + 0.5) / len(means), means, width=0.9 / len(means), color=_BAR)
+    panels[5].set_xlabel("height in the scan (0 feet, 1 head)")
+    panels[5].set_ylabel("mean share of body")
+    for axes in panels:
+        _style(axes)
+    title = f"{inspection['volumes']} volumes, {inspection['slices']} slices"
+    figure.suptitle(title, color=FOREGROUND, fontsize=12)
+    return write_png(figure, path)
+
+
+def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None:
+    """Draw bars of equal width: the bins are not, and the last ones are very wide."""
+    counts, edges = histogram["counts"], histogram["edges"]
+    occupied = np.flatnonzero(counts)
+    first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, len(counts) - 1)
+    shown = range(first, last + 1)
+    axes.bar([i + 0.5 for i in shown], [counts[i] for i in shown], width=0.9, color=_BAR)
+    step = -(-len(shown) // 11)
+    ticks = list(range(first, last + 2, step))
+    axes.set_xticks(ticks, [f"{edges[i]:g}" for i in ticks])
+    axes.set_xlabel(label)
+    axes.set_ylabel(of)
+
+
+def _draw_intensities(axes: Axes, histogram: Mapping[str, Any], label: str) -> None:
+    """Draw shares on a logarithmic axis: air outweighs everything."""
+    edges = np.asarray(histogram["edges"], np.float64)
+    counts = np.asarray(histogram["counts"], np.float64)
+    axes.bar(edges[:-1], counts / max(counts.sum(), 1), width=np.diff(edges), align="edge", color=_BAR)
+    axes.set_yscale("log")
+    axes.set_xlabel(label)
+    axes.set_ylabel("share of voxels")
+
+
+def _style(axes: Axes) -> None:
+    axes.set_facecolor(BACKGROUND)
+    axes.tick_params(colors=FOREGROUND, labelsize=8)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_color(FOREGROUND)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(FOREGROUND)
+
+
+def short_name(name: str) -> str:
+    """Return a case id that fits above a picture."""
+    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

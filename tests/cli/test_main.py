@@ -1,0 +1,140 @@
+"""The command line: what it prints, what it exits with, and what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_meddino import checks
+from nnunetv2_meddino.cli.main import WEIGHT_FORMATS, main
+from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
+from nnunetv2_meddino.weights.convert import FORMATS
+from tests.nnunet import command, nnunet_environment
+from tests.trainers.test_trainers import tiny_weights
+
+
+def test_env_lines_work_in_a_shell_and_keep_other_folders(tmp_path):
+    env = nnunet_environment(tmp_path, nnUNet_extTrainer="/other/trainers", OMP_WAIT_POLICY="")
+    meddino = Path(sys.executable).with_name("meddino")
+    script = f'eval "$({meddino} env)"; eval "$({meddino} env)"; echo "$nnUNet_extTrainer|$OMP_WAIT_POLICY"'
+    out = subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == f"/other/trainers{os.pathsep}{ext_trainer_folder()}|passive"
+
+
+def test_the_trainer_folder_holds_one_module():
+    files = [f.name for f in ext_trainer_folder().iterdir() if f.name != "__pycache__"]
+    assert files == ["meddino_trainers.py"]
+
+
+def test_nnunet_finds_the_same_class_every_time_and_leaves_other_lookups_alone(tmp_path):
+    script = """
+import sys
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+try:
+    find("NoSuchTrainer")
+except RuntimeError:
+    pass
+assert "nnunetv2_meddino.trainers.vit" not in sys.modules
+first, second = find("MedDINOv3Trainer"), find("MedDINOv3Trainer")
+import pickle
+from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+assert first is second is MedDINOv3Trainer is pickle.loads(pickle.dumps(first))
+"""
+    env = nnunet_environment(tmp_path)
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_sets_the_environment_before_torch_is_loaded(tmp_path):
+    script = """
+import os, sys
+from nnunetv2_meddino import cli
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("OMP", os.environ.get("OMP_WAIT_POLICY"), os.environ.get("nnUNet_extTrainer"))
+            raise SystemExit(0)
+sys.meta_path.insert(0, Watch())
+cli.main(["train", "1", "2d", "0"])
+"""
+    env = nnunet_environment(tmp_path)
+    del env["OMP_WAIT_POLICY"], env["nnUNet_extTrainer"]
+    out = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == f"OMP passive {ext_trainer_folder()}"
+
+
+def test_validation_leaves_the_curves_of_weights_and_biases_alone(monkeypatch, capsys):
+    run_training = types.ModuleType("nnunetv2.run.run_training")
+    enabled = []
+    run_training.run_training_entry = lambda: enabled.append(os.environ[NNUNET_WANDB.name])
+    monkeypatch.setitem(sys.modules, run_training.__name__, run_training)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for option in ("--c", "--val"):
+        os.environ[NNUNET_WANDB.name] = "1"
+        assert main(["train", "1", "2d", "0", option]) == 0
+    assert enabled == ["1", "0"]
+    assert capsys.readouterr().err.count("Weights & Biases is off for --val") == 1
+
+
+def test_check_passes_here_and_says_what_to_do(tmp_path):
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name).mkdir()
+    env = nnunet_environment(tmp_path, MEDDINO_WEIGHTS="none")
+    out = command(env, "meddino", "env", "--check", fails=True)
+    assert f"FAILED nnUNet_results       {tmp_path / 'results'} is not a folder" in out
+    (tmp_path / "results").mkdir()
+    out = command(env, "meddino", "env", "--check")
+    for line in ("trainer lookup       nnU-Net finds MedDINOv3Trainer", "nnunetv2", "MEDDINO_WEIGHTS=none"):
+        assert line in out
+    out = command({**env, "MEDDINO_WEIGHTS": "nonsense"}, "meddino", "env", "--check", fails=True)
+    assert "FAILED weights" in out
+
+
+def test_check_names_a_package_of_the_wrong_version(monkeypatch):
+    monkeypatch.setattr(checks, "requires", lambda name: ["timm>=99", "no-such-package-here>=1", "x; extra == 'dev'"])
+    found = {c.name: c for c in checks._versions()}
+    assert found["timm"].status is checks.Status.FAILED
+    assert ">=99 is needed" in found["timm"].detail
+    assert found["no-such-package-here"].status is checks.Status.FAILED
+    assert "x" not in found
+
+
+def test_weights_commands(tmp_path, capsys):
+    source = tiny_weights(tmp_path / "w.safetensors")
+    assert main(["weights", "list"]) == 0
+    assert "meddinov3" in capsys.readouterr().out
+    target = tmp_path / "w.pth"
+    assert main(["weights", "convert", str(source), str(target), "--format", "meta"]) == 0
+    assert main(["weights", "inspect", str(target)]) == 0
+    out = capsys.readouterr().out
+    assert "format      meta" in out
+    assert "backbone    tiny" in out
+    assert main(["weights", "inspect", str(tmp_path / "absent.pth")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("WeightsError: ")
+    assert "absent.pth" in captured.err
+
+
+def test_formats_offered_are_those_that_can_be_written():
+    assert set(WEIGHT_FORMATS) == set(FORMATS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["export", "somewhere"], ["plan"]])
+def test_wrong_usage_prints_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: meddino" in capsys.readouterr().err
+
+
+def test_export_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    assert main(["export", str(tmp_path / "model"), "--stock"]) == 2
+    assert "Trainer__Plans__configuration" in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,96 @@
+"""Children end with their parent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_meddino.commands import run_command
+from nnunetv2_meddino.errors import CommandError
+from tests.processes import FAMILY, LIMIT_S, family, has_ended, until
+
+RUNS_A_COMMAND = f"""
+import os, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.commands import run_command
+
+def work():
+    run_command([sys.executable, "-c", {FAMILY!r}], dict(os.environ), Path("log"), lambda line: None)
+    return 0
+
+sys.exit(ended(work, interrupted="The same command continues."))
+"""
+
+EVALUATES = """
+import os, signal, sys
+import nnunetv2_meddino.evaluation.cases as folders
+from nnunetv2_meddino.command_line import ended
+
+class Case:
+    def __reduce__(self):
+        return (tell, ())
+
+def tell():
+    with open("pids", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    signal.pause()
+
+if __name__ == "__main__":
+    sys.exit(ended(lambda: folders._run([(0, Case()), (1, Case())], {}, {}, 2, print)))
+"""
+
+
+def started(code: str, folder: Path) -> subprocess.Popen[str]:
+    (folder / "parent.py").write_text(code)
+    return subprocess.Popen([sys.executable, "parent.py"], cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 143, "Ended by SIGTERM. The same command continues.\n"),
+        (signal.SIGHUP, 129, "Ended by SIGHUP. The same command continues.\n"),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_a_command_and_its_workers_end_with_the_process_that_runs_it(tmp_path, number, status, said):
+    parent = started(RUNS_A_COMMAND, tmp_path)
+    pids = family(tmp_path)
+    parent.send_signal(number)
+    assert parent.communicate(timeout=LIMIT_S)[1] == said
+    assert parent.returncode == status
+    if number != signal.SIGKILL:
+        assert all(map(has_ended, pids)), "it waits for their end"
+    until(lambda: all(map(has_ended, pids)))
+
+
+def test_a_worker_that_takes_no_sigterm_is_killed(tmp_path):
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    parent = started(RUNS_A_COMMAND.replace(repr(FAMILY), repr(deaf + FAMILY)), tmp_path)
+    pids = family(tmp_path)  # both: that a signal is ignored is inherited
+    parent.terminate()
+    parent.communicate(timeout=LIMIT_S)
+    until(lambda: all(map(has_ended, pids)))
+
+
+def test_a_command_that_fails_tells_its_status_and_takes_its_workers_with_it(tmp_path):
+    failing = f"import os; os.chdir({str(tmp_path)!r})\n" + FAMILY.rpartition("signal.pause()")[0]
+    failing += "print('the cause', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    with pytest.raises(CommandError, match=r"status 137:\n(.*\n)*  the cause\n"):
+        run_command([sys.executable, "-c", failing], {}, tmp_path / "log", lambda line: None)
+    until(lambda: all(map(has_ended, family(tmp_path))))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_of_an_evaluation_end_with_it(tmp_path, number):
+    parent = started(EVALUATES, tmp_path)
+    until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().count("\n") == 2)
+    parent.send_signal(number)
+    parent.communicate(timeout=LIMIT_S)
+    until(lambda: all(has_ended(int(pid)) for pid in (tmp_path / "pids").read_text().split()))
