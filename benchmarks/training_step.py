@@ -59,7 +59,7 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def step_of(network: nn.Module, image: Tensor, target: Tensor, *, scaled: bool) -> Callable[[], object]:
-    """Return a function that takes one optimiser step as nnU-Net's trainer does."""
+    """Return a function that takes one optimizer step as nnU-Net's trainer does."""
     device = image.device.type
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=device == "cuda")
     scaler = torch.amp.GradScaler(device, enabled=scaled)

@@ -53,8 +53,8 @@ SLURM_RESTART_COUNT = EnvironmentVariable("SLURM_RESTART_COUNT", "how often Slur
 NNUNET_PATHS = tuple(
     EnvironmentVariable(name, meaning)
     for name, meaning in (
-        ("nnUNet_raw", "folder of the raw data sets"),
-        ("nnUNet_preprocessed", "folder of the preprocessed data sets and their plans"),
+        ("nnUNet_raw", "folder of the raw datasets"),
+        ("nnUNet_preprocessed", "folder of the preprocessed datasets and their plans"),
         ("nnUNet_results", "folder of the trained models"),
     )
 )

@@ -23,7 +23,7 @@ class PlanError(MedDINOError):
 
 
 class DataError(MedDINOError):
-    """A data set or label map does not follow the layout or the label range it declares."""
+    """A dataset or label map does not follow the layout or the label range it declares."""
 
 
 class CheckpointError(MedDINOError):

@@ -26,7 +26,7 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
 
     The plans of our models hold the whole architecture, and nnU-Net's default trainer builds whatever network class
     its plans name; so only the trainer's name has to change. This package must be installed where the copy is used.
-    Optimiser states, a good two thirds of a checkpoint, are left out.
+    Optimizer states, a good two thirds of a checkpoint, are left out.
 
     Args:
         model_folder: ``nnUNet_results/DatasetXXX_Name/Trainer__Plans__configuration`` with at least one trained fold.
@@ -51,8 +51,7 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     exported_name = f"{plans_name}{trainer}"
     out = out or model_folder.resolve().parent / f"{STOCK_TRAINER}__{exported_name}__{configuration}"
     if out.exists():
-        msg = f"{out} exists already. Remove it, or choose another folder with -o."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{out} exists already. Remove it, or choose another folder with -o.")
     plans = read_json(model_folder / "plans.json", ConfigurationError, "Restore it from a copy of the trained model.")
     _check_architecture(plans, configuration, model_folder)
     plans["plans_name"] = exported_name

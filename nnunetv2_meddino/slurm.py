@@ -19,10 +19,10 @@ def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str
     """Write a job script under a temporary name and rename it.
 
     Args:
-        path: of the script; its folder exists.
-        options: of ``sbatch``, one a line.
-        variables: of the environment, exported first.
-        commands: in bash, which stops at the first that fails.
+        path: Of the script; its folder exists.
+        options: Of ``sbatch``, one a line.
+        variables: Of the environment, exported first.
+        commands: In bash, which stops at the first that fails.
     """
     header = "".join(f"#SBATCH {option}\n" for option in options)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
@@ -46,7 +46,7 @@ def run_sbatch(command: Sequence[str]) -> str:
     """Run what ``sbatch_command`` returned; return the job's id.
 
     Raises:
-        ConfigurationError: there is no ``sbatch``, or it refuses.
+        ConfigurationError: There is no ``sbatch``, or it refuses.
     """
     script = command[-1]
     if shutil.which("sbatch") is None:

@@ -31,7 +31,7 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that does not fit the 32 bits that the generator has for it.
 
     Raises:
-        ConfigurationError: the seed is negative or 2**32 or more.
+        ConfigurationError: The seed is negative or 2**32 or more.
     """
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed {seed} is out of range: choose a whole number from 0 to {2**32 - 1}")
@@ -46,7 +46,7 @@ def philox(seed: int, stream: int, *counters: ArrayLike) -> NDArray[np.uint64]:
     Args:
         seed: 32 bits.
         stream: 32 bits.
-        counters: whole numbers below 2**32, broadcast against each other; missing ones are 0.
+        counters: Whole numbers below 2**32, broadcast against each other; missing ones are 0.
 
     Returns:
         ``(*broadcast shape, 4)`` words below 2**32, in 64-bit elements.

@@ -15,10 +15,10 @@ class Share:
     """The slices of a micro-batch among those of its group.
 
     Attributes:
-        start: position of the first in the group.
-        count: slices of the micro-batch.
-        group: slices of the group.
-        stratum: slices among which stochastic depth chooses.
+        start: Position of the first in the group.
+        count: Slices of the micro-batch.
+        group: Slices of the group.
+        stratum: Slices among which stochastic depth chooses.
     """
 
     start: int
@@ -37,12 +37,12 @@ class Division:
     """How a step is divided; ``RunConfig.division`` makes it.
 
     Attributes:
-        group: slices of a group.
-        stratum: slices among which stochastic depth chooses.
-        micro_batch: slices that a process holds at once.
-        micro_batches: of each process in a step.
-        processes: consecutive processes that share a group; 1 if a process has whole groups.
-        parts: consecutive micro-batches of a process that belong to one group.
+        group: Slices of a group.
+        stratum: Slices among which stochastic depth chooses.
+        micro_batch: Slices that a process holds at once.
+        micro_batches: Of each process in a step.
+        processes: Consecutive processes that share a group; 1 if a process has whole groups.
+        parts: Consecutive micro-batches of a process that belong to one group.
     """
 
     group: int

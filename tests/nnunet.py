@@ -1,4 +1,4 @@
-"""A small data set in nnU-Net format, stock nnU-Net commands, and trainers built by hand, for the tests."""
+"""A small dataset in nnU-Net format, stock nnU-Net commands, and trainers built by hand, for the tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_case(folder: Path, name: str, channels: int, rng: np.random.Generator,
 
 
 def write_dataset(raw: Path, name: str = "Dataset998_Discs", *, channels: int = 1, labels: dict | None = None) -> Path:
-    """Write a raw data set of ``CASES`` training and two test cases; ``labels`` adds to dataset.json."""
+    """Write a raw dataset of ``CASES`` training and two test cases; ``labels`` adds to dataset.json."""
     folder = raw / name
     for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / part).mkdir(parents=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 
 _EPILOG = """exit code: 0 the report is written (or all jobs are submitted), 1 a step of --run failed (it is named, the
-others ran, and the same command continues), 2 the call or a data set cannot be used."""
+others ran, and the same command continues), 2 the call or a dataset cannot be used."""
 
 
 def add_compare(commands: argparse._SubParsersAction) -> None:
@@ -29,7 +29,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("compare", help=description, description=description, epilog=_EPILOG)
     command.set_defaults(run=_compare)
     command.add_argument(
-        "-d", dest="datasets", nargs="+", required=True, metavar="D", help="data sets, by number or name"
+        "-d", dest="datasets", nargs="+", required=True, metavar="D", help="datasets, by number or name"
     )
     command.add_argument("--trainers", nargs="+", default=[], metavar="T", help="default: all with results")
     command.add_argument("--configurations", nargs="+", default=[], metavar="C", help="default: all with results")
@@ -113,14 +113,11 @@ def _compare_alone(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would fail after hours of work."""
     if options.processes < 1:
-        msg = f"-np must be 1 or more, not {options.processes}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"-np must be 1 or more, not {options.processes}.")
     if wrong := [fold for fold in options.folds if not re.fullmatch(r"\d+|all", fold)]:
-        msg = f"--folds takes numbers or 'all', not {', '.join(wrong)}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"--folds takes numbers or 'all', not {', '.join(wrong)}.")
     if options.sbatch_arguments and not options.submit:
-        msg = "--sbatch-arguments is for --submit."
-        raise ConfigurationError(msg)
+        raise ConfigurationError("--sbatch-arguments is for --submit.")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError, WeightsError
 
 SEEN, UNKNOWN = 1, 2
 _IMAGE = re.compile(r"(.+)_\d{4}(\.nii\.gz|\.[A-Za-z0-9]+)")
-_EPILOG = """Ids are compared, those of data sets made by 'meddino dataset' included. They cannot prove that a scan was
+_EPILOG = """Ids are compared, those of datasets made by 'meddino dataset' included. They cannot prove that a scan was
 not seen: collections hold each other's scans under other names. Compare the contents where the corpus is at hand:
 meddino-pretrain seen CORPUS IMAGE. Exit code: 0 no id is listed, 1 some are, 2 none is, but not all images that the
 weights were pretrained on are listed, or an error."""
@@ -33,8 +33,7 @@ def _seen(options: argparse.Namespace) -> int:
 
     cases = list(dict.fromkeys([*options.cases, *(_cases_of(options.images) if options.images else [])]))
     if not cases:
-        msg = "No case is named. Give case ids, or a folder of images with --images."
-        raise ConfigurationError(msg)
+        raise ConfigurationError("No case is named. Give case ids, or a folder of images with --images.")
     _, entry = resolve(options.weights)
     provenance = {"name": entry.name} if entry else read_weights(options.weights).provenance
     sources, unknown = seen_cases(provenance, cases), unlisted(provenance)
@@ -66,7 +65,7 @@ def _cases_of(folder: Path) -> list[str]:
     """Return the ids of the cases whose images are in a folder, under nnU-Net's names.
 
     Raises:
-        DataError: There is none, or their names are those of other images in the data set's imagesTr.
+        DataError: There is none, or their names are those of other images in the dataset's imagesTr.
     """
     from nnunetv2_meddino.datasets.names import check_names
 
@@ -75,8 +74,7 @@ def _cases_of(folder: Path) -> list[str]:
     matches = (_IMAGE.fullmatch(path.name) for path in sorted(folder.glob("*")))
     cases = list(dict.fromkeys(match.group(1) for match in matches if match))
     if not cases:
-        msg = f"{folder} holds no images of nnU-Net (case_0000.nii.gz). Give the imagesTr of a data set."
-        raise DataError(msg)
+        raise DataError(f"{folder} holds no images of nnU-Net (case_0000.nii.gz). Give the imagesTr of a dataset.")
     return cases
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 def add_dataset(commands: argparse._SubParsersAction) -> None:
     """Add ``dataset`` to the sub-commands."""
     description = (
-        "convert a benchmark release (amos22, btcv, kits23, lits) to a raw nnU-Net data set with the paper's fold"
+        "convert a benchmark release (amos22, btcv, kits23, lits) to a raw nnU-Net dataset with the paper's fold"
     )
     command = commands.add_parser("dataset", help=description, description=description)
     command.set_defaults(run=_dataset)
     command.add_argument("name", metavar="NAME", help="amos22, btcv, kits23 or lits")
     command.add_argument("source", metavar="SOURCE", type=Path, help="folder into which the release was unpacked")
-    command.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="data set id, 1 to 999")
+    command.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="dataset id, 1 to 999")
 
 
 def _dataset(options: argparse.Namespace) -> int:

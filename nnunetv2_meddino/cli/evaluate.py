@@ -61,8 +61,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     _check_out(options.out)
     if options.processes < 1:
-        msg = f"-np must be 1 or more, not {options.processes}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"-np must be 1 or more, not {options.processes}.")
     labels = LabelSet.from_json(_read_json(options.labels), str(options.labels))
     tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), labels)
     pairing = pair_files(options.reference, options.prediction)
@@ -135,8 +134,7 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
         try:
             (for_one.setdefault(name, []) if equals else for_all).append(float(value))
         except ValueError as error:
-            msg = f"--nsd-tolerance {argument} is no length in mm, NAME=MM or JSON file."
-            raise ConfigurationError(msg) from error
+            raise ConfigurationError(f"--nsd-tolerance {argument} is no length in mm, NAME=MM or JSON file.") from error
     default = for_all or ([] if for_one else list(DEFAULT_TOLERANCES_MM))
     return (dict.fromkeys(labels.classes, default) if default else {}) | for_one
 
@@ -166,8 +164,7 @@ def _check_out(out: Path | None) -> None:
     if out is None:
         return
     if out.is_dir() or out.suffix.lower() == ".csv":
-        msg = f"-o {out} must name a JSON file; the CSV file is written beside it."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"-o {out} must name a JSON file; the CSV file is written beside it.")
     check_writable(out)
 
 
@@ -175,8 +172,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read as JSON: {error}."
-        raise ConfigurationError(msg) from error
+        raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from error
 
 
 def _say(console: Any, text: str) -> None:

@@ -101,7 +101,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--work-dir", type=Path, metavar="DIR", help="folder for everything (default: ./meddino_demo)")
     command.add_argument(
-        "--data", type=Path, metavar="DIR", help="an nnU-Net raw data set (DatasetXXX_Name) to use instead"
+        "--data", type=Path, metavar="DIR", help="an nnU-Net raw dataset (DatasetXXX_Name) to use instead"
     )
 
 
@@ -113,8 +113,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "plan", _plan, "add a high-resolution 2d configuration (2d_896) to a data set's plans")
-    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="data set id or name")
+    command = _command(commands, "plan", _plan, "add a high-resolution 2d configuration (2d_896) to a dataset's plans")
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="dataset id or name")
     command.add_argument("--patch-size", type=int, default=896, metavar="PX", help="side of the patch (default: 896)")
     command.add_argument(
         "-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)"

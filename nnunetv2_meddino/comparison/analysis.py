@@ -27,19 +27,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric of one method on one data set.
+    """One metric of one method on one dataset.
 
     Attributes:
-        dataset: Name of the data set.
+        dataset: Name of the dataset.
         method: The row.
-        label: nnU-Net's key of the class, or None: each case's mean over its classes.
+        label: NnU-Net's key of the class, or None: each case's mean over its classes.
         metric: The metric.
         estimate: Mean over cases.
         class_mean: Mean over classes of their means, nnU-Net's ``foreground_mean``; NaN for a single class' entry.
         n_missed: Cells of these cases in which the reference has the class and the prediction lacks it. They are 0
             in Dice and NSD and left out of distances.
         n_only_predicted: Cells in which the prediction alone has the class; left out of everything.
-        comparison: Against the reference; None for the reference itself, and where the data set lacks it.
+        comparison: Against the reference; None for the reference itself, and where the dataset lacks it.
     """
 
     dataset: str
@@ -60,7 +60,7 @@ class Analysis:
     reference: Method
     entries: list[Entry]
     family: int
-    """Tests of the means over classes: data sets x metrics x methods."""
+    """Tests of the means over classes: datasets x metrics x methods."""
     exploratory_family: int
     """Tests of single classes."""
 
@@ -92,15 +92,14 @@ def choose_reference(name: str | None, methods: Sequence[Method]) -> Method:
         raise ConfigurationError(msg)
     if not found:
         close = suggestion(name, names | {method.trainer for method in methods})
-        msg = f"--reference {name} is not among the rows.{close} The rows are: {listed(names)}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"--reference {name} is not among the rows.{close} The rows are: {listed(names)}.")
     return found[0]
 
 
 def analyse(datasets: Sequence[DatasetResults], reference: Method) -> Analysis:
     """Estimate every mean and compare every method with the reference on identical cases.
 
-    P-values of the means over classes are corrected together over data sets, metrics and methods; those of single
+    P-values of the means over classes are corrected together over datasets, metrics and methods; those of single
     classes, which only explore, are corrected together as a family of their own.
     """
     entries: list[Entry] = []

@@ -12,7 +12,7 @@ from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
 from nnunetv2_meddino.weights.contamination import history, seen_cases, unlisted
 
-# Patterns of data set names, in lower case and without "DatasetXXX_", and the collections whose images they hold.
+# Patterns of dataset names, in lower case and without "DatasetXXX_", and the collections whose images they hold.
 # nnU-Net's own names of the Decathlon tasks are bare ("Dataset003_Liver"); the Decathlon's liver images are LiTS'.
 _ALIASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(?<![a-z])amos(?![a-z])", ("AMOS22",)),
@@ -43,7 +43,7 @@ class Notice:
     """A reason to doubt a comparison, or a remark.
 
     Attributes:
-        dataset: The data set.
+        dataset: The dataset.
         rows: Names of the methods that it is about.
         text: What is the case, with the values.
         is_warning: False for a mere remark.
@@ -56,7 +56,7 @@ class Notice:
 
 
 def collections_of(dataset: str) -> tuple[str, ...]:
-    """Return the public collections that a data set's name stands for; empty where it says nothing."""
+    """Return the public collections that a dataset's name stands for; empty where it says nothing."""
     name = re.sub(r"^dataset\d{3}_", "", dataset.lower())
     return next((collections for pattern, collections in _ALIASES if re.search(pattern, name)), ())
 
@@ -166,7 +166,7 @@ def _row_notices(dataset: str, row: MethodResults) -> Iterator[Notice]:
 
 
 def _corpus(dataset: str, row: MethodResults) -> Iterator[Notice]:
-    """Compare the data set with what the pretrained weights have read."""
+    """Compare the dataset with what the pretrained weights have read."""
     name = row.method.name
     origins = {str(t.weights.get("name")): t.weights for t in row.trainings.values() if t.weights}
     for weights_name, provenance in origins.items():
@@ -189,13 +189,13 @@ def _corpus(dataset: str, row: MethodResults) -> Iterator[Notice]:
 
 
 def _collections(dataset: str, name: str, entry: CatalogEntry) -> Iterator[Notice]:
-    """Compare the data set's name with the collections that the publisher of weights names."""
+    """Compare the dataset's name with the collections that the publisher of weights names."""
     if shared := [c for c in collections_of(dataset) if c in entry.collections]:
         text = f"{name}: its weights ({entry.name}) were pretrained on images of {' and '.join(shared)}, possibly"
         yield Notice(dataset, (name,), f"{text} those of the cases evaluated here.")
     elif not collections_of(dataset):
         text = f"{name}: its weights ({entry.name}) were pretrained on {', '.join(entry.collections)}. The name of"
-        text += " this data set does not say whether it is drawn from one of them."
+        text += " this dataset does not say whether it is drawn from one of them."
         yield Notice(dataset, (name,), text, is_warning=False)
 
 

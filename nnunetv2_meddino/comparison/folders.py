@@ -1,4 +1,4 @@
-"""nnU-Net's folders: data sets, methods and folds, by name, and suggestions for names that are not there."""
+"""nnU-Net's folders: datasets, methods and folds, by name, and suggestions for names that are not there."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Folders:
         return cls(*(Path(str(value)) for value in values.values()))
 
     def dataset(self, identifier: str) -> str:
-        """Return the full name of a data set that is given by its number or name.
+        """Return the full name of a dataset that is given by its number or name.
 
         Raises:
-            DataError: None of the folders has it, or several data sets have this number.
+            DataError: None of the folders has it, or several datasets have this number.
         """
         names = sorted(
             {
@@ -77,7 +77,7 @@ class Folders:
         found = [identifier] if identifier in names else by_number
         if len(found) != 1:
             is_what = f"is ambiguous ({', '.join(found)})" if found else f"is not in {self.results} or {self.raw}"
-            msg = f"Data set {identifier} {is_what}.{suggestion(identifier, names)} There are: {listed(names)}."
+            msg = f"Dataset {identifier} {is_what}.{suggestion(identifier, names)} There are: {listed(names)}."
             raise DataError(msg)
         return found[0]
 

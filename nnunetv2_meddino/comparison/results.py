@@ -1,4 +1,4 @@
-"""Reads what nnU-Net left in its results folder: every method of a data set, its scores, and its circumstances."""
+"""Reads what nnU-Net left in its results folder: every method of a dataset, its scores, and its circumstances."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nnunetv2_meddino.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
-RESTORE_DATASET = "Restore it from a copy of the trained model; it is that of the data set when the model was trained."
+RESTORE_DATASET = "Restore it from a copy of the trained model; it is that of the dataset when the model was trained."
 
 Report = Callable[[str], None]
 """Is told what is being worked on."""
@@ -61,7 +61,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class MethodResults:
-    """A row: one method on one data set.
+    """A row: one method on one dataset.
 
     Attributes:
         method: Trainer, plans, configuration.
@@ -84,7 +84,7 @@ class MethodResults:
 
 @dataclass(frozen=True)
 class DatasetResults:
-    """All methods of a data set.
+    """All methods of a dataset.
 
     Attributes:
         name: ``DatasetXXX_Name``.
@@ -102,17 +102,17 @@ class DatasetResults:
 def collect(
     selection: Selection, folders: Folders, *, processes: int = 1, report: Report = lambda _: None
 ) -> list[DatasetResults]:
-    """Read every method of every data set, computing surface metrics where a validation has none.
+    """Read every method of every dataset, computing surface metrics where a validation has none.
 
     Args:
         selection: What to compare.
-        folders: nnU-Net's folders.
+        folders: NnU-Net's folders.
         processes: Processes that compute missing surface metrics.
         report: Told what is being read or computed.
 
     Raises:
         ConfigurationError: A trainer or configuration is unknown, or fold ``all`` is mixed with others.
-        DataError: A data set is unknown or without results, methods disagree on its classes, or a file is damaged.
+        DataError: A dataset is unknown or without results, methods disagree on its classes, or a file is damaged.
     """
     if FOLD_ALL in selection.folds and len(selection.folds) > 1:
         msg = "Fold 'all' validates on its own training cases and cannot be pooled with other folds. Compare it alone."

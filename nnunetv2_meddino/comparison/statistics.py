@@ -130,8 +130,7 @@ def paired(values: NDArray[np.float64], reference: NDArray[np.float64], *, highe
         ValueError: The arrays differ in length.
     """
     if values.shape != reference.shape:
-        msg = f"paired values need the same cases; got {values.shape} and {reference.shape}"
-        raise ValueError(msg)
+        raise ValueError(f"paired values need the same cases; got {values.shape} and {reference.shape}")
     differences = (values - reference)[~np.isnan(values) & ~np.isnan(reference)]
     n = len(differences)
     better = differences if higher_is_better else -differences

@@ -1,1 +1,1 @@
-"""The benchmark data sets of the MedDINOv3 paper, from the form in which they are released to nnU-Net's."""
+"""The benchmark datasets of the MedDINOv3 paper, from the form in which they are released to nnU-Net's."""

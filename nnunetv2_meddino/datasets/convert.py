@@ -1,4 +1,4 @@
-"""Makes a raw nnU-Net data set, with the fold of the paper, of a benchmark release."""
+"""Makes a raw nnU-Net dataset, with the fold of the paper, of a benchmark release."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConversionResult:
     """What ``convert_dataset`` made."""
 
     folder: Path
-    """The data set in ``nnUNet_raw``."""
+    """The dataset in ``nnUNet_raw``."""
     splits_file: Path
     training_cases: int
     """Cases of the fold, as the next three."""
@@ -55,28 +55,26 @@ def convert_dataset(
 ) -> ConversionResult:
     """Convert a release to ``nnUNet_raw/DatasetXXX_Name`` and write the fold to ``nnUNet_preprocessed``.
 
-    Files are hard-linked where the file system allows, else copied. Every label map is checked first. The data set
+    Files are hard-linked where the file system allows, else copied. Every label map is checked first. The dataset
     appears under its name when it is complete; until then it grows in a hidden folder beside it, in which a second run
     goes on where the first one stopped.
 
     Args:
         name: Key of ``LAYOUTS``.
         source: Folder that holds the release at any depth.
-        dataset_id: 1 to 999; no other data set may have it.
+        dataset_id: 1 to 999; no other dataset may have it.
         on_case: Called with the number of cases done and of all cases.
 
     Raises:
         ConfigurationError: The name or the id cannot be used, or nnU-Net's folders are not set.
-        DataError: The data set exists, or the release is incomplete or has faulty label maps; every file is named.
+        DataError: The dataset exists, or the release is incomplete or has faulty label maps; every file is named.
     """
     if name not in LAYOUTS:
-        msg = f"There is no data set {name!r} to convert; choose one of {', '.join(LAYOUTS)}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"There is no dataset {name!r} to convert; choose one of {', '.join(LAYOUTS)}.")
     layout = LAYOUTS[name]
     facts = load_overlay(name).dataset
     if facts is None:
-        msg = f"plans/{name}.json does not describe its data set. Restore the file."
-        raise PlanError(msg)
+        raise PlanError(f"plans/{name}.json does not describe its dataset. Restore the file.")
     folder, preprocessed = _target_folders(layout, dataset_id)
     release = find_release(layout, source)
     if len(release.cases) != facts.labelled_cases:
@@ -109,24 +107,21 @@ def split_cases(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _target_folders(layout: Layout, dataset_id: int) -> tuple[Path, Path]:
-    """Return the data set's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, neither of which is made here."""
+    """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, neither of which is made here."""
     values = {variable.name: variable.get() for variable in NNUNET_PATHS[:2]}
     if unset := [name for name, value in values.items() if value is None]:
         msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and convert again."
         raise ConfigurationError(msg)
     if not 1 <= dataset_id <= 999:
-        msg = f"The data set id must be 1 to 999, not {dataset_id}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"The dataset id must be 1 to 999, not {dataset_id}.")
     raw, preprocessed = (Path(str(value)) for value in values.values())
     name = f"Dataset{dataset_id:03d}_{layout.dataset_name}"
     if (raw / name).exists():
         if (raw / name / "imagesTs").is_dir():
             check_names(raw / name / "imagesTs")
-        msg = f"{raw / name} exists and is left as it is. Use it, remove it, or choose another id."
-        raise DataError(msg)
+        raise DataError(f"{raw / name} exists and is left as it is. Use it, remove it, or choose another id.")
     if others := [other for other in find_candidate_datasets(dataset_id) if other != name]:
-        msg = f"The id {dataset_id} belongs to {others[0]} in nnU-Net's folders. Choose another id."
-        raise DataError(msg)
+        raise DataError(f"The id {dataset_id} belongs to {others[0]} in nnU-Net's folders. Choose another id.")
     return raw / name, preprocessed / name
 
 
@@ -137,7 +132,7 @@ def _place_files(
     partial: Path,
     on_case: Callable[[int, int], None],
 ) -> list[str]:
-    """Fill the folder of the unfinished data set; return the cases whose label map got another header.
+    """Fill the folder of the unfinished dataset; return the cases whose label map got another header.
 
     Raises:
         DataError: With all problems; faultless cases stay where they are for the next run.
@@ -185,8 +180,7 @@ def _place_labels(layout: Layout, case: LabelledCase, facts: BenchmarkDataset, t
     allowed = max(facts.labels.values())
     if labels.labels.min() < 0 or labels.labels.max() > allowed:
         found = [int(value) for value in np.unique(labels.labels) if not 0 <= value <= allowed]
-        msg = f"{case.labels} holds the labels {found[:5]}; {facts.name} declares 0 to {allowed}."
-        raise DataError(msg)
+        raise DataError(f"{case.labels} holds the labels {found[:5]}; {facts.name} declares 0 to {allowed}.")
     image = _header(case.image)
     try:
         check_same_grid(image, labels)
@@ -206,8 +200,7 @@ def _header(path: Path) -> Segmentation:
     """
     shape, grid = read_grid(path)
     if len(shape) != 3 or 0 in shape:
-        msg = f"{path} holds an array of shape {shape} where a volume is expected. Download it again."
-        raise DataError(msg)
+        raise DataError(f"{path} holds an array of shape {shape} where a volume is expected. Download it again.")
     return Segmentation(path, np.broadcast_to(np.uint8(0), shape), grid)
 
 
@@ -283,8 +276,7 @@ def _refuse_other_split(path: Path, split: dict[str, list[str]]) -> None:
     except (OSError, ValueError):
         same = False
     if not same:
-        msg = f"{path} holds another split and is left as it is. Remove it, or choose another id."
-        raise DataError(msg)
+        raise DataError(f"{path} holds another split and is left as it is. Remove it, or choose another id.")
 
 
 def _write_split(split: dict[str, list[str]], path: Path) -> None:

@@ -116,8 +116,7 @@ def find_release(layout: Layout, source: Path) -> Release:
             map is without the other.
     """
     if not source.is_dir():
-        msg = f"{source} is no folder. Give the folder into which the release was unpacked."
-        raise DataError(msg)
+        raise DataError(f"{source} is no folder. Give the folder into which the release was unpacked.")
     images: dict[int, list[Path]] = {}
     labels: dict[int, list[Path]] = {}
     test_images: dict[int, list[Path]] = {}

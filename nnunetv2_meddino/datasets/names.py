@@ -1,6 +1,6 @@
 """Case names that stand for two images: one of imagesTr and another one of imagesTs.
 
-Data sets of LiTS that earlier versions of ``meddino dataset`` made have them: imagesTs/lits_000 is test-volume-0 there,
+Datasets of LiTS that earlier versions of ``meddino dataset`` made have them: imagesTs/lits_000 is test-volume-0 there,
 imagesTr/lits_000 volume-0. What is asked or excluded by such a name would be the other patient.
 """
 
@@ -15,7 +15,7 @@ TRAINING_IMAGES = "imagesTr"
 
 
 def shared_names(images: Path) -> list[str]:
-    """Return the names of files in a folder that another file in the data set's imagesTr bears, sorted.
+    """Return the names of files in a folder that another file in the dataset's imagesTr bears, sorted.
 
     A copy of a training image is none of them.
     """
@@ -30,7 +30,7 @@ def check_names(images: Path) -> None:
     """Refuse a folder of images whose names do not say which patients they show.
 
     Raises:
-        DataError: Other images of the same names are in the data set's imagesTr.
+        DataError: Other images of the same names are in the dataset's imagesTr.
     """
     if shared := shared_names(images):
         msg = (

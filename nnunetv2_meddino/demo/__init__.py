@@ -1,1 +1,1 @@
-"""The main job end to end on a small phantom data set or on a data set of the user's."""
+"""The main job end to end on a small phantom dataset or on a dataset of the user's."""

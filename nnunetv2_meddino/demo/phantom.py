@@ -169,16 +169,16 @@ def make_phantom_case(
 
 
 def make_phantom_dataset(folder: Path, *, num_training: int, num_test: int, seed: int) -> Path:
-    """Write a data set of phantom patients in nnU-Net raw format.
+    """Write a dataset of phantom patients in nnU-Net raw format.
 
     Args:
-        folder: Where the data set folder is made, usually ``nnUNet_raw``. Files of the same name are replaced.
+        folder: Where the dataset folder is made, usually ``nnUNet_raw``. Files of the same name are replaced.
         num_training: Cases in ``imagesTr`` and ``labelsTr``.
         num_test: Cases in ``imagesTs`` and ``labelsTs``.
-        seed: The same seed gives the same data set.
+        seed: The same seed gives the same dataset.
 
     Returns:
-        The data set folder, ``folder / DATASET_NAME``.
+        The dataset folder, ``folder / DATASET_NAME``.
     """
     dataset = folder / DATASET_NAME
     rng = np.random.default_rng(seed)

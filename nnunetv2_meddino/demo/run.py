@@ -73,25 +73,24 @@ class DemoResult:
 
 
 def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console: Console | None = None) -> DemoResult:
-    """Run the whole pipeline on phantoms or on a real data set, and print the scores and where everything is.
+    """Run the whole pipeline on phantoms or on a real dataset, and print the scores and where everything is.
 
     Args:
         work_dir: Folder for everything the demo writes, ``./meddino_demo`` by default. A folder of an earlier call with
             the same settings is continued.
-        data: A data set in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; only read.
+        data: A dataset in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; only read.
         console: Where progress and results are shown.
 
     Returns:
         Scores and paths.
 
     Raises:
-        DataError: ``data`` is not an nnU-Net raw data set with at least five training cases.
+        DataError: ``data`` is not an nnU-Net raw dataset with at least five training cases.
         DemoError: The work folder is not ours, an nnU-Net command is missing, or a step failed.
     """
     console = console or Console()
     if missing := [name for name in _COMMANDS if not _executable(name).is_file()]:
-        msg = f"{', '.join(missing)} not found beside {sys.executable}: install nnunetv2 for this Python"
-        raise DemoError(msg)
+        raise DemoError(f"{', '.join(missing)} not found beside {sys.executable}: install nnunetv2 for this Python")
     demo = _Demo((work_dir or Path("meddino_demo")).absolute(), _checked_dataset(data.absolute()) if data else None)
     demo.refuse_other_folders()
     with locked(demo.work_dir):
@@ -182,7 +181,7 @@ class _Demo:
 
     def steps(self) -> list[_Step]:
         steps = [
-            _Step("data", "Check the data set" if self.data else "Make phantom CT", self._provide_data, self.raw),
+            _Step("data", "Check the dataset" if self.data else "Make phantom CT", self._provide_data, self.raw),
             _Step("plan", "Plan and preprocess", self._plan, self.preprocessed / "nnUNetPlans.json"),
             _Step("train", "Train a small ViT", self._train, self.validation / "summary.json"),
         ]
@@ -266,7 +265,7 @@ class _Demo:
         mean_dice = fmean(present) if present else math.nan
         kind = "unseen test cases" if self.scores_test_cases else "validation cases of fold 0 (unseen in training)"
         scored_on = f"{len(summary['metric_per_case'])} {kind}"
-        paths = {"work folder": self.work_dir, "data set": self.raw, "preprocessed": self.preprocessed}
+        paths = {"work folder": self.work_dir, "dataset": self.raw, "preprocessed": self.preprocessed}
         paths |= {"model": self.model, "predictions": self.predictions} if self.predicts else {"model": self.model}
         paths |= {"scores": self.scored / "summary.json", "overlay": self.overlay, "logs": self.logs}
         return DemoResult(scores, mean_dice, scored_on, paths, duration_s)
@@ -277,7 +276,7 @@ def _executable(command: str) -> Path:
 
 
 def _cases(dataset: Path, folder: str) -> set[str]:
-    """Return the names of the cases in one of the folders of a raw data set."""
+    """Return the names of the cases in one of the folders of a raw dataset."""
     ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
     names = (file.name.removesuffix(ending) for file in (dataset / folder).glob(f"*{ending}"))
     return {name[:-5] if folder.startswith("images") else name for name in names}  # without the channel, _0000
@@ -285,20 +284,17 @@ def _cases(dataset: Path, folder: str) -> set[str]:
 
 def _checked_dataset(folder: Path) -> Path:
     if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
-        msg = f"{folder}: an nnU-Net raw data set is a folder named DatasetXXX_Name, XXX being three digits"
-        raise DataError(msg)
+        raise DataError(f"{folder}: an nnU-Net raw dataset is a folder named DatasetXXX_Name, XXX being three digits")
     absent = [name for name in ("dataset.json", "imagesTr", "labelsTr") if not (folder / name).exists()]
     if absent:
-        msg = f"{folder} is not an nnU-Net raw data set: {', '.join(absent)} not found in it"
-        raise DataError(msg)
+        raise DataError(f"{folder} is not an nnU-Net raw dataset: {', '.join(absent)} not found in it")
     if (count := len(_cases(folder, "labelsTr"))) < 5:
-        msg = f"{folder} has {count} training cases; nnU-Net's five-fold split needs at least 5"
-        raise DataError(msg)
+        raise DataError(f"{folder} has {count} training cases; nnU-Net's five-fold split needs at least 5")
     return folder
 
 
 def _check_files(dataset: Path, report: Report) -> None:
-    """Read every image and label map of a raw data set: what is damaged would only be met in the training, or never.
+    """Read every image and label map of a raw dataset: what is damaged would only be met in the training, or never.
 
     Raises:
         DataError: Naming every file that cannot be used, and why.

@@ -63,8 +63,7 @@ class LabelSet:
         if isinstance(content, list):
             content = {_key(entry): entry for entry in content}
         if not isinstance(content, Mapping):
-            msg = f"{source} must hold a dataset.json, {{name: id or [ids]}} or a list of ids."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"{source} must hold a dataset.json, {{name: id or [ids]}} or a list of ids.")
         if content and all(k.isdecimal() and isinstance(v, str) for k, v in content.items()):
             content = {name: int(label) for label, name in content.items()}
         entries = dict(content)
@@ -76,12 +75,10 @@ class LabelSet:
             n: _key(list(own) if with_regions and isinstance(entries[n], list) else own[0]) for n, own in labels.items()
         }
         if ignored is not None and (len(_labels("ignore", ignored, source)) != 1 or isinstance(ignored, list)):
-            msg = f"The ignore label in {source} must be one whole number, not {ignored!r}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"The ignore label in {source} must be one whole number, not {ignored!r}.")
         for name, own in labels.items():
             if ignored in own:
-                msg = f"Class {name!r} in {source} contains the ignore label {ignored}."
-                raise ConfigurationError(msg)
+                raise ConfigurationError(f"Class {name!r} in {source} contains the ignore label {ignored}.")
         if not labels or len(set(keys.values())) < len(keys):
             msg = f"{source} declares {'the same labels under two names' if labels else 'no class but background'}."
             raise ConfigurationError(msg)
@@ -113,8 +110,7 @@ def tolerances_by_class(tolerances_mm: Tolerances, labels: LabelSet) -> dict[str
         msg = f"NSD tolerances name unknown classes: {', '.join(unknown)}. The classes are {', '.join(labels.classes)}."
         raise ConfigurationError(msg)
     if missing := [name for name in labels.classes if name not in tolerances_mm]:
-        msg = f"No NSD tolerance is given for {', '.join(missing)}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"No NSD tolerance is given for {', '.join(missing)}.")
     result = {}
     for name in labels.classes:
         given = tolerances_mm[name]
@@ -218,8 +214,7 @@ def evaluate_pair(pair: Pair, labels: LabelSet, tolerances_mm: Mapping[str, tupl
                 ignore_label=labels.ignore_label,
             )
         except DataError as error:
-            msg = f"{pair.prediction} against {pair.reference}: {error}"
-            raise DataError(msg) from error
+            raise DataError(f"{pair.prediction} against {pair.reference}: {error}") from error
         for segmentation in (reference, prediction):
             _check_declared(segmentation.labels, segmentation.path, metrics.undeclared_labels)
     except DataError as error:

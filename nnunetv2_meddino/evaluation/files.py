@@ -148,12 +148,10 @@ def pair_files(reference: Path, prediction: Path) -> Pairing:
     """
     for path in (reference, prediction):
         if not path.exists():
-            msg = f"{path} does not exist."
-            raise DataError(msg)
+            raise DataError(f"{path} does not exist.")
     if reference.is_dir() != prediction.is_dir():
         folder, file = (reference, prediction) if reference.is_dir() else (prediction, reference)
-        msg = f"{folder} is a folder and {file} is a file; give two folders or two files."
-        raise DataError(msg)
+        raise DataError(f"{folder} is a folder and {file} is a file; give two folders or two files.")
     if not reference.is_dir():
         return Pairing([Pair(case_name(reference), reference, prediction)])
     references, predictions = _cases(reference), _cases(prediction)
@@ -178,8 +176,7 @@ def _cases(folder: Path) -> dict[str, list[Path]]:
         if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."):
             cases.setdefault(case_name(path), []).append(path)
     if not cases:
-        msg = f"{folder} holds no segmentation (a file that ends in one of {', '.join(ENDINGS)})."
-        raise DataError(msg)
+        raise DataError(f"{folder} holds no segmentation (a file that ends in one of {', '.join(ENDINGS)}).")
     return cases
 
 
@@ -187,8 +184,7 @@ def _check_whole_numbers(labels: NDArray[Any], path: Path) -> None:
     if labels.dtype.kind in "biu":
         return
     if labels.dtype.kind != "f":
-        msg = f"{path} holds values of type {labels.dtype} where labels are expected."
-        raise DataError(msg)
+        raise DataError(f"{path} holds values of type {labels.dtype} where labels are expected.")
     for part in labels:  # slice by slice, for the sake of memory
         bad = part[(part != np.rint(part)) | ~(np.abs(part) < 2**31)]
         if bad.size:

@@ -77,11 +77,9 @@ def evaluate_case(
         msg = f"Reference {reference.shape} and prediction {prediction.shape} must be 3D volumes of the same shape."
         raise DataError(msg)
     if empty not in ("exclude", "challenge"):
-        msg = f"Unknown rule for empty masks {empty!r}; choose exclude or challenge."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"Unknown rule for empty masks {empty!r}; choose exclude or challenge.")
     if not classes:
-        msg = "There are no classes to evaluate."
-        raise ConfigurationError(msg)
+        raise ConfigurationError("There are no classes to evaluate.")
     regions = {name: _checked_region(name, labels, ignore_label) for name, labels in classes.items()}
     tolerances = _by_class(tolerances_mm, list(classes))
     if planar is None:
@@ -89,8 +87,7 @@ def evaluate_case(
     extents = [n * s for n, s in zip(reference.shape, spacing, strict=True)]
     if planar:
         if 1 not in reference.shape:
-            msg = f"The 2D definitions need a single slice; this volume is {reference.shape}."
-            raise DataError(msg)
+            raise DataError(f"The 2D definitions need a single slice; this volume is {reference.shape}.")
         axis = reference.shape.index(1)
         reference, prediction = np.moveaxis(reference, axis, 0), np.moveaxis(prediction, axis, 0)
         spacing = _checked_spacing((spacing[axis], *spacing[:axis], *spacing[axis + 1 :]))
@@ -113,19 +110,16 @@ def evaluate_case(
 def _checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     values = tuple(float(s) for s in spacing_mm)
     if len(values) != 3 or not all(math.isfinite(s) and s > 0 for s in values):
-        msg = f"The spacing must be three positive numbers of millimetres (z, y, x), not {values}."
-        raise DataError(msg)
+        raise DataError(f"The spacing must be three positive numbers of millimetres (z, y, x), not {values}.")
     return values[0], values[1], values[2]
 
 
 def _checked_region(name: str, labels: int | tuple[int, ...], ignore_label: int | None) -> tuple[int, ...]:
     region = (labels,) if isinstance(labels, (int, np.integer)) else tuple(labels)
     if not region:
-        msg = f"Class {name!r} has no labels."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"Class {name!r} has no labels.")
     if ignore_label in region:
-        msg = f"Class {name!r} contains the ignore label {ignore_label}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"Class {name!r} contains the ignore label {ignore_label}.")
     return tuple(sorted({int(label) for label in region}))
 
 
@@ -136,13 +130,11 @@ def _by_class(
         tolerances_mm = dict.fromkeys(names, _tuple(tolerances_mm))
     missing = [name for name in names if name not in tolerances_mm]
     if missing:
-        msg = f"No NSD tolerance is given for {', '.join(missing)}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"No NSD tolerance is given for {', '.join(missing)}.")
     result = {name: _tuple(tolerances_mm[name]) for name in names}
     for name, values in result.items():
         if not all(math.isfinite(t) and t >= 0 for t in values):
-            msg = f"The NSD tolerances of {name!r} must be millimetres, 0 or more, not {values}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"The NSD tolerances of {name!r} must be millimetres, 0 or more, not {values}.")
     return result
 
 

@@ -151,8 +151,7 @@ def mean_lines(content: Mapping[str, Any]) -> list[str]:
 def _case_names(folder: Path, ending: str) -> list[str]:
     """Return the names of the segmentations in a folder, in order."""
     if not folder.is_dir():
-        msg = f"{folder} does not exist or is not a folder."
-        raise DataError(msg)
+        raise DataError(f"{folder} does not exist or is not a folder.")
     files = (path.name for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(name.removesuffix(ending) for name in files if name.endswith(ending))
 

@@ -101,8 +101,7 @@ def scaled_intensities(image: ImageSlice, encoder: Encoder) -> tuple[NDArray[np.
         clipped = np.clip(image.pixels, *HU_RANGE) if image.in_hu else image.pixels
         values, what = stretched(clipped), "0.5 to 99.5 percentile stretched to 0 .. 1"
     if values is None:
-        msg = f"{image.name} holds one value only; there is nothing to see. Choose another slice."
-        raise DataError(msg)
+        raise DataError(f"{image.name} holds one value only; there is nothing to see. Choose another slice.")
     if image.in_hu:
         return values, f"HU clipped to {HU_RANGE[0]:g} .. {HU_RANGE[1]:g}, {what}"
     if window is None:
@@ -118,8 +117,7 @@ def network_size(image: ImageSlice, size: int) -> tuple[int, int]:
         ConfigurationError: ``size`` is not a multiple of 16, or too small for a picture of patches.
     """
     if size < MIN_SIZE_PX or size % PATCH_PX:
-        msg = f"--size {size} must be a multiple of {PATCH_PX} and at least {MIN_SIZE_PX}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"--size {size} must be a multiple of {PATCH_PX} and at least {MIN_SIZE_PX}.")
     extent = np.multiply(image.pixels.shape[1:], image.spacing_mm)
     rows, columns = np.maximum(np.rint(size * extent / extent.max()).astype(int), 1)
     return int(rows), int(columns)
@@ -211,8 +209,7 @@ def patch_of_point(image: ImageSlice, point: tuple[int, int], size: int) -> tupl
 def _random_network(default: ViTConfig) -> VisionTransformer:
     chosen = MEDDINO_BACKBONE.get()
     if chosen is not None and chosen not in BACKBONES:
-        msg = f"MEDDINO_BACKBONE is {chosen!r}; it must be one of {', '.join(BACKBONES)}, or unset."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"MEDDINO_BACKBONE is {chosen!r}; it must be one of {', '.join(BACKBONES)}, or unset.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_RANDOM_SEED)
         return VisionTransformer(BACKBONES[chosen] if chosen else default)

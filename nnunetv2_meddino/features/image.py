@@ -55,8 +55,7 @@ def read_slice(path: Path, index: int | None = None, channel: int | None = None)
     image = read_picture(path)
     volumes, (_, y, x) = to_axial(image.channels, image.grid)  # (C, z, y, x)
     if channel is not None and not 0 <= channel < len(volumes):
-        msg = f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}."
-        raise DataError(msg)
+        raise DataError(f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}.")
     eight_bit = volumes.dtype == np.uint8
     colour = channel is None and len(volumes) in (3, 4) and eight_bit and image.vector
     taken = volumes[:3] if colour else volumes[channel or 0][np.newaxis]  # a fourth channel of a picture is its opacity
@@ -66,8 +65,7 @@ def read_slice(path: Path, index: int | None = None, channel: int | None = None)
     if index is None:
         index = richest_slice(_body(voxels[0], in_hu).astype(np.uint8))
     if not 0 <= index < depth:
-        msg = f"{path} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}."
-        raise DataError(msg)
+        raise DataError(f"{path} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}.")
     name = path.name if depth == 1 else f"{path.name}, slice {index} of {depth}"
     return ImageSlice(voxels[:, index], (y, x), name, in_hu, eight_bit)
 

@@ -42,8 +42,7 @@ def check_length(path: Path, data_bytes: int) -> None:
     else:
         return
     if length < needed:
-        msg = f"{length} bytes where {needed} are declared"
-        raise ValueError(msg)
+        raise ValueError(f"{length} bytes where {needed} are declared")
 
 
 def _check_tiff(path: Path) -> None:
@@ -77,5 +76,4 @@ def _check_metaimage(path: Path) -> None:
     for start in range(0, len(data), step):
         stream.decompress(data[start : start + step])  # a wrong checksum raises
     if not stream.eof:
-        msg = "its compressed data end early"
-        raise ValueError(msg)
+        raise ValueError("its compressed data end early")

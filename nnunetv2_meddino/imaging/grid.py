@@ -53,8 +53,7 @@ def affine_grid(affine: NDArray[np.float64], unit_mm: float = 1.0) -> Grid:
     """
     columns = unit_mm * TO_LPS @ affine[:3, :3]
     if not np.isfinite(affine).all() or np.linalg.det(columns) == 0:
-        msg = f"its affine {affine[:3].tolist()} spans no volume"
-        raise ValueError(msg)
+        raise ValueError(f"its affine {affine[:3].tolist()} spans no volume")
     spacing = np.linalg.norm(columns, axis=0)
     return _grid(spacing, unit_mm * TO_LPS @ affine[:3, 3], columns / spacing)
 

@@ -80,8 +80,7 @@ def read_picture(path: Path) -> Image:
     """
     image = read_image(path)
     if image.channels.dtype.kind not in "biuf":
-        msg = f"{path} holds values of type {image.channels.dtype} where real numbers are expected."
-        raise DataError(msg)
+        raise DataError(f"{path} holds values of type {image.channels.dtype} where real numbers are expected.")
     if image.channels.dtype.kind == "f":
         bad = sum(part.size - np.count_nonzero(np.isfinite(part)) for volume in image.channels for part in volume)
         if bad:
@@ -105,8 +104,7 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Grid]:
 def _reading(path: Path, what: str, read: Callable[[Path], Read]) -> Read:
     """Read a file, or raise ``DataError`` with the last line of what went wrong."""
     if not path.is_file():
-        msg = f"{path} does not exist or is not a file."
-        raise DataError(msg)
+        raise DataError(f"{path} does not exist or is not a file.")
     try:
         return read(path)
     except (MemoryError, DataError):
@@ -152,8 +150,7 @@ def _read_nifti(path: Path) -> Image:
         if image_class.header_class.may_contain_header(content[:1024]):
             image = image_class.from_stream(io.BytesIO(content))
             return _with_grid(path, image, _nifti_values(content, image))
-    msg = "no NIfTI header"
-    raise ValueError(msg)
+    raise ValueError("no NIfTI header")
 
 
 def _nifti_values(content: bytes, image: Any) -> NDArray[Any]:
@@ -244,8 +241,7 @@ def _tiff_spacing(path: Path) -> tuple[float, float, float]:
         return 1.0, 1.0, 1.0
     spacing = json.loads(beside.read_text()).get("spacing", [])
     if len(spacing) != 3 or not all(isinstance(s, (int, float)) and s > 0 for s in spacing):
-        msg = f"{beside.name} beside it must give a spacing of three positive numbers, not {spacing}"
-        raise ValueError(msg)
+        raise ValueError(f"{beside.name} beside it must give a spacing of three positive numbers, not {spacing}")
     z, y, x = (float(s) for s in spacing)
     return z, y, x
 
@@ -255,6 +251,5 @@ def _as_channels(values: NDArray[Any]) -> NDArray[Any]:
     if values.ndim == 2:
         values = values[np.newaxis]
     if values.ndim < 3 or 0 in values.shape:
-        msg = f"an array of shape {values.shape} where a volume or a slice is expected"
-        raise ValueError(msg)
+        raise ValueError(f"an array of shape {values.shape} where a volume or a slice is expected")
     return values.reshape(-1, *values.shape[-3:])

@@ -90,8 +90,7 @@ class SegFormer(nn.Module):
     ) -> None:
         super().__init__()
         if deep_supervision:
-            msg = "SegFormer has no deep supervision; set enable_deep_supervision = False."
-            raise ConfigurationError(msg)
+            raise ConfigurationError("SegFormer has no deep supervision; set enable_deep_supervision = False.")
         config = MiTConfig.from_dict(mit)
         self.encoder = MixTransformer(config, input_channels, drop_path)
         self.decoder = SegformerDecodeHead(_library_config(config, num_labels=num_classes))

@@ -43,7 +43,7 @@ class Stem(nn.Conv2d):
 
     Summing the three-channel weight in the forward is exactly what repeating the image three times computes, at a
     third of the work; and because the parameter stays the three-channel one, gradients, weight decay and the
-    optimiser's steps are those of repeating as well.
+    optimizer's steps are those of repeating as well.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -104,14 +104,12 @@ class TokenDecoder(nn.Module):
             msg = f"The decoder doubles the resolution up to the pixel: patch size {patch_size} is no power of 2."
             raise ConfigurationError(msg)
         if aggregation not in AGGREGATIONS:
-            msg = f"Unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"Unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}.")
         width = embed_dim * num_maps
         self.project = nn.Linear(width, embed_dim) if aggregation == "project" else None
         width = embed_dim if self.project else width
         if width < 2**stages:
-            msg = f"{width} channels cannot be halved {stages} times; choose a wider backbone."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"{width} channels cannot be halved {stages} times; choose a wider backbone.")
         channels = [width // 2**i for i in range(stages + 1)]
         self.stages = nn.ModuleList(TokenUpsample(a, b) for a, b in zip(channels, channels[1:], strict=False))
         # nnU-Net's -pretrained_weights transfers everything but parameters whose name contains ".seg_layers."

@@ -67,8 +67,7 @@ class ViTConfig:
             )
             raise ConfigurationError(msg)
         if self.rope_dtype not in ROPE_DTYPES:
-            msg = f"rope_dtype is {self.rope_dtype!r}; it must be one of {', '.join(ROPE_DTYPES)}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"rope_dtype is {self.rope_dtype!r}; it must be one of {', '.join(ROPE_DTYPES)}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; ``ViTConfig(**d)`` reads them back."""
@@ -274,8 +273,7 @@ class VisionTransformer(nn.Module):
             ConfigurationError: ``output_fmt`` is neither, or the image has another number of channels.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            msg = f"output_fmt is {output_fmt!r}; it must be NCHW or NLC."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"output_fmt is {output_fmt!r}; it must be NCHW or NLC.")
         taken, last = feature_take_indices(len(self.blocks), indices)
         outputs, tokens = self._compute(x, taken, last + 1 if stop_early else len(self.blocks))
         features: list[Any] = []

@@ -73,7 +73,7 @@ class DeformableAttention(nn.Module):
             queries: ``(B, Q, D)``.
             reference_points: ``(Q, 2)``, where each query looks: x and y as fractions of the feature map.
             features: ``(B, h * w, D)``, row by row.
-            grid: h and w.
+            grid: H and w.
 
         Returns:
             ``(B, Q, D)``. Outside the feature map there are zeros.

@@ -1,4 +1,4 @@
-"""Adds a high-resolution 2d configuration for the ViT to a data set's nnU-Net plans, and makes the plans if need be."""
+"""Adds a high-resolution 2d configuration for the ViT to a dataset's nnU-Net plans, and makes the plans if need be."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ logger = logging.getLogger(__name__)
 
 AXIAL = [0, 1, 2]
 PROVENANCE_KEY = "meddino_plan"
-COPY_OF_RAW = "Copy dataset.json of the raw data set there, or plan anew."
+COPY_OF_RAW = "Copy dataset.json of the raw dataset there, or plan anew."
 
-# GiB of GPU memory in a training step of ViT-B/16 + token decoder under autocast with AdamW: parameters and optimiser
+# GiB of GPU memory in a training step of ViT-B/16 + token decoder under autocast with AdamW: parameters and optimizer
 # once, the rest per image; counted on the network's op stream at 896 px with 14 output channels (docs/planning.md).
 STATIC_GIB, ENCODER_GIB, DECODER_GIB, LOSS_GIB = 1.9, 1.21, 1.98, 0.3
 REFERENCE_PX, REFERENCE_HEADS = 896, 14
@@ -104,25 +104,25 @@ def plan_dataset(
     overwrite: bool = False,
     num_processes: int | None = None,
 ) -> PlanResult:
-    """Add the configuration ``2d_<patch_size>`` to the plans of a data set; make the plans first where there are none.
+    """Add the configuration ``2d_<patch_size>`` to the plans of a dataset; make the plans first where there are none.
 
     The field of view of the ``2d`` configuration is kept, in more pixels: per in-plane axis, spacing = 2d spacing x
     2d patch size / patch size (MedDINOv3, arXiv:2509.02379 and its README). The batch size is what ``largest_batch``
-    allows, but at most 5 % of the data set's patches and at least 2. No other configuration is touched, and a second
+    allows, but at most 5 % of the dataset's patches and at least 2. No other configuration is touched, and a second
     run changes nothing.
 
     Args:
-        dataset: data set id (``900``) or full name (``Dataset900_CTMini``).
-        patch_size: edge length of the square patch in pixels, a multiple of 16.
-        plans_name: plans file in the data set's folder of ``nnUNet_preprocessed``, without ``.json``.
-        gpu_memory_gb: memory of the GPU that the batch size is planned for.
-        overlay: name (``amos22``, ``mixed512``) or path of an overlay with settings for a benchmark or any data set.
-        overwrite: replace a configuration of the same name that differs.
-        num_processes: worker processes for checking the data and extracting its fingerprint; nnU-Net's default if None.
+        dataset: Dataset id (``900``) or full name (``Dataset900_CTMini``).
+        patch_size: Edge length of the square patch in pixels, a multiple of 16.
+        plans_name: Plans file in the dataset's folder of ``nnUNet_preprocessed``, without ``.json``.
+        gpu_memory_gb: Memory of the GPU that the batch size is planned for.
+        overlay: Name (``amos22``, ``mixed512``) or path of an overlay with settings for a benchmark or any dataset.
+        overwrite: Replace a configuration of the same name that differs.
+        num_processes: Worker processes for checking the data and extracting its fingerprint; nnU-Net's default if None.
 
     Raises:
-        PlanError: the arguments, the existing plans or the overlay cannot be used; no plans have been written.
-        DataError: the data set is unknown or contradicts its ``dataset.json``; no plans have been written.
+        PlanError: The arguments, the existing plans or the overlay cannot be used; no plans have been written.
+        DataError: The dataset is unknown or contradicts its ``dataset.json``; no plans have been written.
     """
     if patch_size <= 0 or patch_size % TOKEN_PX:
         raise PlanError(f"Patch size {patch_size} cannot be cut into 16 px tokens. Give a positive multiple of 16.")
@@ -280,7 +280,7 @@ def _make_plans(raw: Path, preprocessed: Path, plans_name: str, workers: int) ->
         except Exception as error:  # nnU-Net reports faulty data with whatever it trips over, asserts included
             if is_of_the_disk(error):
                 raise
-            msg = f"Data set {raw} cannot be planned: {error}\n{_first_fault(raw, dataset_json)}"
+            msg = f"Dataset {raw} cannot be planned: {error}\n{_first_fault(raw, dataset_json)}"
             raise DataError(f"{msg}\nCorrect the files or dataset.json, then plan again.") from error
     read_json(fingerprint, DataError, "Move it away and plan again, which extracts it anew.")
     # The planner gives this to torch.set_num_threads, which refuses 0, a good value for training on a CPU.
@@ -329,7 +329,7 @@ def _warn_unless_axial(image: str, reader: str) -> None:
 
 
 def _dataset_folders(dataset: int | str) -> tuple[Path, Path]:
-    """Return the data set's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``; the second may not exist yet."""
+    """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``; the second may not exist yet."""
     values = {variable.name: variable.get() for variable in NNUNET_PATHS[:2]}
     if unset := [name for name, value in values.items() if value is None]:
         raise PlanError(f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and plan again.")
@@ -338,6 +338,6 @@ def _dataset_folders(dataset: int | str) -> tuple[Path, Path]:
     if str(dataset).isdecimal():
         names = [name for name in find_candidate_datasets(int(dataset)) if (raw / name).is_dir()]
     if len(names) != 1 or not (raw / names[0] / "dataset.json").is_file():
-        msg = f"Data set {dataset} is not one folder DatasetXXX_Name with a dataset.json in {raw}"
+        msg = f"Dataset {dataset} is not one folder DatasetXXX_Name with a dataset.json in {raw}"
         raise DataError(f"{msg} (found: {', '.join(names) or 'none'}). Correct the id, the folder or nnUNet_raw.")
     return raw / names[0], preprocessed / names[0]

@@ -1,4 +1,4 @@
-"""Settings for benchmark data sets and recipes, laid over what the planning rules give (``plans/*.json``)."""
+"""Settings for benchmark datasets and recipes, laid over what the planning rules give (``plans/*.json``)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def overlay_folder() -> Path:
 
 @dataclass(frozen=True)
 class BenchmarkDataset:
-    """What is publicly known about a benchmark data set, without its images."""
+    """What is publicly known about a benchmark dataset, without its images."""
 
     name: str
     source: str
@@ -47,11 +47,11 @@ class BenchmarkDataset:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Settings for one benchmark data set, or for any data set, laid over what the planning rules give."""
+    """Settings for one benchmark dataset, or for any dataset, laid over what the planning rules give."""
 
     name: str
     dataset: BenchmarkDataset | None
-    """None: the settings fit any data set."""
+    """None: the settings fit any dataset."""
     configuration: Mapping[str, Mapping[str, Any]]
     """Configuration name (``2d_896``) -> nnU-Net configuration keys, out of ``OVERLAY_KEYS``."""
 
@@ -60,7 +60,7 @@ def load_overlay(name_or_path: str | Path) -> Overlay:
     """Read an overlay from a path, or by name (``amos22``) from the ``plans`` folder that comes with the package.
 
     Raises:
-        PlanError: it does not exist, is not JSON, or does not follow the schema in plans/README.md.
+        PlanError: It does not exist, is not JSON, or does not follow the schema in plans/README.md.
     """
     known = {file.stem: file for file in overlay_folder().glob("*.json")}
     path = Path(name_or_path) if Path(name_or_path).is_file() else known.get(str(name_or_path))
@@ -87,10 +87,10 @@ def apply_overlay(
     Another spacing than the one that keeps the field of view of ``2d`` replaces it, and the median image size follows.
 
     Args:
-        configuration: nnU-Net configuration that the planning rules give.
-        settings: out of ``OVERLAY_KEYS``. ``spacing`` is (y, x) in mm or one of ``SPACING_RULES``;
+        configuration: NnU-Net configuration that the planning rules give.
+        settings: Out of ``OVERLAY_KEYS``. ``spacing`` is (y, x) in mm or one of ``SPACING_RULES``;
             ``MEDIAN_IMAGE_FILLS_PATCH`` makes the median image as large as the patch, per in-plane axis.
-        field_of_view_mm: median size (y, x) of the data set's slices in mm.
+        field_of_view_mm: Median size (y, x) of the dataset's slices in mm.
     """
     result = {**configuration, **settings}
     spacing = settings.get("spacing", SAME_FIELD_OF_VIEW)
@@ -124,7 +124,7 @@ def _overlay_fault(overlay: Overlay) -> str | None:
 
 
 def check_overlay_fits(overlay: Overlay, name: str, labels: LabelManager, dataset_json: Mapping[str, Any]) -> None:
-    """Refuse an overlay that is for another data set or configuration."""
+    """Refuse an overlay that is for another dataset or configuration."""
     if name not in overlay.configuration:
         has = ", ".join(overlay.configuration)
         raise PlanError(f"Overlay {overlay.name} has no configuration {name}, only: {has}. Choose its patch size.")
@@ -136,4 +136,4 @@ def check_overlay_fits(overlay: Overlay, name: str, labels: LabelManager, datase
         raise DataError(f"{msg} Convert the labels to: {', '.join(overlay.dataset.labels)}; or plan without overlay.")
     if dataset_json["numTraining"] != overlay.dataset.labelled_cases:
         counts = (overlay.dataset.name, overlay.dataset.labelled_cases, dataset_json["numTraining"])
-        logger.warning("%s has %d labelled cases, this data set %d: results may not be comparable.", *counts)
+        logger.warning("%s has %d labelled cases, this dataset %d: results may not be comparable.", *counts)

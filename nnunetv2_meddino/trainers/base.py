@@ -190,7 +190,7 @@ class PluginTrainer(nnUNetTrainer):
             self.probabilistic_oversampling = True
 
     def train_step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Take one optimiser step, after checking that the labels exist; on a GPU a wrong one is an opaque crash.
+        """Take one optimizer step, after checking that the labels exist; on a GPU a wrong one is an opaque crash.
 
         Raises:
             DataError: A label map holds a value that dataset.json does not declare.

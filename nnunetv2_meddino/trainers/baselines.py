@@ -1,7 +1,7 @@
 """The methods that MedDINOv3 is compared with, on equal terms.
 
 Plan, patches, batch, augmentation, loss, length, validation and prediction are those of every other row; what is a
-method's own is its network, its pretrained weights and its optimiser, as its authors published them. nnU-Net itself is
+method's own is its network, its pretrained weights and its optimizer, as its authors published them. nnU-Net itself is
 the stock ``nnUNetTrainer``.
 """
 
@@ -26,7 +26,7 @@ MIT = BackboneFamily(MIT_BACKBONES, "mit_b2", mit_architecture_of, mit_name)
 
 
 class SegFormerTrainer(IterationSchedule, PluginTrainer):
-    """SegFormer-B2 from ImageNet weights, with its authors' optimiser.
+    """SegFormer-B2 from ImageNet weights, with its authors' optimizer.
 
     Source: Xie et al. 2021, arXiv:2105.15203, and its released ADE20K configuration: AdamW at 6e-5, ten times that for
     the head, weight decay 0.01, linear decay after a linear warm-up of 1500 of 160 000 iterations (here the same share
@@ -87,7 +87,7 @@ class SegFormerScratchTrainer(SegFormerTrainer):
 class DINOUNetTrainer(ViTTrainer):
     """DINO U-Net-B: the DINOv3 ViT frozen, adapter, projection and decoder trained.
 
-    Source: Gao et al. 2025, arXiv:2508.20909, and its released code: nnU-Net's optimiser, SGD with Nesterov momentum
+    Source: Gao et al. 2025, arXiv:2508.20909, and its released code: nnU-Net's optimizer, SGD with Nesterov momentum
     0.99, rate 1e-2, weight decay 3e-5, polynomial decay of power 0.9.
     """
 

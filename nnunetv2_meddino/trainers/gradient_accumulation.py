@@ -1,4 +1,4 @@
-"""Large batches in little memory, exactly: one optimiser step from several micro-batches."""
+"""Large batches in little memory, exactly: one optimizer step from several micro-batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GradientAccumulation(nnUNetTrainer):
     """Images whose activations are held at once; on each GPU, under DDP."""
 
     def train_step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Take one optimiser step on the batch."""
+        """Take one optimizer step on the batch."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"].to(self.device, non_blocking=True)
         # strided, for nnU-Net forces foreground into the last images of a batch

@@ -94,16 +94,13 @@ def feature_picture(
         WeightsError: Weights cannot be read.
     """
     if not 1 <= len(specs) <= MAX_WEIGHTS:
-        msg = f"{len(specs)} weights are given; a picture compares one or two."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{len(specs)} weights are given; a picture compares one or two.")
     if out.suffix.lower() != ".png" or out.is_dir():
-        msg = f"-o {out} must name a PNG file."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"-o {out} must name a PNG file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"-o {out}: its folder cannot be made ({error})."
-        raise ConfigurationError(msg) from error
+        raise ConfigurationError(f"-o {out}: its folder cannot be made ({error}).") from error
     image = read_slice(path, index, channel)
     network_size(image, size)
     point = point or body_centre(image)

@@ -13,7 +13,7 @@ from typing import Any
 from nnunetv2_meddino.weights.catalog import CATALOG
 
 SEEN_CASES = "seen_cases"
-"""Key of a list of cases: source -> all ids by which a data set may name one of its cases. The list speaks for what the
+"""Key of a list of cases: source -> all ids by which a dataset may name one of its cases. The list speaks for what the
 weights were made from too, where that has the key as well, emptied by ``without_cases``."""
 
 _LITS_TEST = re.compile(r"(LiTS/)?lits_test_(?P<number>\d{3,})")

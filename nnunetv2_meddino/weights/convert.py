@@ -126,8 +126,7 @@ def from_native(tensors: Mapping[str, Tensor], config: ViTConfig, format: str) -
         WeightsError: The format is unknown or cannot hold these weights.
     """
     if format not in FORMATS:
-        msg = f"Unknown weights format {format!r}; choose one of {', '.join(FORMATS)}."
-        raise WeightsError(msg)
+        raise WeightsError(f"Unknown weights format {format!r}; choose one of {', '.join(FORMATS)}.")
     require_architecture(tensors, config)
     tensors = dict(tensors)
     for setting in CANNOT_HOLD.get(format, ()):
@@ -251,8 +250,7 @@ def _normalise(tensors: dict[str, Tensor], dropped: dict[str, str]) -> None:
             mask = tensors.pop(mask_name, None)
             if mask is not None:
                 if mask.shape != joint.shape:
-                    msg = f"{mask_name} and its bias differ in shape; the file is damaged. Get it again."
-                    raise WeightsError(msg)
+                    raise WeightsError(f"{mask_name} and its bias differ in shape; the file is damaged. Get it again.")
                 joint = joint * mask
                 dropped[mask_name] = "multiplied into the bias"
             for kind, part in zip("qkv", joint.chunk(3), strict=True):

@@ -45,8 +45,7 @@ def read_file(path: Path) -> WeightsFile:
         WeightsError: It is missing, empty, cut off, no weights file at all, or holds more than tensors.
     """
     if path.is_dir():
-        msg = f"{path} {identify.folder(path)}"
-        raise WeightsError(msg)
+        raise WeightsError(f"{path} {identify.folder(path)}")
     try:
         with path.open("rb") as file:
             head = file.read(identify.HEAD_BYTES)
@@ -55,8 +54,7 @@ def read_file(path: Path) -> WeightsFile:
         msg = f"The weights file {path} cannot be read: {error.strerror}. Check the path and its permissions."
         raise WeightsError(msg) from error
     if foreign := identify.foreign_file(path, head):
-        msg = f"{path} {foreign}"
-        raise WeightsError(msg)
+        raise WeightsError(f"{path} {foreign}")
     if head.startswith(b"PK\x03\x04"):
         return WeightsFile(_read_zip(path), {})
     # before the pickles: their first byte, 0x80, is also that of one in 32 header lengths
@@ -108,8 +106,7 @@ def _read_zip(path: Path) -> dict[str, Any]:
     if changed:
         raise _damaged(path, f"the checksum of {changed} in it is wrong")
     if foreign := identify.foreign_zip(names):
-        msg = f"{path} {foreign}"
-        raise WeightsError(msg)
+        raise WeightsError(f"{path} {foreign}")
     return _read_torch(path)
 
 

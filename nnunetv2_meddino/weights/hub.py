@@ -56,8 +56,7 @@ def fetch(name: str) -> Path:
     """
     place = _place(name)
     if place is None:
-        msg = f"{name!r} is neither a catalog name ({', '.join(CATALOG)}) nor a hub id such as org/name."
-        raise WeightsError(msg)
+        raise WeightsError(f"{name!r} is neither a catalog name ({', '.join(CATALOG)}) nor a hub id such as org/name.")
     failure: Exception | None = None
     unreachable = False
     for filename in place.candidates:

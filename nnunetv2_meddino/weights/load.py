@@ -121,7 +121,7 @@ def read_weights(spec: str) -> PretrainedWeights:
 def load_into(vit: VisionTransformer, weights: PretrainedWeights) -> LoadReport:
     """Copy pretrained weights into a network's own tensors, all or nothing.
 
-    The parameters stay the same objects, so an optimiser that already holds them stays valid. The stem is adapted to
+    The parameters stay the same objects, so an optimizer that already holds them stays valid. The stem is adapted to
     the network's channels (``adapt_stem``).
 
     Args:

@@ -272,8 +272,7 @@ def _source_folder(argument: str) -> SourceFolder:
 
     name, equals, folder = argument.partition("=")
     if not name or not equals or not folder:
-        msg = f"--source {argument} must be NAME=FOLDER, or RECORD.yaml=FOLDER."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"--source {argument} must be NAME=FOLDER, or RECORD.yaml=FOLDER.")
     return SourceFolder(_recorded_source(name) or own_source(name), Path(folder))
 
 
@@ -305,8 +304,7 @@ def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:
         )
         raise ConfigurationError(msg)
     if options.fold is not None and not any(file.suffix.lower() == ".json" for file in options.exclude):
-        msg = "--fold says which fold of an --exclude splits_final.json is meant; there is none."
-        raise ConfigurationError(msg)
+        raise ConfigurationError("--fold says which fold of an --exclude splits_final.json is meant; there is none.")
     folders = options.images or [None] * len(options.exclude)
     return [
         read_exclusions(file, options.fold if file.suffix.lower() == ".json" else None, images)

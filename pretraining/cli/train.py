@@ -73,7 +73,7 @@ def stages_of(options: argparse.Namespace) -> list[str]:
     """Return the stages that the command line names.
 
     Raises:
-        ConfigurationError: there is no such stage.
+        ConfigurationError: There is no such stage.
     """
     from pretraining.config import STAGES
 

@@ -20,13 +20,13 @@ def stage_configurations(
     all. ``--stage2.engine.steps 100`` on the command line is for that stage likewise.
 
     Args:
-        stages: some of ``STAGES``.
-        name: of the recipe.
+        stages: Some of ``STAGES``.
+        name: Of the recipe.
         file: YAML.
         overrides: ``--section.field VALUE`` pieces.
 
     Raises:
-        ConfigurationError: a setting is unknown or impossible.
+        ConfigurationError: A setting is unknown or impossible.
     """
     content = {} if file is None else read_yaml(file)
     common = {key: value for key, value in content.items() if key not in STAGES}

@@ -24,17 +24,17 @@ class DataConfig:
     """Which slices a step sees.
 
     Attributes:
-        batch_size: slices of a step over all processes and micro-batches (MedDINOv3).
-        group_size: slices that are together, whatever the number of processes: KoLeo looks for neighbours among them,
+        batch_size: Slices of a step over all processes and micro-batches (MedDINOv3).
+        group_size: Slices that are together, whatever the number of processes: KoLeo looks for neighbours among them,
             and masks, stochastic depth and the scale of the patch coordinates are drawn for them. In the reference
             these are the slices of a GPU: 64 in DINOv3's ViT-L configuration.
-        micro_batch_size: most slices that a process holds at once. None: a group, or its part of one. Fewer need less
+        micro_batch_size: Most slices that a process holds at once. None: a group, or its part of one. Fewer need less
             memory and are the same training, but a group of several micro-batches takes a second look at its global
             crops.
-        workers: processes that decompress slices, for each training process; one feeds about 1900 slices a second.
+        workers: Processes that decompress slices, for each training process; one feeds about 1900 slices a second.
         source_weights: (source, weight) pairs: relative sampling weights; empty counts every slice alike.
-        seed: of the order of slices, of all views and masks, of initial weights and stochastic depth.
-        resolution_seed: of the sequence of crop sizes (DINOv3's).
+        seed: Of the order of slices, of all views and masks, of initial weights and stochastic depth.
+        resolution_seed: Of the sequence of crop sizes (DINOv3's).
     """
 
     batch_size: int = 512
@@ -59,7 +59,7 @@ class DataConfig:
         """Return how processes divide a step.
 
         Raises:
-            ConfigurationError: a process would have neither whole groups nor an even part of one.
+            ConfigurationError: A process would have neither whole groups nor an even part of one.
         """
         if not self._divides(world_size):
             fitting = [str(count) for count in range(1, self.batch_size + 1) if self._divides(count)]
@@ -91,13 +91,13 @@ class GramTeacherConfig:
     """Where the Gram teacher comes from and when it is renewed.
 
     Attributes:
-        enabled: whether there is one.
-        teacher: a file of a teacher (``teachers/*.safetensors`` of a run, or an export), or ``initial``: the teacher
+        enabled: Whether there is one.
+        teacher: A file of a teacher (``teachers/*.safetensors`` of a run, or an export), or ``initial``: the teacher
             that this stage starts from.
-        refresh_every: steps after which it becomes the current EMA teacher again; None keeps it. Counted from the
+        refresh_every: Steps after which it becomes the current EMA teacher again; None keeps it. Counted from the
             beginning of the stage.
-        first_refresh: earliest step of a refresh.
-        max_refreshes: largest number of refreshes; None is no limit.
+        first_refresh: Earliest step of a refresh.
+        max_refreshes: Largest number of refreshes; None is no limit.
     """
 
     enabled: bool = False
@@ -126,18 +126,18 @@ class EngineConfig:
     """Length of a stage, and how it is computed and saved.
 
     Attributes:
-        steps: optimiser steps of the stage (MedDINOv3).
+        steps: Optimizer steps of the stage (MedDINOv3).
         precision: ``bfloat16``, ``float16`` (with loss scaling) or ``float32`` for networks; weights, their averages,
-            losses and the optimiser are float32 (DINOv3).
+            losses and the optimizer are float32 (DINOv3).
         strategy: ``ddp`` or ``fsdp`` for more than one process; DDP suits S and B, whose weights fit many times.
-        compile: compile the transformer blocks; the first step of each crop size takes a minute longer.
-        checkpoint_activations: compute blocks again in the backward pass, for a third more work and far less memory.
-        checkpoint_every: steps between checkpoints (DINOv3's 7B: 1000).
-        keep_checkpoints: newest checkpoints that are kept (DINOv3).
-        teacher_every: steps between teachers that are exported to ``teachers`` and kept; DINOv3 evaluates every
+        compile: Compile the transformer blocks; the first step of each crop size takes a minute longer.
+        checkpoint_activations: Compute blocks again in the backward pass, for a third more work and far less memory.
+        checkpoint_every: Steps between checkpoints (DINOv3's 7B: 1000).
+        keep_checkpoints: Newest checkpoints that are kept (DINOv3).
+        teacher_every: Steps between teachers that are exported to ``teachers`` and kept; DINOv3 evaluates every
             12,500, and the Gram teacher is one of 20,000 (MedDINOv3).
-        max_bad_steps: steps with a loss or gradient that is not finite, in a row, after which the run stops (DINOv3).
-        timeout_s: how long processes wait for each other, and for a batch of slices from their workers.
+        max_bad_steps: Steps with a loss or gradient that is not finite, in a row, after which the run stops (DINOv3).
+        timeout_s: How long processes wait for each other, and for a batch of slices from their workers.
     """
 
     steps: int = 100_000
@@ -162,7 +162,7 @@ class InitialConfig:
     """What a stage starts from.
 
     Attributes:
-        teacher: teacher of an earlier stage (``teachers/*.safetensors``), for backbone and both heads of student and
+        teacher: Teacher of an earlier stage (``teachers/*.safetensors``), for backbone and both heads of student and
             teacher; None starts from ``model.weights`` with random heads.
     """
 

@@ -16,12 +16,12 @@ class AlarmConfig:
     collapse. No publication gives bounds: these are set far from healthy runs, so that an alarm means something.
 
     Attributes:
-        target_information: information of the teacher's targets about their image, as a share of the most that so many
+        target_information: Information of the teacher's targets about their image, as a share of the most that so many
             images can have. 0 is a collapse by definition; five percent is as good as no answer.
-        class_rank: effective rank of the class tokens, from 0 (all point one way) to 1 (all directions used alike).
-        patch_spread: one minus the mean cosine similarity of the patches of an image, relative to the first
+        class_rank: Effective rank of the class tokens, from 0 (all point one way) to 1 (all directions used alike).
+        patch_spread: One minus the mean cosine similarity of the patches of an image, relative to the first
             measurement of the stage. Gram anchoring exists because it shrinks in long training (DINOv3, section 4.1).
-        grace_steps: a measure that was never well is reported from this step of a stage on; random heads need some
+        grace_steps: A measure that was never well is reported from this step of a stage on; random heads need some
             thousand steps to say anything (their last layers are frozen for the first 5,000).
     """
 
@@ -44,19 +44,19 @@ class MonitorConfig:
     """What is recorded of a run, and how often in steps.
 
     Attributes:
-        log_every: losses and throughput; 10 as DINOv3 prints them. Each time costs one wait for the accelerator.
-        check_every: collapse measures; their singular values cost some milliseconds.
-        picture_every: feature pictures: about fifty of a stage of 100,000 steps.
-        pictures: slices in a picture: as many as fit a screen.
-        probe_every: linear probe: often enough to find the best checkpoint, at about a percent of the time.
-        probe_dataset: folder of a labelled data set in nnU-Net's raw format for the probe; None for no probe. It should
+        log_every: Losses and throughput; 10 as DINOv3 prints them. Each time costs one wait for the accelerator.
+        check_every: Collapse measures; their singular values cost some milliseconds.
+        picture_every: Feature pictures: about fifty of a stage of 100,000 steps.
+        pictures: Slices in a picture: as many as fit a screen.
+        probe_every: Linear probe: often enough to find the best checkpoint, at about a percent of the time.
+        probe_dataset: Folder of a labelled dataset in nnU-Net's raw format for the probe; None for no probe. It should
             be none of those that the result will be judged on.
-        probe_slices: labelled slices, a quarter of them for validation; more would change the third digit only.
-        image_size: longer side in pixels of the slices for pictures and probe; 512 is that of most CT.
-        seed: of the choice of labelled slices.
-        tensorboard: whether metrics are shown in TensorBoard too.
-        wandb: project of Weights & Biases that metrics are sent to; None for none.
-        alarms: when to raise one.
+        probe_slices: Labelled slices, a quarter of them for validation; more would change the third digit only.
+        image_size: Longer side in pixels of the slices for pictures and probe; 512 is that of most CT.
+        seed: Of the choice of labelled slices.
+        tensorboard: Whether metrics are shown in TensorBoard too.
+        wandb: Project of Weights & Biases that metrics are sent to; None for none.
+        alarms: When to raise one.
     """
 
     log_every: int = 10

@@ -166,7 +166,7 @@ def recipe(name: str, stage: str) -> RunConfig:
     """Return a recipe's configuration of a stage.
 
     Raises:
-        ConfigurationError: there is no such recipe or stage.
+        ConfigurationError: There is no such recipe or stage.
     """
     if name not in RECIPES:
         raise ConfigurationError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")

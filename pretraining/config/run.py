@@ -25,18 +25,18 @@ class RunConfig:
     """One stage of a training.
 
     Attributes:
-        stage: name of its folder in the run.
-        initial: where backbone and heads come from: ``none``: ``model.weights``, and random heads; ``previous``: the
+        stage: Name of its folder in the run.
+        initial: Where backbone and heads come from: ``none``: ``model.weights``, and random heads; ``previous``: the
             last teacher of the stage before in the same run; else the file of a teacher.
         model: networks.
-        views: crops and what is done to them.
-        resolutions: crop sizes drawn for every step, in place of those of ``views``; empty for those of ``views``.
+        views: Crops and what is done to them.
+        resolutions: Crop sizes drawn for every step, in place of those of ``views``; empty for those of ``views``.
         losses: objective.
-        optim: optimiser, schedules, moving average.
-        gram_teacher: where the Gram teacher comes from.
-        data: slices of a step.
-        engine: length, precision, processes, files.
-        monitor: what is watched.
+        optim: Optimizer, schedules, moving average.
+        gram_teacher: Where the Gram teacher comes from.
+        data: Slices of a step.
+        engine: Length, precision, processes, files.
+        monitor: What is watched.
     """
 
     stage: str = "stage1"
@@ -78,7 +78,7 @@ class RunConfig:
         """Return how processes divide a step.
 
         Raises:
-            ConfigurationError: the batch cannot be divided so.
+            ConfigurationError: The batch cannot be divided so.
         """
         division = self.data.division(world_size)
         if self.gram_teacher.enabled and self.losses.gram.level == "batch" and division.micro_batch < division.group:

@@ -50,13 +50,13 @@ def from_dict(cls: type[T], mapping: Any, where: str = "configuration", base: T 
     """Build a configuration.
 
     Args:
-        cls: the dataclass.
-        mapping: values by name, as ``to_dict`` makes them; nested dataclasses are mappings.
-        where: what errors call the mapping, such as the name of its file.
-        base: gives the values that the mapping leaves out; by default the dataclass' own defaults do.
+        cls: The dataclass.
+        mapping: Values by name, as ``to_dict`` makes them; nested dataclasses are mappings.
+        where: What errors call the mapping, such as the name of its file.
+        base: Gives the values that the mapping leaves out; by default the dataclass' own defaults do.
 
     Raises:
-        ConfigurationError: an option is unknown, missing or of another type, or the dataclass refuses its value.
+        ConfigurationError: An option is unknown, missing or of another type, or the dataclass refuses its value.
     """
     return _Reader(cls, where).build(cls, mapping, base, "")
 
@@ -65,7 +65,7 @@ def read_yaml(path: str | Path) -> Any:
     """Return what a file holds; an empty one is an empty mapping.
 
     Raises:
-        ConfigurationError: the file cannot be read, or is not YAML.
+        ConfigurationError: The file cannot be read, or is not YAML.
     """
     try:
         content = yaml.load(Path(path).read_text(), _Loader)  # a SafeLoader
@@ -83,7 +83,7 @@ def save_yaml(config: Any, path: str | Path) -> None:
     """Write a configuration with all its values, whole or not at all.
 
     Raises:
-        ConfigurationError: the file cannot be written.
+        ConfigurationError: The file cannot be written.
     """
     path = Path(path)
     try:
@@ -107,7 +107,7 @@ def parse_overrides(config: T, arguments: Sequence[str]) -> T:
     checked together; the last of a repeated option counts.
 
     Raises:
-        ConfigurationError: an option is unknown, lacks its value, or has one of another type or one that is refused.
+        ConfigurationError: An option is unknown, lacks its value, or has one of another type or one that is refused.
     """
     reader = _Reader(type(config), "command line")
     mapping: dict[str, Any] = {}

@@ -67,11 +67,11 @@ class SliceDataset(Dataset[Slices]):
         """Read the manifest.
 
         Args:
-            corpus: folder of the corpus.
-            side: side S of a batch in pixels; by default the longest side of any volume in the corpus.
+            corpus: Folder of the corpus.
+            side: Side S of a batch in pixels; by default the longest side of any volume in the corpus.
 
         Raises:
-            DataError: the folder is no corpus or one of another version, its manifest is damaged or contradicts itself,
+            DataError: The folder is no corpus or one of another version, its manifest is damaged or contradicts itself,
                 or a slice is larger than ``side``.
         """
         self.corpus = Path(corpus)
@@ -119,7 +119,7 @@ class SliceDataset(Dataset[Slices]):
         """Return the slices of these rows as one batch, at places 0 to B - 1.
 
         Raises:
-            DataError: see ``decode``.
+            DataError: See ``decode``.
         """
         pixels = torch.empty((len(rows), self.side, self.side), dtype=torch.int16)
         wanted = np.asarray(rows, np.int64)
@@ -134,7 +134,7 @@ class SliceDataset(Dataset[Slices]):
             pixels: ``(B, S, S)`` int16 on the host, contiguous; every element is written.
 
         Raises:
-            DataError: a file is missing, short or damaged (a slice's checksum is not the manifest's), or holds a volume
+            DataError: A file is missing, short or damaged (a slice's checksum is not the manifest's), or holds a volume
                 of another shape than the manifest says.
         """
         buffer = pixels.numpy()
@@ -145,7 +145,7 @@ class SliceDataset(Dataset[Slices]):
         """Read a slice and compare its checksum, without decompressing it.
 
         Raises:
-            DataError: see ``decode``.
+            DataError: See ``decode``.
         """
         with self._reading(row):
             self._chunk(row)

@@ -39,19 +39,19 @@ def slice_loader(
     Copy what must last longer.
 
     Args:
-        corpus: folder of a corpus, or one already opened.
-        batch_size: slices a rank and step, B.
+        corpus: Folder of a corpus, or one already opened.
+        batch_size: Slices a rank and step, B.
         seed: 0 to 2**32 - 1; with it, the step and ``batch_size * world_size`` the global batch is given.
-        rank: this process, from 0.
-        world_size: number of processes.
-        workers: processes that decompress; 0 does it in this one.
-        start_step: first step; the batches are those that an undisturbed run yields from there on.
-        weights: relative sampling weights of the sources, those not named are left out; None counts every slice alike.
-        timeout_s: how long to wait for a batch of the workers.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        workers: Processes that decompress; 0 does it in this one.
+        start_step: First step; the batches are those that an undisturbed run yields from there on.
+        weights: Relative sampling weights of the sources, those not named are left out; None counts every slice alike.
+        timeout_s: How long to wait for a batch of the workers.
 
     Raises:
-        ConfigurationError: a number or a weight is out of range.
-        DataError: the corpus cannot be read (the message names the file), has no usable slices, a worker died or is too
+        ConfigurationError: A number or a weight is out of range.
+        DataError: The corpus cannot be read (the message names the file), has no usable slices, a worker died or is too
             slow, or shared memory is too small.
     """
     dataset = corpus if isinstance(corpus, SliceDataset) else SliceDataset(corpus)

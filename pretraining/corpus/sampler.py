@@ -30,10 +30,10 @@ def permuted(
 
     Args:
         positions: ``(N,)``, each from 0 to its size - 1.
-        sizes: lengths of the permutations, 1 to 2**31, one for all or ``(N,)``.
-        seed: see ``philox``.
-        stream: see ``philox``.
-        keys: which permutation, below 2**32, one for all or ``(N,)``.
+        sizes: Lengths of the permutations, 1 to 2**31, one for all or ``(N,)``.
+        seed: See ``philox``.
+        stream: See ``philox``.
+        keys: Which permutation, below 2**32, one for all or ``(N,)``.
 
     Returns:
         ``(N,)`` int64, all different for different positions of one key and size.
@@ -62,11 +62,11 @@ def shares_of(weights: Mapping[str, float] | None, slices: Mapping[str, int]) ->
     """Return the share of each source in the samples, adding up to 1; empty where all slices count alike.
 
     Args:
-        weights: relative weights of the sources, of which those not named are left out; None counts every slice alike.
-        slices: number of usable slices of every source in the corpus.
+        weights: Relative weights of the sources, of which those not named are left out; None counts every slice alike.
+        slices: Number of usable slices of every source in the corpus.
 
     Raises:
-        ConfigurationError: a weight is not a positive number, is below one part in 65,536, or names a source that has
+        ConfigurationError: A weight is not a positive number, is below one part in 65,536, or names a source that has
             no slices in this corpus.
     """
     if weights is None:
@@ -100,12 +100,12 @@ class SampleOrder:
         """Take the slices and the shares of the sources.
 
         Args:
-            groups: rows of the manifest, one non-empty array for each source.
-            shares: share of each source, adding up to 1.
+            groups: Rows of the manifest, one non-empty array for each source.
+            shares: Share of each source, adding up to 1.
             seed: 0 to 2**32 - 1.
 
         Raises:
-            ConfigurationError: the seed is out of range.
+            ConfigurationError: The seed is out of range.
         """
         check_seed(seed)
         self.slices = np.concatenate(list(groups))
@@ -149,10 +149,10 @@ class Draw:
     """One batch of one rank.
 
     Attributes:
-        step: training step.
+        step: Training step.
         rows: ``(B,)`` rows of the manifest.
         places: ``(B,)`` positions in the step's global batch.
-        slot: where in the loader's ring the pixels go.
+        slot: Where in the loader's ring the pixels go.
     """
 
     step: int
@@ -173,15 +173,15 @@ class StepSampler:
         """Take the sequence and this rank's part in it.
 
         Args:
-            order: the sequence.
-            batch_size: slices a rank and step, B.
-            rank: this process, from 0.
-            world_size: number of processes.
-            start_step: first step, 0 or the one to resume at.
-            slots: batches in the loader's ring.
+            order: The sequence.
+            batch_size: Slices a rank and step, B.
+            rank: This process, from 0.
+            world_size: Number of processes.
+            start_step: First step, 0 or the one to resume at.
+            slots: Batches in the loader's ring.
 
         Raises:
-            ConfigurationError: a number is out of range.
+            ConfigurationError: A number is out of range.
         """
         if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or start_step < 0:
             raise ConfigurationError(

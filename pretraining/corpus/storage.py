@@ -54,11 +54,9 @@ class StoreSettings:
 
     def __post_init__(self) -> None:
         if self.store_size is not None and not 16 <= self.store_size <= 4096:
-            msg = f"--store-size must be 16 to 4096 pixels, not {self.store_size}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"--store-size must be 16 to 4096 pixels, not {self.store_size}.")
         if self.spacing_mm is not None and not 0.05 <= self.spacing_mm <= 20:
-            msg = f"--spacing must be 0.05 to 20 mm, not {self.spacing_mm}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"--spacing must be 0.05 to 20 mm, not {self.spacing_mm}.")
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that decides what a stored voxel is."""
@@ -150,8 +148,7 @@ def encode(slices: Iterable[NDArray[np.int16]], count: int, size: tuple[int, int
         array[index] = image
         written = index + 1
     if written != count:
-        msg = f"encode: {count} slices were announced, {written} came"
-        raise ValueError(msg)
+        raise ValueError(f"encode: {count} slices were announced, {written} came")
     return array.to_cframe()
 
 
@@ -183,8 +180,7 @@ def open_volume(path: Path) -> blosc2.NDArray:
     try:
         return blosc2.open(str(path), mode="r")
     except (OSError, RuntimeError, ValueError) as error:
-        msg = f"{path} cannot be opened as a stored volume: {error}. {CURATE_AGAIN}"
-        raise DataError(msg) from error
+        raise DataError(f"{path} cannot be opened as a stored volume: {error}. {CURATE_AGAIN}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

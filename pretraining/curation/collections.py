@@ -53,7 +53,7 @@ class Source:
         modality: ``CT``, ``MR`` or ``XR``.
         intensity: How values are treated.
         note: Where the number comes from, and what was not checked.
-        aliases: Other ids of its cases, such as those of a data set made of it for nnU-Net: pattern of the other id ->
+        aliases: Other ids of its cases, such as those of a dataset made of it for nnU-Net: pattern of the other id ->
             pattern of the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits).
         former_aliases: The same for ids that earlier versions gave to cases that are named otherwise now; in a list
             they may mean either case. Not for records of a user's own.

@@ -51,8 +51,7 @@ class SeenScans:
         """
         candidates = candidates_of(image)
         if not candidates:
-            msg = f"{image} is no image that can be read."
-            raise DataError(msg)
+            raise DataError(f"{image} is no image that can be read.")
         found: dict[str, Match] = {}
         for match in (match for candidate in candidates for match in self._matches(candidate)):
             found[match.name] = max(match, found.get(match.name, match), key=lambda m: m.similarity)

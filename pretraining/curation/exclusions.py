@@ -44,7 +44,7 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
     """Read the cases to exclude.
 
     Args:
-        file: nnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
+        file: NnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
         fold: Which fold's validation cases are meant; needed for a splits file, and for nothing else.
         images: Folder with the images of the cases, such as ``imagesTr`` with ``case_0000.nii.gz``.
 
@@ -56,17 +56,14 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
         content = file.read_bytes()
         text = content.decode("utf-8-sig")  # editors on Windows begin files with a mark that would spoil the first id
     except (OSError, ValueError) as error:
-        msg = f"The exclusion list {file} cannot be read: {error}."
-        raise DataError(msg) from error
+        raise DataError(f"The exclusion list {file} cannot be read: {error}.") from error
     if images is not None and not images.is_dir():
-        msg = f"The folder {images} with the images of {file} does not exist."
-        raise DataError(msg)
+        raise DataError(f"The folder {images} with the images of {file} does not exist.")
     if images is not None:
         check_names(images)
     cases = _validation_cases(file, text, fold) if file.suffix.lower() == ".json" else _listed_cases(file, text, fold)
     if not cases:
-        msg = f"{file} lists no case to exclude."
-        raise DataError(msg)
+        raise DataError(f"{file} lists no case to exclude.")
     return ExclusionList(file.name, hashlib.sha256(content).hexdigest(), fold, tuple(sorted(set(cases))), images)
 
 
@@ -81,8 +78,7 @@ def _validation_cases(file: Path, text: str, fold: int | None) -> list[str]:
         msg = f"{file} holds {len(validation)} folds; say with --fold which one's validation cases are to be excluded."
         raise ConfigurationError(msg)
     if not 0 <= fold < len(validation):
-        msg = f"{file} has the folds 0 to {len(validation) - 1}, no fold {fold}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{file} has the folds 0 to {len(validation) - 1}, no fold {fold}.")
     return validation[fold]
 
 

@@ -94,8 +94,7 @@ def curate(
         BusyError: Another command works on the corpus, or on this part of it.
     """
     if processes < 1:
-        msg = f"-np must be 1 or more, not {processes}."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"-np must be 1 or more, not {processes}.")
     _check_sources(sources, corpus)
     jobs.prepare(corpus, settings)
     with jobs.locked_part(corpus, division.part_id, division.num_parts):
@@ -153,16 +152,13 @@ def _curate_part(
 
 def _check_sources(sources: Sequence[SourceFolder], corpus: Path) -> None:
     if not sources:
-        msg = "Nothing to curate: name at least one --source NAME=FOLDER."
-        raise ConfigurationError(msg)
+        raise ConfigurationError("Nothing to curate: name at least one --source NAME=FOLDER.")
     names = [entry.source.name for entry in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        msg = f"--source {', '.join(twice)} is given twice. Every source needs a name of its own."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"--source {', '.join(twice)} is given twice. Every source needs a name of its own.")
     for entry in sources:
         if not entry.folder.is_dir():
-            msg = f"The folder {entry.folder} of source {entry.source.name} does not exist."
-            raise DataError(msg)
+            raise DataError(f"The folder {entry.folder} of source {entry.source.name} does not exist.")
         if corpus.resolve().is_relative_to(entry.folder.resolve()):
             msg = f"The corpus {corpus} would lie inside the folder of source {entry.source.name}. Name another --out."
             raise ConfigurationError(msg)

@@ -127,8 +127,7 @@ def prepare(corpus: Path, settings: StoreSettings) -> None:
             if (corpus / CORPUS_FILE).is_file():
                 _check_settings(corpus, read_corpus(corpus)["settings"], settings)
             elif [entry.name for entry in corpus.iterdir() if entry.name != PARTS]:
-                msg = f"{corpus} is not empty and holds no corpus. Name a new folder with --out."
-                raise ConfigurationError(msg)
+                raise ConfigurationError(f"{corpus} is not empty and holds no corpus. Name a new folder with --out.")
             path.parent.mkdir(exist_ok=True)
             _write_first(path, json.dumps(settings.to_json()).encode())
     except OSError as error:

@@ -82,8 +82,7 @@ def _read_records(corpus: Path, parts: Sequence[Part], progress: Progress) -> li
 def _record(path: Path) -> Record:
     record = Record.read(path)
     if record is None:
-        msg = f"{path} is missing, though its part was finished. Run the curation again."
-        raise DataError(msg)
+        raise DataError(f"{path} is missing, though its part was finished. Run the curation again.")
     if is_outdated(record):
         raise DataError(outdated(path))
     return record
@@ -166,8 +165,7 @@ def _place(corpus: Path, kept: Sequence[Record], progress: Progress) -> None:
         if parked.is_file():
             parked.replace(path)
         if not path.is_file() or path.stat().st_size != record.stored_bytes:
-            msg = f"{path} is missing or damaged. Run the curation again: only this volume is done anew."
-            raise DataError(msg)
+            raise DataError(f"{path} is missing or damaged. Run the curation again: only this volume is done anew.")
         progress("placing volumes", number + 1, len(wanted))
     for path in sorted((corpus / tables.VOLUMES_FOLDER).rglob("*.b2nd")):
         if path not in wanted:

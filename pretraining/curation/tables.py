@@ -143,8 +143,7 @@ def _check_rows(records: Sequence[Record]) -> None:
     for record in records:
         slices = record.shape[0]
         if record.statistics.shape != (slices, len(SliceStatistics._fields)) or record.crc32.shape != (slices,):
-            msg = f"The record of {record.name} does not fit its {slices} slices. Run the curation again."
-            raise DataError(msg)
+            raise DataError(f"The record of {record.name} does not fit its {slices} slices. Run the curation again.")
 
 
 def _category(values: Sequence[str], rows: np.ndarray) -> pa.DictionaryArray:
@@ -175,8 +174,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read: {error}. Run meddino-pretrain merge on the corpus again."
-        raise DataError(msg) from error
+        raise DataError(f"{path} cannot be read: {error}. Run meddino-pretrain merge on the corpus again.") from error
 
 
 def corpus_hash(records: Iterable[Record], settings: Mapping[str, Any], exclusions: Mapping[str, Any]) -> str:
@@ -201,8 +199,7 @@ def read_corpus(corpus: Path) -> dict[str, Any]:
         raise DataError(msg)
     content = read_json(path, DataError, "Run meddino-pretrain merge on the corpus again.")
     if content.get("format") != FORMAT or content.get("version") != VERSION:
-        msg = f"{path} is no corpus of version {VERSION}. Curate it anew."
-        raise DataError(msg)
+        raise DataError(f"{path} is no corpus of version {VERSION}. Curate it anew.")
     return content
 
 
@@ -224,5 +221,4 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        msg = f"{path} cannot be read: {error}. Run meddino-pretrain merge on the corpus again."
-        raise DataError(msg) from error
+        raise DataError(f"{path} cannot be read: {error}. Run meddino-pretrain merge on the corpus again.") from error

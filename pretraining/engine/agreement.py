@@ -20,12 +20,12 @@ class Agreement:
     create it, and call its methods, in the same order. Without ``torch.distributed`` this process agrees with itself.
 
     Args:
-        timeout_s: how long processes wait for each other; None is what torch has for gloo.
+        timeout_s: How long processes wait for each other; None is what torch has for gloo.
 
     Attributes:
-        group: the process group; None for a process alone.
-        rank: of this process.
-        world_size: number of processes.
+        group: The process group; None for a process alone.
+        rank: Of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, timeout_s: float | None = None) -> None:
@@ -40,7 +40,7 @@ class Agreement:
         """Return everywhere what rank 0 decides.
 
         Raises:
-            CheckpointError: rank 0 failed; there its own error is raised.
+            CheckpointError: Rank 0 failed; there its own error is raised.
         """
         value, failure = _attempt(decide) if self.rank == 0 else (None, None)
         if self.group is not None:

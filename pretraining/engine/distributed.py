@@ -28,9 +28,9 @@ class Ranks:
     """This process among all.
 
     Attributes:
-        rank: from 0.
-        world_size: number of processes.
-        device: of this process.
+        rank: From 0.
+        world_size: Number of processes.
+        device: Of this process.
     """
 
     rank: int
@@ -49,10 +49,10 @@ def joined_processes(device: str | None, timeout_s: float) -> Iterator[Ranks]:
 
     Args:
         device: ``cpu`` or ``cuda``; by default ``cuda`` where there is one.
-        timeout_s: how long to wait for the others before the run ends with an error.
+        timeout_s: How long to wait for the others before the run ends with an error.
 
     Raises:
-        ConfigurationError: the device is not there, or there are more processes than GPUs on this machine.
+        ConfigurationError: The device is not there, or there are more processes than GPUs on this machine.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cpu", "cuda"):
@@ -91,18 +91,18 @@ def neighbours(ranks: Ranks, count: int, timeout_s: float) -> dist.ProcessGroup 
     return cast(dist.ProcessGroup, made[ranks.rank // count])
 
 
-def parallelise(model: StudentTeacher, ranks: Ranks, strategy: str, param_dtype: torch.dtype | None) -> nn.Module:
+def parallelize(model: StudentTeacher, ranks: Ranks, strategy: str, param_dtype: torch.dtype | None) -> nn.Module:
     """Let all processes train one model.
 
-    ``ddp`` keeps whole networks everywhere and averages gradients. ``fsdp`` shards parameters, gradients and optimiser
+    ``ddp`` keeps whole networks everywhere and averages gradients. ``fsdp`` shards parameters, gradients and optimizer
     state (FSDP2): each block, then the rest of the backbone, then each head, of all networks alike, so that the EMA
     works on shards.
 
     Args:
-        model: on the device of this process, the same everywhere.
-        ranks: this process.
-        strategy: one of ``STRATEGIES``; a single process without ``torchrun`` needs none.
-        param_dtype: type in which sharded parameters are gathered and used; None for their own. Gradients are always
+        model: On the device of this process, the same everywhere.
+        ranks: This process.
+        strategy: One of ``STRATEGIES``; a single process without ``torchrun`` needs none.
+        param_dtype: Type in which sharded parameters are gathered and used; None for their own. Gradients are always
             reduced in float32.
 
     Returns:

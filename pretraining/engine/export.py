@@ -14,11 +14,11 @@ def find_teacher(place: Path, step: int | None = None) -> Path:
     """Return the file of a teacher.
 
     Args:
-        place: a teacher's file, the folder of a stage, or that of a run, whose latest stage with a teacher is meant.
-        step: of the teacher; None is the last.
+        place: A teacher's file, the folder of a stage, or that of a run, whose latest stage with a teacher is meant.
+        step: Of the teacher; None is the last.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: There is none.
     """
     if place.is_file():
         return place
@@ -44,12 +44,12 @@ def export_teacher(teacher: Path, out: Path, layout: str) -> None:
     """Write a teacher's backbone in another layout; where it has a header, all that is known of it stays there.
 
     Args:
-        teacher: file of the teacher.
-        out: ends in ``.pth`` for ``meddinov3``, else in ``.safetensors``.
-        layout: one of the plugin's ``FORMATS``.
+        teacher: File of the teacher.
+        out: Ends in ``.pth`` for ``meddinov3``, else in ``.safetensors``.
+        layout: One of the plugin's ``FORMATS``.
 
     Raises:
-        WeightsError: the file is no teacher, or the layout cannot hold it.
+        WeightsError: The file is no teacher, or the layout cannot hold it.
     """
     weights = read_weights(str(teacher))
     provenance = weights.provenance["derived_from"] or weights.provenance

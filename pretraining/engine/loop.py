@@ -23,7 +23,7 @@ from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.loader import slice_loader
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
-from pretraining.engine.distributed import Ranks, neighbours, parallelise
+from pretraining.engine.distributed import Ranks, neighbours, parallelize
 from pretraining.engine.monitoring.flops import step_flops
 from pretraining.engine.monitoring.monitor import Monitor
 from pretraining.engine.step import PRECISIONS, StepResult, TrainingStep
@@ -49,10 +49,10 @@ class Stage:
     """A stage that is about to run.
 
     Attributes:
-        config: all of its settings.
-        folder: for its checkpoints, teachers, metrics and pictures.
+        config: All of its settings.
+        folder: For its checkpoints, teachers, metrics and pictures.
         corpus: slices.
-        provenance: what its teachers say of themselves besides step and architecture.
+        provenance: What its teachers say of themselves besides step and architecture.
     """
 
     config: RunConfig
@@ -62,12 +62,12 @@ class Stage:
 
 
 class StageTraining:
-    """The networks, optimiser and files of a stage while it runs.
+    """The networks, optimizer and files of a stage while it runs.
 
     Args:
-        stage: what to run.
-        model: built and filled with what the stage starts from, on the CPU, the same in all processes.
-        ranks: this process.
+        stage: What to run.
+        model: Built and filled with what the stage starts from, on the CPU, the same in all processes.
+        ranks: This process.
     """
 
     def __init__(self, stage: Stage, model: StudentTeacher, ranks: Ranks) -> None:
@@ -83,7 +83,7 @@ class StageTraining:
             _compile_blocks(model)
         dtype = PRECISIONS[config.engine.precision]
         sharded = config.engine.strategy == "fsdp" and torch.distributed.is_initialized()
-        student = parallelise(model, ranks, config.engine.strategy, dtype)
+        student = parallelize(model, ranks, config.engine.strategy, dtype)
         self.optimizer = build_optimizer(model.student, config.optim, ranks.device)
         self.step = TrainingStep(
             model,
@@ -114,8 +114,8 @@ class StageTraining:
             Whether the stage is finished; if not, its state is saved.
 
         Raises:
-            TrainingError: losses or gradients were not finite for too many steps in a row.
-            MedDINOError: a file could not be read or written.
+            TrainingError: Losses or gradients were not finite for too many steps in a row.
+            MedDINOError: A file could not be read or written.
         """
         start, state = self._resume()
         dataset = SliceDataset(self.stage.corpus)

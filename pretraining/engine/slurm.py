@@ -48,11 +48,11 @@ class Job:
     """What a job needs.
 
     Attributes:
-        nodes: number of nodes.
-        processes: on each node; each has a GPU of its own, unless ``gpus`` is false.
-        cpus: on each node.
-        gpus: whether the training runs on GPUs.
-        setup: a line of bash that prepares the environment.
+        nodes: Number of nodes.
+        processes: On each node; each has a GPU of its own, unless ``gpus`` is false.
+        cpus: On each node.
+        gpus: Whether the training runs on GPUs.
+        setup: A line of bash that prepares the environment.
     """
 
     nodes: int
@@ -88,10 +88,10 @@ def launcher(processes: int, *, nodes: int | str, endpoint: str, job_id: str) ->
     """Return what starts the processes of a node, before the command that each of them runs.
 
     Args:
-        processes: of the node.
-        nodes: their number.
-        endpoint: host and port where all nodes meet.
-        job_id: tells them from those of another job.
+        processes: Of the node.
+        nodes: Their number.
+        endpoint: Host and port where all nodes meet.
+        job_id: Tells them from those of another job.
     """
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job_id}"]
     size = [f"--nnodes={nodes}", f"--nproc-per-node={processes}"]
@@ -107,9 +107,9 @@ def write_job(job: Job, run: Path, arguments: Sequence[str]) -> Path:
     """Write ``RUN/submit/train.sbatch``.
 
     Args:
-        job: what it needs.
-        run: folder of the run.
-        arguments: of ``meddino-pretrain train``.
+        job: What it needs.
+        run: Folder of the run.
+        arguments: Of ``meddino-pretrain train``.
     """
     run = run.absolute()
     folder = run / "submit"

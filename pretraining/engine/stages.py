@@ -76,18 +76,18 @@ def train_stages(
     """Train stages one after the other, each from where it stopped; finished ones are passed over.
 
     Args:
-        configs: of the stages, in their order.
+        configs: Of the stages, in their order.
         corpus: slices.
-        run: folder of the run.
-        ranks: this process.
-        stop: request to stop.
-        progress: given the name of a stage, returns what is told about its steps.
+        run: Folder of the run.
+        ranks: This process.
+        stop: Request to stop.
+        progress: Given the name of a stage, returns what is told about its steps.
 
     Returns:
         Whether all are finished; if not, everything is saved.
 
     Raises:
-        MedDINOError: a setting, file or number forbids going on, or another command trains in the folder; the message
+        MedDINOError: A setting, file or number forbids going on, or another command trains in the folder; the message
             says which.
     """
     for config in configs:
@@ -143,16 +143,16 @@ def fill(model: StudentTeacher, config: RunConfig, run: Path) -> dict[str, Any]:
     """Fill the networks with what the stage starts from.
 
     Args:
-        model: as built, on the CPU.
-        config: of the stage.
-        run: folder of the run.
+        model: As built, on the CPU.
+        config: Of the stage.
+        run: Folder of the run.
 
     Returns:
         Provenance of the weights by the network they went to; empty for random ones.
 
     Raises:
-        ConfigurationError: the stage before has not got there.
-        WeightsError: a file cannot be read, or is of another architecture.
+        ConfigurationError: The stage before has not got there.
+        WeightsError: A file cannot be read, or is of another architecture.
     """
     origins: dict[str, Any] = {}
     if config.initial != NONE:
@@ -193,12 +193,12 @@ def check_settings(configs: Sequence[RunConfig], run: Path, record: Mapping[str,
     """Compare the settings of all stages that a run holds, finished or not, with those they would go on with.
 
     Args:
-        configs: of the stages that are to be trained.
-        run: folder of the run.
-        record: of the corpus.
+        configs: Of the stages that are to be trained.
+        run: Folder of the run.
+        record: Of the corpus.
 
     Raises:
-        ConfigurationError: settings differ that would make another model, or the corpus does.
+        ConfigurationError: Settings differ that would make another model, or the corpus does.
     """
     for config in configs:
         folder = run / config.stage

@@ -1,4 +1,4 @@
-"""One training step: teacher, student, losses, gradients, optimiser, moving average."""
+"""One training step: teacher, student, losses, gradients, optimizer, moving average."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class StepResult:
     """What came of a step.
 
     Attributes:
-        applied: whether the weights were changed; they are not if a loss or a gradient was not finite anywhere.
-        total: mean objective of this process' micro-batches, a scalar on the device.
-        terms: its terms, likewise.
-        gradient_norms: before clipping, of the backbone and of each head.
-        measures: what ``collapse`` says of the first micro-batch, where it was asked for and the step applied.
+        applied: Whether the weights were changed; they are not if a loss or a gradient was not finite anywhere.
+        total: Mean objective of this process' micro-batches, a scalar on the device.
+        terms: Its terms, likewise.
+        gradient_norms: Before clipping, of the backbone and of each head.
+        measures: What ``collapse`` says of the first micro-batch, where it was asked for and the step applied.
     """
 
     applied: bool
@@ -58,15 +58,15 @@ class TrainingStep:
     """Takes micro-batches of views and changes the weights.
 
     Args:
-        model: all networks, sharded if they are to be.
-        student: what to call for the student: ``model.student``, or what data parallelism made of it.
-        optimizer: of the student's parameters.
-        losses: constant weights and options of the losses.
-        clip_norm: largest gradient norm of each part of the student.
-        autocast: type in which the networks compute, or None. With FSDP sharding decides, and there is none.
-        scaler: of the loss, for float16.
-        group: processes that share a group of slices; None where each has whole ones.
-        parts: consecutive micro-batches of a process that are of one group.
+        model: All networks, sharded if they are to be.
+        student: What to call for the student: ``model.student``, or what data parallelism made of it.
+        optimizer: Of the student's parameters.
+        losses: Constant weights and options of the losses.
+        clip_norm: Largest gradient norm of each part of the student.
+        autocast: Type in which the networks compute, or None. With FSDP sharding decides, and there is none.
+        scaler: Of the loss, for float16.
+        group: Processes that share a group of slices; None where each has whole ones.
+        parts: Consecutive micro-batches of a process that are of one group.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class TrainingStep:
         """Run one step.
 
         Args:
-            batches: micro-batches of this process; each is asked for twice, and may be made anew each time.
-            values: what the schedules say.
-            generators: for each micro-batch the source of what is random in the student.
-            shares: what each micro-batch is of its group; by default all of it.
-            measure: look for a collapse.
+            batches: Micro-batches of this process; each is asked for twice, and may be made anew each time.
+            values: What the schedules say.
+            generators: For each micro-batch the source of what is random in the student.
+            shares: What each micro-batch is of its group; by default all of it.
+            measure: Look for a collapse.
         """
         targets = self._targets(batches, values.teacher_temperature)
         shares = shares or [None] * len(batches)
@@ -229,7 +229,7 @@ class GroupKoLeo:
     """KoLeo of a group for one of its micro-batches.
 
     Attributes:
-        value: of the process' tokens in the group.
+        value: Of the process' tokens in the group.
         gradient: ``(2B, D)`` of the micro-batch' class tokens, times the number of micro-batches in the group.
     """
 

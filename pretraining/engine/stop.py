@@ -32,7 +32,7 @@ class StopRequest:
     So are SIGHUP, unless it is ignored (``nohup``), and the end of ``torchrun``.
 
     Args:
-        file: asks by being there; None leaves the signals.
+        file: Asks by being there; None leaves the signals.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -49,7 +49,7 @@ class StopRequest:
         """Tell whether any process was asked; all call this, and all get the same answer.
 
         Args:
-            first: whether this process looks for the file.
+            first: Whether this process looks for the file.
         """
         if first:
             self.look()

@@ -44,9 +44,9 @@ class TrainingJob:
     """What the task of each node does.
 
     Args:
-        run: folder of the run.
-        processes: to start on the node.
-        arguments: of ``meddino-pretrain train``.
+        run: Folder of the run.
+        processes: To start on the node.
+        arguments: Of ``meddino-pretrain train``.
     """
 
     def __init__(self, run: Path, processes: int, arguments: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ class TrainingJob:
             Whether the training is finished; if not, it was stopped by the file ``RUN/stop`` and is saved.
 
         Raises:
-            TrainingError: it failed.
+            TrainingError: It failed.
         """
         environment = submitit.JobEnvironment()
         if environment.global_rank == 0:
@@ -100,17 +100,17 @@ def submit(job: Job, run: Path, arguments: Sequence[str], sbatch_arguments: Sequ
     """Submit a training through submitit, whose files go to ``RUN/submit``.
 
     Args:
-        job: what it needs.
-        run: folder of the run.
-        arguments: of ``meddino-pretrain train``.
-        sbatch_arguments: further ones, ``--name=value`` or ``--name``; they win. ``--time`` must be among them, since
+        job: What it needs.
+        run: Folder of the run.
+        arguments: Of ``meddino-pretrain train``.
+        sbatch_arguments: Further ones, ``--name=value`` or ``--name``; they win. ``--time`` must be among them, since
             submitit would take 5 minutes.
 
     Returns:
         The job's id.
 
     Raises:
-        ConfigurationError: an argument is of another form, there is no Slurm, or it refuses.
+        ConfigurationError: An argument is of another form, there is no Slurm, or it refuses.
     """
     further = _options(sbatch_arguments)
     if TIME not in further:

@@ -67,14 +67,14 @@ def load_teacher(path: Path, model: StudentTeacher) -> dict[str, Any]:
     """Copy a teacher of an earlier stage into student, teacher and Gram teacher.
 
     Args:
-        path: file of the teacher.
-        model: as built, not sharded.
+        path: File of the teacher.
+        model: As built, not sharded.
 
     Returns:
         Provenance: file, SHA-256, and what the file says of itself.
 
     Raises:
-        WeightsError: it cannot be read, has no heads, or is of another architecture.
+        WeightsError: It cannot be read, has no heads, or is of another architecture.
     """
     file = read_file(path)
     own, given = model.student.state_dict(), file.content
@@ -95,14 +95,14 @@ def load_backbone(spec: str, model: StudentTeacher) -> dict[str, Any]:
     """Copy published weights into all backbones; heads stay as they are.
 
     Args:
-        spec: a catalog name, a file or a hub id.
-        model: as built, not sharded.
+        spec: A catalog name, a file or a hub id.
+        model: As built, not sharded.
 
     Returns:
         Provenance of the weights.
 
     Raises:
-        WeightsError: they cannot be read, or are of another architecture.
+        WeightsError: They cannot be read, or are of another architecture.
     """
     provenance = _read_into(model.student.backbone, spec)
     _copy_from_student(model)
@@ -116,7 +116,7 @@ def load_gram_teacher(path: Path, gram_teacher: PretrainingViT) -> dict[str, Any
         Provenance of the weights.
 
     Raises:
-        WeightsError: as ``load_backbone``.
+        WeightsError: As ``load_backbone``.
     """
     return _read_into(gram_teacher, str(path))
 

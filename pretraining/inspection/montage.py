@@ -64,8 +64,7 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
     content = read_corpus(corpus)
     volumes = read_table(corpus / tables.VOLUMES_FILE).to_pydict()
     if not volumes["path"]:
-        msg = f"{corpus} holds no volume to show."
-        raise DataError(msg)
+        raise DataError(f"{corpus} holds no volume to show.")
     chosen = choose_slices(volumes["source"], volumes["slices"], _TILES)
     tiles = []
     for number, (row, index) in enumerate(chosen):

@@ -68,8 +68,7 @@ def _choose(dataset: SliceDataset) -> NDArray[np.int64]:
     """Return rows of the manifest: slices from all sources, at all heights of the body."""
     usable = dataset.usable_rows()
     if not len(usable):
-        msg = f"{dataset.corpus} holds no slice to show."
-        raise DataError(msg)
+        raise DataError(f"{dataset.corpus} holds no slice to show.")
     volumes, starts, counts = np.unique(dataset.volume[usable], return_index=True, return_counts=True)
     sources = [dataset.sources[code] for code in dataset.source_of_volume[volumes]]
     chosen = choose_slices(sources, counts.tolist(), SLICES)

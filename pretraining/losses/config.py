@@ -22,7 +22,7 @@ class KoLeoConfig:
     """Which nearest neighbours count; they are looked for in the group of a slice, ``data.group_size``.
 
     Attributes:
-        top_k: neighbours to average over (DINOv3: 1).
+        top_k: Neighbours to average over (DINOv3: 1).
     """
 
     top_k: int = 1
@@ -36,9 +36,9 @@ class GramConfig:
     """Which similarities the Gram loss compares. Defaults are those of all DINOv3 configurations.
 
     Attributes:
-        normalize: patches to length 1, so that similarities are cosines.
+        normalize: Patches to length 1, so that similarities are cosines.
         level: ``image``: patches of the same crop; ``batch``: all patches of the micro-batch with one another.
-        negatives: what is done about negative similarities:
+        negatives: What is done about negative similarities:
 
             - ``keep``: nothing.
             - ``remove``: they count as 0, in student and teacher.
@@ -67,13 +67,13 @@ class LossConfig:
     """Weights and options of the objective. What changes during training is no part of it: see ``objective``.
 
     Attributes:
-        dino_weight: of the DINO loss (all DINOv3 configurations).
-        ibot_weight: of the iBOT loss (all DINOv3 configurations).
-        koleo_weight: of the KoLeo loss of each global crop (all DINOv3 configurations).
-        student_temperature: of the student's softmax in DINO and iBOT (DINOv3's code).
-        sinkhorn_iterations: of the teacher's centring (DINOv3's code).
-        global_ignore_diagonal: leave out pairs of a global crop with itself (all DINOv3 configurations).
-        koleo: nearest neighbours.
+        dino_weight: Of the DINO loss (all DINOv3 configurations).
+        ibot_weight: Of the iBOT loss (all DINOv3 configurations).
+        koleo_weight: Of the KoLeo loss of each global crop (all DINOv3 configurations).
+        student_temperature: Of the student's softmax in DINO and iBOT (DINOv3's code).
+        sinkhorn_iterations: Of the teacher's centring (DINOv3's code).
+        global_ignore_diagonal: Leave out pairs of a global crop with itself (all DINOv3 configurations).
+        koleo: Nearest neighbours.
         gram: similarities.
     """
 

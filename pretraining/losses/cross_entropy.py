@@ -23,13 +23,13 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, 
         targets: ``(N, K)``, of any float type. A row may have any sum: targets of several teachers can be added up
             into one, since the loss is linear in them.
         weights: ``(N,)`` of the rows, or None for ones.
-        temperature: the student's.
+        temperature: The student's.
 
     Returns:
         A float32 scalar.
 
     Raises:
-        ValueError: logits and targets differ in shape.
+        ValueError: Logits and targets differ in shape.
     """
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape")

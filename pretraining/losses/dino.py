@@ -16,8 +16,8 @@ class DinoTerms(NamedTuple):
     """Mean cross-entropies over pairs of crops and over images.
 
     Attributes:
-        local: scalar, over all pairs of a local crop (student) and a global crop (teacher).
-        global_: scalar, over the pairs of global crops.
+        local: Scalar, over all pairs of a local crop (student) and a global crop (teacher).
+        global_: Scalar, over the pairs of global crops.
     """
 
     local: Tensor
@@ -41,8 +41,8 @@ def dino_loss(
         student_global: ``(2B, K)`` logits of the global crops.
         student_local: ``(LB, K)`` logits of the local crops.
         targets: ``(2B, K)`` the teacher's probabilities of the global crops.
-        temperature: the student's (DINO: 0.1).
-        ignore_diagonal: leave out pairs of a global crop with itself (DINOv3).
+        temperature: The student's (DINO: 0.1).
+        ignore_diagonal: Leave out pairs of a global crop with itself (DINOv3).
     """
     batch = len(targets) // GLOBAL_CROPS
     first, second = targets.split(batch)

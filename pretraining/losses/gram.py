@@ -34,7 +34,7 @@ def gram_loss(student: Tensor, teacher: Tensor, config: GramConfig, masks: Tenso
         A float32 scalar; 0 if no patch is left.
 
     Raises:
-        ConfigurationError: a grid to be resized is not square, or masks are needed and missing.
+        ConfigurationError: A grid to be resized is not square, or masks are needed and missing.
     """
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = student.float(), teacher.detach().float()
@@ -56,7 +56,7 @@ def resize_patches(patches: Tensor, count: int) -> Tensor:
     Bicubic, corners not aligned, no antialiasing, as the reference does.
 
     Raises:
-        ConfigurationError: a grid is not square.
+        ConfigurationError: A grid is not square.
     """
     old, new = math.isqrt(patches.shape[1]), math.isqrt(count)
     if old**2 != patches.shape[1] or new**2 != count:

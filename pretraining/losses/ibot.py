@@ -17,7 +17,7 @@ def ibot_loss(student: Tensor, targets: Tensor, weights: Tensor, num_crops: int,
         student: ``(M, K)`` logits of the masked patches of all crops; M may be 0.
         targets: ``(M, K)`` the teacher's probabilities of the same patches, unmasked.
         weights: ``(M,)`` one over the number of masked patches in the crop.
-        num_crops: global crops in the micro-batch, 2B.
-        temperature: the student's (DINOv3: 0.1).
+        num_crops: Global crops in the micro-batch, 2B.
+        temperature: The student's (DINOv3: 0.1).
     """
     return soft_cross_entropy(student, targets, weights, temperature) / num_crops

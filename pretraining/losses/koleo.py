@@ -25,14 +25,14 @@ def koleo_loss(cls: Tensor, *, top_k: int = 1, group: dist.ProcessGroup | None =
     Args:
         cls: ``(B, D)`` class tokens of *one* crop of each image, before the head: two crops of an image are close by
             design and must not be pushed apart.
-        top_k: neighbours to average over.
-        group: processes on whose tokens neighbours are looked for, B on each; None for this one alone.
+        top_k: Neighbours to average over.
+        group: Processes on whose tokens neighbours are looked for, B on each; None for this one alone.
 
     Returns:
         The mean over the tokens of this process.
 
     Raises:
-        ConfigurationError: there are fewer than ``top_k`` other tokens.
+        ConfigurationError: There are fewer than ``top_k`` other tokens.
     """
     if group is None:
         return _koleo(cls, slice(None), top_k)

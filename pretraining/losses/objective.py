@@ -57,8 +57,8 @@ class ScheduledWeights(NamedTuple):
     """Weights that change during training.
 
     Attributes:
-        local: of the DINO loss of local crops.
-        gram: of the Gram loss.
+        local: Of the DINO loss of local crops.
+        gram: Of the Gram loss.
     """
 
     local: float = 1.0
@@ -70,8 +70,8 @@ class Losses:
     """The objective of a micro-batch.
 
     Attributes:
-        total: scalar with a gradient.
-        terms: detached scalars before weighting: ``dino_local``, ``dino_global``, ``koleo`` (the mean over the two
+        total: Scalar with a gradient.
+        terms: Detached scalars before weighting: ``dino_local``, ``dino_global``, ``koleo`` (the mean over the two
             crops), ``ibot``, and ``gram`` where there is a Gram teacher. On the device: reading one waits for it.
     """
 
@@ -94,18 +94,18 @@ def objective(
     """Return the weighted sum of all terms for one micro-batch.
 
     Args:
-        student: outputs of the student.
-        targets: of the teacher for the same crops and patches.
+        student: Outputs of the student.
+        targets: Of the teacher for the same crops and patches.
         patch_weights: ``(M,)`` one over the number of masked patches in the patch's crop.
-        config: constant weights and options.
-        weights: of this step.
+        config: Constant weights and options.
+        weights: Of this step.
         gram_patches: ``(2B, P', D)`` patches of the Gram teacher after the final norm, or None for no Gram loss.
         masks: ``(2B, P)`` bool, the student's; needed where the Gram loss looks at some patches only.
-        group: processes among which KoLeo looks for neighbours; None for this one alone.
+        group: Processes among which KoLeo looks for neighbours; None for this one alone.
         koleo: KoLeo's term, a scalar with a gradient, where it takes more than this micro-batch.
 
     Raises:
-        ConfigurationError: a term cannot be computed from a batch of this size or shape.
+        ConfigurationError: A term cannot be computed from a batch of this size or shape.
     """
     temperature = config.student_temperature
     dino = dino_loss(

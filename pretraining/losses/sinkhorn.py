@@ -45,13 +45,13 @@ def sinkhorn_scaling(
     iteration samples count by their raw exponentials, as in the reference; they are not softmaxed before.
 
     Args:
-        logits: gives the teacher's logits ``(N_i, K)`` of each micro-batch, of any float type. Called once for the
+        logits: Gives the teacher's logits ``(N_i, K)`` of each micro-batch, of any float type. Called once for the
             largest values and, unless there is only one micro-batch, once for every iteration, so that a caller may
             compute them again instead of storing them. ``N_i`` may differ, and be 0. Exponentials of a single
             micro-batch are stored, in float32.
-        temperature: the teacher's.
-        iterations: at least 1 (DINOv3: 3).
-        group: processes that share the population; by default all, if torch.distributed is initialised.
+        temperature: The teacher's.
+        iterations: At least 1 (DINOv3: 3).
+        group: Processes that share the population; by default all, if torch.distributed is initialised.
 
     Returns:
         ``log_u`` ``(K,)`` float32, the same on every process. Infinite if there is no sample anywhere.
@@ -81,7 +81,7 @@ def sinkhorn_targets(logits: Tensor, log_u: Tensor, temperature: float) -> Tenso
     Args:
         logits: ``(N, K)`` the teacher's, of any float type.
         log_u: ``(K,)`` from ``sinkhorn_scaling``.
-        temperature: that of the scaling.
+        temperature: That of the scaling.
 
     Returns:
         ``(N, K)`` float32; every row sums to 1.

@@ -16,11 +16,11 @@ class HeadConfig:
     """A projection head: an MLP to a unit-norm bottleneck, then a linear layer to the prototypes.
 
     Attributes:
-        prototypes: outputs K. All four as DINOv3's ViT-L configuration: the layers of its 7B heads are larger than a
+        prototypes: Outputs K. All four as DINOv3's ViT-L configuration: the layers of its 7B heads are larger than a
             ViT-B.
-        bottleneck: width of the bottleneck.
-        hidden: width of the hidden layers.
-        layers: linear layers of the MLP.
+        bottleneck: Width of the bottleneck.
+        hidden: Width of the hidden layers.
+        layers: Linear layers of the MLP.
     """
 
     prototypes: int = 65536
@@ -39,18 +39,18 @@ class ModelConfig:
     """The student, of which the teachers are copies.
 
     Attributes:
-        backbone: architecture: a key of ``BACKBONES``. Weights that are given must be of it.
-        weights: what a first stage starts from: a catalog name, a file, a hub id, or ``none`` (random).
-        qkv_bias: biases of queries and values; the MedDINOv3 release has none, those of the DINOv3 releases are zero.
+        backbone: Architecture: a key of ``BACKBONES``. Weights that are given must be of it.
+        weights: What a first stage starts from: a catalog name, a file, a hub id, or ``none`` (random).
+        qkv_bias: Biases of queries and values; the MedDINOv3 release has none, those of the DINOv3 releases are zero.
         norm_eps: LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from.
-        rope_dtype: type in which rotary angles are computed; bfloat16 reproduces the MedDINOv3 release.
-        drop_path: share of samples that skip each residual branch (DINOv3's ViT-L configuration).
-        rope_rescale: patch coordinates are multiplied by up to this, or divided, drawn for each block and crop size; 2
+        rope_dtype: Type in which rotary angles are computed; bfloat16 reproduces the MedDINOv3 release.
+        drop_path: Share of samples that skip each residual branch (DINOv3's ViT-L configuration).
+        rope_rescale: Patch coordinates are multiplied by up to this, or divided, drawn for each block and crop size; 2
             as DINOv3's 7B configurations and releases. None leaves them.
-        untied_local_norm: a final norm of its own for class and register tokens of local crops, as DINOv3's 7B; off,
+        untied_local_norm: A final norm of its own for class and register tokens of local crops, as DINOv3's 7B; off,
             since the MedDINOv3 release has none.
-        dino_head: head of the class token.
-        ibot_head: head of masked patch tokens.
+        dino_head: Head of the class token.
+        ibot_head: Head of masked patch tokens.
     """
 
     backbone: str = "vitb16"

@@ -19,21 +19,21 @@ class OptimConfig:
     value of the ViT-L configuration that MedDINOv3's author named ("ViT-L").
 
     Attributes:
-        lr: learning rate (MedDINOv3, stage 1), constant after a linear warm-up (7B).
-        lr_scaling: whether learning rates are for a batch of another size: ``none``, ``sqrt_1024`` or ``linear_256``.
+        lr: Learning rate (MedDINOv3, stage 1), constant after a linear warm-up (7B).
+        lr_scaling: Whether learning rates are for a batch of another size: ``none``, ``sqrt_1024`` or ``linear_256``.
             DINOv3 has ``sqrt_1024``; MedDINOv3 does not say whether its rates are before or after it. ``none`` is the
             smaller step of the two.
-        weight_decay: of AdamW (7B).
-        momentum: share of the old teacher in the new one (7B).
-        teacher_temperature: of the teacher's targets (7B).
-        freeze_last_layer_steps: steps in which the last layers of both heads stay as they are, since heads begin at
+        weight_decay: Of AdamW (7B).
+        momentum: Share of the old teacher in the new one (7B).
+        teacher_temperature: Of the teacher's targets (7B).
+        freeze_last_layer_steps: Steps in which the last layers of both heads stay as they are, since heads begin at
             random on a trained backbone (7B's 5 epochs of 1000 steps).
-        local_loss_weight: of the DINO loss of the local crops (7B).
-        gram_loss_weight: of the Gram loss; there is none in the first stage.
-        layer_decay: learning rates shrink by this from block to block, towards the patches (ViT-L).
-        patch_embed_lr_multiplier: of the patch embedding's learning rate, on top of ``layer_decay`` (every DINOv3).
-        betas: of AdamW (ViT-L; 7B has 0.9 and 0.99).
-        clip_norm: largest norm of the gradients of the backbone, and of each head, before they are scaled down to it
+        local_loss_weight: Of the DINO loss of the local crops (7B).
+        gram_loss_weight: Of the Gram loss; there is none in the first stage.
+        layer_decay: Learning rates shrink by this from block to block, towards the patches (ViT-L).
+        patch_embed_lr_multiplier: Of the patch embedding's learning rate, on top of ``layer_decay`` (every DINOv3).
+        betas: Of AdamW (ViT-L; 7B has 0.9 and 0.99).
+        clip_norm: Largest norm of the gradients of the backbone, and of each head, before they are scaled down to it
             (ViT-L; 7B has 30); ``inf`` never clips.
     """
 
@@ -78,8 +78,8 @@ class OptimConfig:
         """Return the schedules of a run.
 
         Args:
-            total_steps: length of the run.
-            batch_size: images of a step, over all processes and micro-batches.
+            total_steps: Length of the run.
+            batch_size: Images of a step, over all processes and micro-batches.
         """
         return Schedules(
             total_steps=total_steps,

@@ -13,11 +13,11 @@ from nnunetv2_meddino.errors import ConfigurationError
 def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Set the teacher's parameters to ``momentum`` times theirs plus the rest of the student's; buffers stay.
 
-    Called after the optimiser's step, with the momentum of the same step (as the DINOv3 reference). Sharded parameters
+    Called after the optimizer's step, with the momentum of the same step (as the DINOv3 reference). Sharded parameters
     are averaged shard by shard, without communication.
 
     Raises:
-        ConfigurationError: the two do not have the same parameters, or they are sharded differently.
+        ConfigurationError: The two do not have the same parameters, or they are sharded differently.
     """
     theirs, ours = _matching(teacher, student)
     torch._foreach_lerp_(theirs, ours, 1 - momentum)
@@ -28,7 +28,7 @@ def copy_parameters(source: nn.Module, target: nn.Module) -> None:
     """Copy parameters; buffers stay.
 
     Raises:
-        ConfigurationError: the two do not have the same parameters, or they are sharded differently.
+        ConfigurationError: The two do not have the same parameters, or they are sharded differently.
     """
     theirs, ours = _matching(target, source)
     torch._foreach_copy_(theirs, ours)

@@ -1,4 +1,4 @@
-"""The student's optimiser: AdamW over the parameter groups, its settings of each step, and gradient clipping."""
+"""The student's optimizer: AdamW over the parameter groups, its settings of each step, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def build_optimizer(student: nn.Module, config: OptimConfig, device: torch.devic
 
     Args:
         student: ``backbone``, ``dino_head`` and ``ibot_head``, compiled and sharded already.
-        config: betas and multipliers.
-        device: where the student is; on CPU and CUDA one fused kernel updates many tensors.
+        config: Betas and multipliers.
+        device: Where the student is; on CPU and CUDA one fused kernel updates many tensors.
     """
     groups = parameter_groups(
         student, layer_decay=config.layer_decay, patch_embed_lr_multiplier=config.patch_embed_lr_multiplier
@@ -42,8 +42,8 @@ def clip_gradients(student: nn.Module, max_norm: float) -> dict[str, Tensor]:
     """Scale the gradients of the backbone and of each head, each by itself, down to a largest norm.
 
     Args:
-        student: its parameters may be sharded (FSDP2); every process must call this.
-        max_norm: largest L2 norm; ``inf`` only measures.
+        student: Its parameters may be sharded (FSDP2); every process must call this.
+        max_norm: Largest L2 norm; ``inf`` only measures.
 
     Returns:
         For each part of the student its norm before clipping, of all shards: scalars on the gradients' device, so that

@@ -46,15 +46,15 @@ def parameter_groups(
     """Return the student's parameters in as few groups as their multipliers allow, each part's apart.
 
     Args:
-        student: has a ``backbone`` with timm's names of a ViT; everything else in it is a head.
-        layer_decay: the multiplier of learning rates shrinks by it from the final norm over the blocks to the tokens.
-        patch_embed_lr_multiplier: of the patch embedding, on top.
+        student: Has a ``backbone`` with timm's names of a ViT; everything else in it is a head.
+        layer_decay: The multiplier of learning rates shrinks by it from the final norm over the blocks to the tokens.
+        patch_embed_lr_multiplier: Of the patch embedding, on top.
 
     Returns:
-        Groups for an optimiser with the keys ``params``, ``lr_multiplier``, ``wd_multiplier`` and ``is_last_layer``.
+        Groups for an optimizer with the keys ``params``, ``lr_multiplier``, ``wd_multiplier`` and ``is_last_layer``.
 
     Raises:
-        ConfigurationError: the student has no backbone with blocks.
+        ConfigurationError: The student has no backbone with blocks.
     """
     parts = parameters_by_module(student)
     num_blocks = _num_blocks(parts.get(BACKBONE, {}))

@@ -29,15 +29,15 @@ class Schedule:
       cosine begins with ``peak`` once more; it would reach ``end`` at step T, one after the last.
 
     Attributes:
-        peak: value after the warm-up.
-        start: value at step 0 of a warm-up; without a warm-up it is not used.
-        end: value after the cosine; None is ``peak``, so that nothing changes after the warm-up.
-        warmup_steps: length W of the warm-up.
-        decay_steps: length D of the cosine; None is all steps after the warm-up. ``dinov3`` only.
+        peak: Value after the warm-up.
+        start: Value at step 0 of a warm-up; without a warm-up it is not used.
+        end: Value after the cosine; None is ``peak``, so that nothing changes after the warm-up.
+        warmup_steps: Length W of the warm-up.
+        decay_steps: Length D of the cosine; None is all steps after the warm-up. ``dinov3`` only.
         warmup_shape: ``linear``, or ``cosine`` for a half cosine that contains both its ends (the learning rate of
             DINOv3's third stage and the loss weights of its second are such ramps).
         family: ``dinov3`` or ``dinov2``.
-        trunc_extra: share by which the cosine is made longer than the run, in whole steps and with both its ends; what
+        trunc_extra: Share by which the cosine is made longer than the run, in whole steps and with both its ends; what
             is left of it is stretched to reach ``end`` at the last step. ``dinov2`` only, where its configuration calls
             it ``schedule_trunc_extra``.
     """
@@ -123,13 +123,13 @@ class StepValues:
     """What the schedules say for one step.
 
     Attributes:
-        lr: learning rate, before the multipliers of the parameter groups.
-        last_layer_lr: that of the heads' last layers, 0 while they are frozen.
-        weight_decay: before the multipliers of the parameter groups.
-        momentum: share of the old teacher in the new one.
-        teacher_temperature: of the teacher's targets.
-        local_loss_weight: of the DINO loss of the local crops.
-        gram_loss_weight: of the Gram loss.
+        lr: Learning rate, before the multipliers of the parameter groups.
+        last_layer_lr: That of the heads' last layers, 0 while they are frozen.
+        weight_decay: Before the multipliers of the parameter groups.
+        momentum: Share of the old teacher in the new one.
+        teacher_temperature: Of the teacher's targets.
+        local_loss_weight: Of the DINO loss of the local crops.
+        gram_loss_weight: Of the Gram loss.
     """
 
     lr: float
@@ -146,14 +146,14 @@ class Schedules:
     """All schedules of a run of known length and batch size; ``OptimConfig.schedules`` makes it.
 
     Attributes:
-        total_steps: length T of the run.
-        lr: learning rate, already scaled to the batch size.
-        weight_decay: as in ``StepValues``, like the rest.
-        momentum: see there.
-        teacher_temperature: see there.
-        local_loss_weight: see there.
-        gram_loss_weight: see there.
-        freeze_last_layer_steps: first steps in which the last layers of both heads stay as they are.
+        total_steps: Length T of the run.
+        lr: Learning rate, already scaled to the batch size.
+        weight_decay: As in ``StepValues``, like the rest.
+        momentum: See there.
+        teacher_temperature: See there.
+        local_loss_weight: See there.
+        gram_loss_weight: See there.
+        freeze_last_layer_steps: First steps in which the last layers of both heads stay as they are.
     """
 
     total_steps: int
@@ -193,7 +193,7 @@ def lr_factor(rule: ScalingRule, batch_size: int) -> float:
 
     Args:
         rule: ``none``; ``sqrt_1024``: 4 sqrt(batch / 1024), the factor 4 being DINOv3's; ``linear_256``: batch / 256.
-        batch_size: images of a step, over all processes and micro-batches.
+        batch_size: Images of a step, over all processes and micro-batches.
     """
     return {"none": 1.0, "sqrt_1024": 4.0 * float(np.sqrt(batch_size / 1024)), "linear_256": batch_size / 256}[rule]
 

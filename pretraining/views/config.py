@@ -23,7 +23,7 @@ class IntensityConfig:
     """How stored values become network inputs.
 
     Attributes:
-        rule: what is clipped and by what a slice is normalised:
+        rule: What is clipped and by what a slice is normalised:
 
             - ``ct``: clip to ``clip_hu``, subtract ``mean_hu``, divide by ``std_hu`` + 1e-8.
             - ``window``: clip to one of ``windows_hu``, drawn for each slice, and scale to [-1, 1]. A single one is a
@@ -62,11 +62,11 @@ class MaskConfig:
     """Which patches of the global crops are hidden from the student (iBOT).
 
     Attributes:
-        patch_size: side of a patch in pixels; 16 is that of the ViT.
-        probability: share of the global crops that are masked, as in all DINOv3 configurations.
-        ratio: lowest and highest share of masked patches; masked crops are spread evenly over it. As DINOv3.
-        min_patches: smallest block, in patches (BEiT, as DINOv3).
-        min_aspect: smallest aspect of a block, its inverse the largest (BEiT, as DINOv3).
+        patch_size: Side of a patch in pixels; 16 is that of the ViT.
+        probability: Share of the global crops that are masked, as in all DINOv3 configurations.
+        ratio: Lowest and highest share of masked patches; masked crops are spread evenly over it. As DINOv3.
+        min_patches: Smallest block, in patches (BEiT, as DINOv3).
+        min_aspect: Smallest aspect of a block, its inverse the largest (BEiT, as DINOv3).
     """
 
     patch_size: int = 16
@@ -91,29 +91,29 @@ class ViewConfig:
     (saturation, hue, grayscale) do nothing to a grey image and are left out.
 
     Attributes:
-        global_size: side of a global crop in pixels (DINOv3; MedDINOv3's text implies it for CT).
-        global_scale: smallest and largest area of a global crop as a share of the slice (DINOv3).
-        local_size: side of a local crop in pixels (DINOv3, whose third stage also has 168: the half patch is cut off).
-        local_scale: as ``global_scale`` (DINOv3).
-        num_local: local crops of each slice (DINOv3).
-        ratio: smallest and largest width by height of a crop's region (torchvision's default, as DINOv3).
-        gram_size: side of the Gram teacher's crops, or None for none (DINOv3 stage 2: 512). They show the regions of
+        global_size: Side of a global crop in pixels (DINOv3; MedDINOv3's text implies it for CT).
+        global_scale: Smallest and largest area of a global crop as a share of the slice (DINOv3).
+        local_size: Side of a local crop in pixels (DINOv3, whose third stage also has 168: the half patch is cut off).
+        local_scale: As ``global_scale`` (DINOv3).
+        num_local: Local crops of each slice (DINOv3).
+        ratio: Smallest and largest width by height of a crop's region (torchvision's default, as DINOv3).
+        gram_size: Side of the Gram teacher's crops, or None for none (DINOv3 stage 2: 512). They show the regions of
             the global crops, undistorted.
-        flip_probability: of mirroring left and right; 0, as DINOv3's 7B training and because organs have sides.
-        jitter_probability: of changing brightness and contrast of a crop (DINOv3).
-        brightness: brightness is multiplied by 1 - this to 1 + this (DINOv3).
-        contrast: contrast likewise (DINOv3).
-        blur_kernel: side of the Gaussian blur's kernel in pixels (DINOv3).
-        blur_sigma: smallest and largest standard deviation of the blur in pixels (DINOv3).
+        flip_probability: Of mirroring left and right; 0, as DINOv3's 7B training and because organs have sides.
+        jitter_probability: Of changing brightness and contrast of a crop (DINOv3).
+        brightness: Brightness is multiplied by 1 - this to 1 + this (DINOv3).
+        contrast: Contrast likewise (DINOv3).
+        blur_kernel: Side of the Gaussian blur's kernel in pixels (DINOv3).
+        blur_sigma: Smallest and largest standard deviation of the blur in pixels (DINOv3).
         global_1_blur_probability: DINOv3's configuration says 1.0, but its code blurs with one minus that; these three
             are what its training did (measured: 0 of 400 crops).
-        global_2_blur_probability: as above, configured 0.1.
-        local_blur_probability: as above, configured 0.5.
-        global_2_solarise_probability: of inverting bright values in the second global crop; DINOv3 has 0.2, which on CT
+        global_2_blur_probability: As above, configured 0.1.
+        local_blur_probability: As above, configured 0.5.
+        global_2_solarise_probability: Of inverting bright values in the second global crop; DINOv3 has 0.2, which on CT
             swaps bone and air: off.
-        solarise_threshold: on the unit scale; DINOv3 has 128 of 255.
+        solarise_threshold: On the unit scale; DINOv3 has 128 of 255.
         intensity: values.
-        masks: masked patches.
+        masks: Masked patches.
     """
 
     global_size: int = 256

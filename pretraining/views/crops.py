@@ -84,12 +84,12 @@ def draw_parameters(sizes: Tensor, places: Tensor, config: ViewConfig, *, seed: 
     Args:
         sizes: ``(B, 2)`` height and width of the slices in pixels.
         places: ``(B,)`` places in the global batch.
-        config: what to draw.
+        config: What to draw.
         seed: 0 to 2**32 - 1.
-        step: training step.
+        step: Training step.
 
     Raises:
-        ConfigurationError: the seed is out of range.
+        ConfigurationError: The seed is out of range.
     """
     check_seed(seed)
     place = places.numpy()[:, None, None]
@@ -131,7 +131,7 @@ def draw_boxes(
         draws: ``(..., 22)`` uniform in (0, 1): ten pairs for area and aspect, then the row and the column.
         sizes: ``(..., 2)`` height and width of the images.
         scales: ``(..., 2)`` smallest and largest share of the area.
-        ratio: smallest and largest width by height.
+        ratio: Smallest and largest width by height.
 
     Returns:
         ``(..., 4)`` int64: top, left, height, width, inside the image; the leading shapes are broadcast.

@@ -21,10 +21,10 @@ class Levels:
     """The values of each slice that the unit scale and the network's scale refer to, ``(B,)`` float32 each.
 
     Attributes:
-        low: becomes 0 on the unit scale; lower values are clipped.
-        high: becomes 1 on the unit scale; higher values are clipped.
-        mean: becomes 0 in the network's input.
-        std: this far above the mean becomes 1 in the network's input.
+        low: Becomes 0 on the unit scale; lower values are clipped.
+        high: Becomes 1 on the unit scale; higher values are clipped.
+        mean: Becomes 0 in the network's input.
+        std: This far above the mean becomes 1 in the network's input.
     """
 
     low: Tensor
@@ -40,7 +40,7 @@ def slice_levels(pixels: Tensor, sizes: Tensor, window: Tensor, config: Intensit
         pixels: ``(B, S, S)`` int16.
         sizes: ``(B, 2)`` height and width.
         window: ``(B,)`` which of ``config.windows_hu``, for the rule ``window``.
-        config: see there for the rules.
+        config: See there for the rules.
     """
     if config.rule == "ct":
         return _levels(pixels, [[*config.clip_hu, config.mean_hu, config.std_hu]] * len(pixels))
@@ -96,7 +96,7 @@ def distort(
         contrast: ``(N,)`` factors.
         contrast_first: ``(N,)`` bool.
         blur_sigma: ``(N,)`` in pixels, 0 for none.
-        blur_kernel: side of the kernel in pixels.
+        blur_kernel: Side of the kernel in pixels.
         solarise_threshold: ``(N,)``, above 1 for none.
 
     Returns:

@@ -63,15 +63,15 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
     is then missing is filled up at random, and the masks are shuffled over all crops.
 
     Args:
-        crops: number of global crops, N.
-        grid: patches along a side; P is its square.
-        config: shares and block shapes.
+        crops: Number of global crops, N.
+        grid: Patches along a side; P is its square.
+        config: Shares and block shapes.
         seed: 0 to 2**32 - 1.
-        step: training step.
-        place: of the group's first slice in the step's global batch, so that groups draw different masks.
+        step: Training step.
+        place: Of the group's first slice in the step's global batch, so that groups draw different masks.
 
     Raises:
-        ConfigurationError: the seed is out of range.
+        ConfigurationError: The seed is out of range.
     """
     check_seed(seed)
     key = np.array([seed, Stream.MASKS], np.uint64)

@@ -44,8 +44,8 @@ class Views:
         global_crops: ``(2B, 1, g, g)``.
         local_crops: ``(L * B, 1, l, l)``.
         gram_crops: ``(2B, 1, G, G)``, regions and flips of ``global_crops``, undistorted; None without a Gram size.
-        masks: masked patches of ``global_crops``.
-        parameters: all that was drawn, on the host.
+        masks: Masked patches of ``global_crops``.
+        parameters: All that was drawn, on the host.
     """
 
     global_crops: Tensor
@@ -71,16 +71,16 @@ def make_views(
     of, since their counts are spread over it.
 
     Args:
-        slices: the batch.
-        config: what the views look like.
+        slices: The batch.
+        config: What the views look like.
         seed: 0 to 2**32 - 1.
-        step: training step.
-        share: what the batch is of its group; by default all of it.
-        dtype: of the crops; the work is done in float32.
+        step: Training step.
+        share: What the batch is of its group; by default all of it.
+        dtype: Of the crops; the work is done in float32.
 
     Raises:
-        ConfigurationError: the seed is out of range.
-        DataError: the batch is not int16, or a slice is larger than its padding.
+        ConfigurationError: The seed is out of range.
+        DataError: The batch is not int16, or a slice is larger than its padding.
     """
     _check_batch(slices)
     parameters = draw_parameters(slices.sizes, slices.places, config, seed=seed, step=step)
@@ -107,16 +107,16 @@ def replay_view(slices: SliceBatch, parameters: ViewParameters, config: ViewConf
     """Make one view of every slice again from what was drawn for it.
 
     Args:
-        slices: the batch, or a part of it.
-        parameters: of the same slices; ``ViewParameters.of_sample`` gives those of one.
-        config: as when the parameters were drawn.
+        slices: The batch, or a part of it.
+        parameters: Of the same slices; ``ViewParameters.of_sample`` gives those of one.
+        config: As when the parameters were drawn.
         view: 0 and 1 are the global crops, the rest local.
 
     Returns:
         ``(B, 1, s, s)`` float32.
 
     Raises:
-        DataError: as ``make_views``.
+        DataError: As ``make_views``.
     """
     _check_batch(slices)
     with torch.no_grad(), torch.autocast(slices.pixels.device.type, enabled=False):

@@ -21,7 +21,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tens
         images: ``(B, S, S)`` float.
         boxes: ``(B, V, 4)`` top, left, height, width, on the host.
         flips: ``(B, V)`` bool, mirror left and right, on the host.
-        size: output side in pixels.
+        size: Output side in pixels.
 
     Returns:
         ``(B, V, size, size)`` on the device of ``images``. Values may leave the input's range: bicubic overshoots.

@@ -17,10 +17,10 @@ class Resolution:
     """Crop sizes of a step.
 
     Attributes:
-        global_size: side of the global crops in pixels.
-        local_size: side of the local crops in pixels.
-        gram_size: side of the Gram teacher's crops in pixels, or None.
-        share: of the steps that have this resolution; all shares add up to 1.
+        global_size: Side of the global crops in pixels.
+        local_size: Side of the local crops in pixels.
+        gram_size: Side of the Gram teacher's crops in pixels, or None.
+        share: Of the steps that have this resolution; all shares add up to 1.
     """
 
     global_size: int
@@ -43,7 +43,7 @@ def resolution_sequence(resolutions: Sequence[Resolution], steps: int, seed: int
         ``(steps,)`` indices.
 
     Raises:
-        ConfigurationError: a share is negative, or they do not add up to 1.
+        ConfigurationError: A share is negative, or they do not add up to 1.
     """
     shares = [resolution.share for resolution in resolutions]
     if min(shares) < 0 or not np.isclose(sum(shares), 1):

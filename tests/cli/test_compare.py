@@ -94,7 +94,7 @@ def test_jobs_are_written_where_there_is_no_slurm(folders, tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-d", 5), "Data set 5 is not in"),
+        (("-d", 5), "Dataset 5 is not in"),
         (("-d", 701, "--trainers", "nnUNetTrainers"), "Trainer nnUNetTrainers is unknown. Did you mean nnUNetTrainer?"),
         (
             ("-d", 701, "--reference", "DINOv3Trainer"),

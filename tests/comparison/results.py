@@ -143,7 +143,7 @@ def write_method(
     """Write a trained and validated model as stock nnU-Net leaves it, without surface metrics.
 
     ``grow`` and ``spread`` make its errors, ``without`` names a class that is missed in a case. Case i is in fold
-    i modulo ``folds``, which is written as the split of the data set too. ``epochs``: done, planned.
+    i modulo ``folds``, which is written as the split of the dataset too. ``epochs``: done, planned.
     """
     model = folders.results / dataset / method
     known = Method.from_name(method)

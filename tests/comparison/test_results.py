@@ -283,7 +283,7 @@ def test_a_known_trainer_without_results_is_told_and_an_unknown_one_refused(fold
 def test_data_sets_are_found_by_number_and_name_and_unknown_ones_refused(folders):
     write_method(folders, NAME, STOCK, folds=1)
     assert [d.name for d in collect(Selection(("701", NAME)), folders)] == [NAME]
-    with pytest.raises(DataError, match="Data set 702 is not in .* There are: Dataset701_Abdomen"):
+    with pytest.raises(DataError, match="Dataset 702 is not in .* There are: Dataset701_Abdomen"):
         collect(Selection(("702",)), folders)
     with pytest.raises(DataError, match=r"Did you mean Dataset701_Abdomen\?"):
         collect(Selection(("Dataset701_Abdomne",)), folders)

@@ -14,7 +14,7 @@ from tests.datasets.releases import write_kits, write_lits
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An nnU-Net home without data sets; worker pools of nnU-Net are threads (a process imports it for seconds)."""
+    """An nnU-Net home without datasets; worker pools of nnU-Net are threads (a process imports it for seconds)."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))

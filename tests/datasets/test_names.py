@@ -16,7 +16,7 @@ from tests.datasets.releases import files, write_amos, write_case
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set in which one test image has a training image's name, and one is a copy of a training image."""
+    """A dataset in which one test image has a training image's name, and one is a copy of a training image."""
     for path, content in {
         "imagesTr/a_0000.nii": "1",
         "imagesTr/b_0000.nii": "2",

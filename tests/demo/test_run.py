@@ -112,7 +112,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 @pytest.fixture
 def real_data(tmp_path: Path) -> Path:
-    """A data set of the user's own, with labelled test cases."""
+    """A dataset of the user's own, with labelled test cases."""
     made = make_phantom_dataset(tmp_path, num_training=1, num_test=1, seed=0)
     for index in range(1, 5):
         shutil.copy(made / "labelsTr" / "phantomTr_000.nii.gz", made / "labelsTr" / f"phantomTr_00{index}.nii.gz")

@@ -139,7 +139,7 @@ def strict_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _demo(*, work_dir: Path | None, data: Path | None) -> None:
-    assert data is None or (data / "dataset.json").is_file(), f"{data} is no data set"
+    assert data is None or (data / "dataset.json").is_file(), f"{data} is no dataset"
 
 
 def _one_batch(loader: Callable, corpus: Path, *, batch_size: int, workers: int, **options: Any) -> Any:

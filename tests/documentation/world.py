@@ -1,4 +1,4 @@
-"""What the pages suppose to be there: downloads, data sets, a corpus, weights, under the names that they use."""
+"""What the pages suppose to be there: downloads, datasets, a corpus, weights, under the names that they use."""
 
 from __future__ import annotations
 

@@ -203,15 +203,15 @@ def test_grey_stem_equals_repeating_the_image_in_forward_and_training():
     torch.manual_seed(0)
     grey, colour = VisionTransformer(SMALL, 1).double(), VisionTransformer(SMALL, 3).double()
     colour.load_state_dict(grey.state_dict())
-    optimisers = [torch.optim.AdamW(v.parameters(), lr=1e-3, weight_decay=0.05) for v in (grey, colour)]
+    optimizers = [torch.optim.AdamW(v.parameters(), lr=1e-3, weight_decay=0.05) for v in (grey, colour)]
     for _ in range(5):
         image = torch.randn(2, 1, 32, 32, dtype=torch.float64)
         losses = [v(x, [1])[0].square().mean() for v, x in ((grey, image), (colour, image.expand(-1, 3, -1, -1)))]
         torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
-        for loss, optimiser in zip(losses, optimisers, strict=True):
-            optimiser.zero_grad()
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(grey.patch_embed.proj.weight, colour.patch_embed.proj.weight, rtol=1e-9, atol=1e-12)
 
 

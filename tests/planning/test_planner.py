@@ -90,7 +90,7 @@ def change(path: Path, **values: Any) -> None:
 
 @pytest.fixture(scope="module")
 def planned_by_nnunet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Root folder in which nnU-Net itself has planned the real CT data set."""
+    """Root folder in which nnU-Net itself has planned the real CT dataset."""
     source = shared_path(f"data/{CT}")
     root = tmp_path_factory.mktemp("nnunet")
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def planned_by_nnunet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 @pytest.fixture
 def ct(planned_by_nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The ``nnUNet_preprocessed`` folder of the real CT data set with nnU-Net's plans, free to be changed."""
+    """The ``nnUNet_preprocessed`` folder of the real CT dataset with nnU-Net's plans, free to be changed."""
     shutil.copytree(planned_by_nnunet, tmp_path, symlinks=True, dirs_exist_ok=True)
     use_folders(tmp_path, monkeypatch)
     folder = tmp_path / "nnUNet_preprocessed" / CT
@@ -114,7 +114,7 @@ def ct(planned_by_nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root folder without data sets."""
+    """A root folder without datasets."""
     use_folders(tmp_path, monkeypatch)
     return tmp_path
 
@@ -145,7 +145,7 @@ def test_keeps_the_field_of_view_of_2d_in_896_pixels(ct: Path) -> None:
     assert planned.data_identifier == "nnUNetPlans_2d_896"
     assert planned.normalization_schemes == ["CTNormalization"]
     assert planned.batch_dice is True
-    # 5 % of the data set: 0.05 * 6 cases * 14 slices * 808 * 854 / 896^2 = 3.6; a 24 GB GPU would hold 5
+    # 5 % of the dataset: 0.05 * 6 cases * 14 slices * 808 * 854 / 896^2 = 3.6; a 24 GB GPU would hold 5
     assert planned.batch_size == 4
     assert (result.planned, result.written, result.batch_size) == (False, True, 4)
 
@@ -423,7 +423,7 @@ def test_overlay_makes_a_valid_configuration(ct: Path, name: str, caplog: pytest
 
 @pytest.fixture
 def own_overlay(tmp_path: Path) -> Path:
-    """An overlay for the CT data set, with its spacing and batch size fixed."""
+    """An overlay for the CT dataset, with its spacing and batch size fixed."""
     facts = {"name": "mine", "source": "-", "licence": "-", "modality": "CT", "labelled_cases": 6, "note": ""}
     facts["labels"] = read(shared_path(f"data/{CT}/dataset.json"))["labels"]
     settings = {"patch_size": [896, 896], "spacing": [0.5, 0.6], "batch_size": 12}
@@ -453,7 +453,7 @@ def test_overlay_for_another_number_of_cases_warns(
 ) -> None:
     change(ct / "dataset.json", numTraining=5)
     plan_dataset(900, overlay=own_overlay)
-    assert "mine has 6 labelled cases, this data set 5" in caplog.text
+    assert "mine has 6 labelled cases, this dataset 5" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_unknown_overlay_lists_the_known_ones() -> None:
 
 @pytest.fixture(scope="module")
 def mr_planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Root folder in which the real MRI data set is planned by nnU-Net, then with the mixed512 overlay."""
+    """Root folder in which the real MRI dataset is planned by nnU-Net, then with the mixed512 overlay."""
     source = shared_path(f"data/{MR}")
     root = tmp_path_factory.mktemp("mixed")
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ PREDICT = (*DEVICE, "-npp", 1, "-nps", 1, "--disable_tta")
 
 
 def home_with(folder: Path, dataset: Path | None = None) -> Path:
-    """Make nnU-Net's three folders, a raw data set linked into the first."""
+    """Make nnU-Net's three folders, a raw dataset linked into the first."""
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True)
     if dataset is not None:

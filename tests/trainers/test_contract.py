@@ -134,7 +134,7 @@ def test_own_weights_are_never_replaced_by_random_ones(nnunet_home, monkeypatch,
     assert trainer.weights() == expected
 
 
-def test_baselines_have_their_authors_optimisers(nnunet_home):
+def test_baselines_have_their_authors_optimizers(nnunet_home):
     segformer = make_trainer(nnunet_home, "SegFormerTrainer")
     segformer.initialize()
     new, encoder = segformer.optimizer.param_groups

@@ -1,4 +1,4 @@
-"""The trainers, built by hand on a small preprocessed data set: recipe, weights, resume, bad input."""
+"""The trainers, built by hand on a small preprocessed dataset: recipe, weights, resume, bad input."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_fresh_training_loads_the_weights_and_notes_where_they_came_from(nnunet_
     before = [id(p) for p in trainer.network.parameters()]
     trainer.on_train_start()
     assert holds(trainer, path)
-    assert [id(p) for p in trainer.network.parameters()] == before  # the optimiser holds these very tensors
+    assert [id(p) for p in trainer.network.parameters()] == before  # the optimizer holds these very tensors
     provenance = trainer.my_init_kwargs["meddino"]["weights"]
     assert provenance["name"] == "tiny-test"
     assert provenance["licence"] == "CC0-1.0"

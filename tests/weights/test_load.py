@@ -147,14 +147,14 @@ def test_a_header_that_is_wrong_is_an_error(tmp_path, key, value, expected):
 def test_loading_is_in_place_and_complete():
     network = VisionTransformer(SMALL)
     before = {name: (p, p.data_ptr()) for name, p in network.named_parameters()}
-    optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     weights = pretrained()
     report = load_into(network, weights)
     assert report.loaded == sorted(weights.tensors)
     assert all(p is before[n][0] and p.data_ptr() == before[n][1] for n, p in network.named_parameters())
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in network.state_dict().items())
     network.norm.bias.grad = torch.ones(64)
-    optimiser.step()
+    optimizer.step()
     assert torch.equal(network.state_dict()["norm.bias"], weights.tensors["norm.bias"] - 1)
     assert network.norm.weight.requires_grad
 

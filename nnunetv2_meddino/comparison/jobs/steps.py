@@ -53,14 +53,14 @@ def plan_steps(selection: Selection, folders: Folders, *, device: str, processes
     """Return the commands that make what is missing, in an order in which they can run; none for what is done.
 
     Args:
-        selection: What shall be compared: data sets, trainers, configurations and folds must all be given.
-        folders: nnU-Net's folders.
+        selection: What shall be compared: datasets, trainers, configurations and folds must all be given.
+        folders: NnU-Net's folders.
         device: ``-device`` of the trainings.
         processes: ``-np`` of the preprocessing.
 
     Raises:
         ConfigurationError: Something is not given, or a trainer or configuration is unknown.
-        DataError: A data set is unknown or has no ``dataset.json``.
+        DataError: A dataset is unknown or has no ``dataset.json``.
         PlanError: Plans are missing that only the user can make.
     """
     for option, given in (
@@ -69,8 +69,7 @@ def plan_steps(selection: Selection, folders: Folders, *, device: str, processes
         ("--folds", selection.folds),
     ):
         if not given:
-            msg = f"Training needs {option}: without it nothing says what is to be trained."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"Training needs {option}: without it nothing says what is to be trained.")
     known = known_trainers()
     for trainer in selection.trainers:
         if trainer not in known:
@@ -103,7 +102,7 @@ def _data_steps(
         return list(_with_plans(dataset, plans, configurations, folders, processes))
     if not (folders.raw / dataset / "dataset.json").is_file():
         msg = f"{dataset} has neither plans ({plans_file}) nor a dataset.json in {folders.raw / dataset}."
-        raise DataError(f"{msg} Put the raw data set there, or plan it.")
+        raise DataError(f"{msg} Put the raw dataset there, or plan it.")
     finer = [c for c in configurations if _side_px(c)]
     stock = [c for c in configurations if not _side_px(c)]
     for configuration in stock:

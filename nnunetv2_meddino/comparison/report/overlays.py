@@ -116,8 +116,7 @@ def _check_same_grid(grids: Mapping[str, tuple[tuple[int, ...], Grid]]) -> None:
         for size, grid in grids.values()
     ):
         shown = "; ".join(f"{name} {size} {_rows(grid)}" for name, (size, grid) in grids.items())
-        msg = f"Size or direction (z, y, x) differ between the files of this case: {shown}."
-        raise DataError(msg)
+        raise DataError(f"Size or direction (z, y, x) differ between the files of this case: {shown}.")
 
 
 def _rows(grid: Grid) -> list[list[float]]:

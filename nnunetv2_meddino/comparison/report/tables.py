@@ -22,7 +22,7 @@ Value = str | int | float | None
 
 
 def write_summary_csv(datasets: Sequence[DatasetResults], analysis: Analysis, path: Path) -> None:
-    """Write one row for each data set, method, class and metric: mean, interval, counts, and the comparison."""
+    """Write one row for each dataset, method, class and metric: mean, interval, counts, and the comparison."""
     classes = {dataset.name: dataset.rows[0].scores.classes for dataset in datasets}
     _write([_summary_row(entry, classes[entry.dataset], analysis.reference) for entry in analysis.entries], path)
 
@@ -68,7 +68,7 @@ _COMPARISON = (
 
 
 def write_cases_csv(datasets: Sequence[DatasetResults], path: Path) -> None:
-    """Write one row for each data set, method, case and class, with all metrics; undefined values are empty."""
+    """Write one row for each dataset, method, case and class, with all metrics; undefined values are empty."""
     rows = [row for dataset in datasets for results in dataset.rows for row in _case_rows(dataset.name, results)]
     _write(rows, path)
 

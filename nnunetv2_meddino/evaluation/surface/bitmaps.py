@@ -210,7 +210,7 @@ def draw_surfaces(
         planar: The volume is one slice, its own neighbour above and below.
         ignore: Label that no surface may touch to be counted in ``coincident``, or -1.
         occupied: ``(z * y,)`` from ``scan_volumes``.
-        box: z, y, x minima and maxima of all classes' voxels.
+        box: Z, y, x minima and maxima of all classes' voxels.
         members: ``(256,)`` bit ``c`` set where the label belongs to class ``c``.
         grids: ``(classes, 8)`` of each class: z, y, x of its map's first corner, its rows per layer, words per row,
             first word in ``maps``, words per map, layers.

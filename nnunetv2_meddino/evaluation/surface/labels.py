@@ -29,8 +29,7 @@ def distinct_labels(volume: Volume) -> set[int]:
         values = np.unique(part)
         if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
             bad = values[~(values == np.rint(values))][0]
-            msg = f"A label map holds whole numbers; this one holds {bad}. Is it a probability map?"
-            raise DataError(msg)
+            raise DataError(f"A label map holds whole numbers; this one holds {bad}. Is it a probability map?")
         found.update(int(v) for v in values)
     return found
 
@@ -77,8 +76,7 @@ def batches(classes: Iterable[tuple[int, ...]], max_classes: int, max_labels: in
     used: set[int] = set()
     for labels in classes:
         if len(set(labels)) > max_labels:
-            msg = f"A region of {len(set(labels))} labels is too large; the most is {max_labels}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"A region of {len(set(labels))} labels is too large; the most is {max_labels}.")
         if not groups or len(groups[-1]) == max_classes or len(used | set(labels)) > max_labels:
             groups.append([])
             used = set()

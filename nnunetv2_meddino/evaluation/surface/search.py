@@ -138,7 +138,7 @@ def search(
         column_squares: ``(COLUMNS,)`` squared distance along a row.
         limit: Squared distance up to which table and windows miss nothing.
         corner: Elements are corners, of the size of their code; else voxels, of size 1.
-        origin: z, y, x of the maps' first corner in the volume.
+        origin: Z, y, x of the maps' first corner in the volume.
         below: 0 where the volume is a single slice, else 1.
         volume: Flat labels behind ``source``.
         reference: Flat labels of the reference.

@@ -73,8 +73,7 @@ def measure(
         ConfigurationError: ``compiled`` is asked for and numba cannot be imported, or the engine is unknown.
     """
     if engine not in ("auto", "compiled", "plain"):
-        msg = f"Unknown engine {engine!r}; choose auto, compiled or plain."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"Unknown engine {engine!r}; choose auto, compiled or plain.")
     if engine == "compiled" and not compiled_available():
         msg = "The compiled metrics need numba, which cannot be imported; install it or choose the plain engine."
         raise ConfigurationError(msg)

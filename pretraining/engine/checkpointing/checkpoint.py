@@ -44,11 +44,11 @@ class Checkpoints:
     folder at a time.
 
     Args:
-        folder: of the checkpoints; made by the first save.
-        keep_last: how many of the newest are kept.
-        keep_every: those whose step is a multiple of it are kept for ever.
-        asynchronous: whether ``save`` returns while the checkpoint is being written.
-        timeout_s: how long processes wait for each other; None is what torch has for gloo.
+        folder: Of the checkpoints; made by the first save.
+        keep_last: How many of the newest are kept.
+        keep_every: Those whose step is a multiple of it are kept for ever.
+        asynchronous: Whether ``save`` returns while the checkpoint is being written.
+        timeout_s: How long processes wait for each other; None is what torch has for gloo.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Checkpoints:
         A save that is still being written is waited for. The step saved or loaded last is not saved again.
 
         Args:
-            step: number of finished steps.
-            state: mappings and lists of tensors, ``DTensor`` and plain values; tensors that are not sharded, and plain
+            step: Number of finished steps.
+            state: Mappings and lists of tensors, ``DTensor`` and plain values; tensors that are not sharded, and plain
                 values, are the same in all processes.
             metadata: JSON values that ``load`` returns.
 
         Raises:
-            CheckpointError: the state or metadata cannot be saved, the disk lacks the room, there is a later
+            CheckpointError: The state or metadata cannot be saved, the disk lacks the room, there is a later
                 checkpoint, or the save before this one failed.
         """
         self.wait()
@@ -101,7 +101,7 @@ class Checkpoints:
         """Return once no save is being written.
 
         Raises:
-            CheckpointError: the last save failed.
+            CheckpointError: The last save failed.
         """
         pending = self._pending
         if pending is None:
@@ -126,7 +126,7 @@ class Checkpoints:
         Damaged ones are renamed to ``step_00012000.damaged`` and reported in the log.
 
         Raises:
-            CheckpointError: all are damaged, or one is of another release.
+            CheckpointError: All are damaged, or one is of another release.
         """
         self.wait()
         return self._agreement.first(self._latest)
@@ -138,14 +138,14 @@ class Checkpoints:
         of only a teacher gets the teacher.
 
         Args:
-            step: of the checkpoint.
-            state: nested like the one saved; its tensors and plain values are overwritten.
+            step: Of the checkpoint.
+            state: Nested like the one saved; its tensors and plain values are overwritten.
 
         Returns:
             The metadata saved with it.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it is damaged, or the state does not fit it.
+            CheckpointError: There is no such checkpoint, it is damaged, or the state does not fit it.
         """
         self.wait()
         record, index = self._agreement.first(lambda: self._open(step))

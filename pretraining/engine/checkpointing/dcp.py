@@ -48,15 +48,15 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], agreement: Agreem
     """Write tensors to a folder, each process its shards, and see them to the disk.
 
     Args:
-        folder: exists, and all processes see it.
-        tensors: on the host, by name. What is no ``DTensor`` is the same in all processes and written by one.
-        agreement: of all processes, which all call this.
+        folder: Exists, and all processes see it.
+        tensors: On the host, by name. What is no ``DTensor`` is the same in all processes and written by one.
+        agreement: Of all processes, which all call this.
 
     Returns:
         Seals of the files of all processes, by name.
 
     Raises:
-        Exception: the first error of any process, as it was there, everywhere.
+        Exception: The first error of any process, as it was there, everywhere.
     """
     writer = _Writer(folder)
     try:
@@ -70,12 +70,12 @@ def read_index(folder: Path, files: Collection[str]) -> Metadata:
     """Return DCP's index of a folder; nothing of it is executed.
 
     Args:
-        folder: of a checkpoint.
-        files: that may be read.
+        folder: Of a checkpoint.
+        files: That may be read.
 
     Raises:
-        CheckpointError: the index asks for anything but tensors in these files.
-        OSError: it cannot be read.
+        CheckpointError: The index asks for anything but tensors in these files.
+        OSError: It cannot be read.
     """
     path = folder / INDEX
     try:
@@ -99,13 +99,13 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], index: Metadata, a
     """Read tensors in place, each process its shards, however many processes wrote them.
 
     Args:
-        folder: of a checkpoint.
-        tensors: by name; all in the index, and of the shape and type there.
-        index: of the folder.
-        agreement: of all processes, which all call this.
+        folder: Of a checkpoint.
+        tensors: By name; all in the index, and of the shape and type there.
+        index: Of the folder.
+        agreement: Of all processes, which all call this.
 
     Raises:
-        Exception: the first error of any process, as it was there, everywhere.
+        Exception: The first error of any process, as it was there, everywhere.
     """
     try:
         dcp.load(

@@ -25,8 +25,8 @@ class FileSeal:
     """What a file was when it was written.
 
     Attributes:
-        size: in bytes.
-        crc32: of its content.
+        size: In bytes.
+        crc32: Of its content.
     """
 
     size: int
@@ -38,12 +38,12 @@ class Record:
     """What ``checkpoint.json`` says.
 
     Attributes:
-        step: number of finished steps.
-        world_size: number of processes that wrote it.
-        torch_version: of the process that wrote it.
-        metadata: what the run told of itself.
-        values: plain values of the state, by name.
-        files: seals of all other files, by name.
+        step: Number of finished steps.
+        world_size: Number of processes that wrote it.
+        torch_version: Of the process that wrote it.
+        metadata: What the run told of itself.
+        values: Plain values of the state, by name.
+        files: Seals of all other files, by name.
     """
 
     step: int
@@ -62,7 +62,7 @@ def seal(path: Path) -> FileSeal:
     """Return size and checksum of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: It cannot be read.
     """
     crc, size = 0, 0
     with path.open("rb") as file:
@@ -75,7 +75,7 @@ def write_record(folder: Path, record: Record) -> None:
     """Write ``checkpoint.json`` with a checksum of its own, and see it and the folder to the disk.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(record)}
     with (folder / RECORD).open("w") as file:
@@ -89,8 +89,8 @@ def read_record(folder: Path) -> Record:
     """Return what ``checkpoint.json`` says.
 
     Raises:
-        DamageError: it is missing or damaged.
-        CheckpointError: another release wrote it.
+        DamageError: It is missing or damaged.
+        CheckpointError: Another release wrote it.
     """
     path = folder / RECORD
     try:
@@ -116,8 +116,8 @@ def check_files(folder: Path, files: Mapping[str, FileSeal]) -> None:
     """Compare all files of a checkpoint with their seals, the sizes of all first.
 
     Raises:
-        DamageError: one is missing, short, or has another content.
-        OSError: one cannot be read for a reason that says nothing of its content.
+        DamageError: One is missing, short, or has another content.
+        OSError: One cannot be read for a reason that says nothing of its content.
     """
     for name, sealed in files.items():
         path = folder / name

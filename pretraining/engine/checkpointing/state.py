@@ -23,10 +23,10 @@ class Leaf:
     """A value in a nested state.
 
     Attributes:
-        name: keys on the way to it, joined by dots, as DCP names it.
-        container: what holds it, a mapping or a list.
-        key: its key or index there.
-        value: a tensor, a plain value, or a tuple of plain values.
+        name: Keys on the way to it, joined by dots, as DCP names it.
+        container: What holds it, a mapping or a list.
+        key: Its key or index there.
+        value: A tensor, a plain value, or a tuple of plain values.
     """
 
     name: str
@@ -39,14 +39,14 @@ class FlatState:
     """All leaves of a nested state of mappings and lists.
 
     Attributes:
-        tensors: by name.
+        tensors: By name.
     """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
         """Take a state apart.
 
         Raises:
-            CheckpointError: two leaves have the same name, or one is neither a tensor nor plain.
+            CheckpointError: Two leaves have the same name, or one is neither a tensor nor plain.
         """
         self._parts = tuple(state)
         self.tensors: dict[str, Tensor] = {}
@@ -79,8 +79,8 @@ class FlatState:
         """Return in words where a saved state differs in names, shapes and types.
 
         Args:
-            tensors: saved ones.
-            values: saved ones.
+            tensors: Saved ones.
+            values: Saved ones.
         """
         asked = self.tensors.keys() | self._values.keys()
         there = {name for name in (*tensors, *values) if self._has_part(name)}

@@ -25,7 +25,7 @@ class WholeSlice:
     """One slice.
 
     Attributes:
-        name: for a title.
+        name: For a title.
         unit: ``(h, w)`` float32, the slice on the unit scale of its intensity rule; h and w are whole patches.
         input: ``(1, h, w)`` float32, the same as network input.
     """

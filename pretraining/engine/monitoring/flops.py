@@ -1,7 +1,7 @@
 """How many floating-point operations a training step asks for, counted from the shapes alone.
 
 Matrix products and convolutions count, two operations for a multiplication and an addition, and so do the products
-of attention (Q K' and A V) over whole sequences; norms, activations, softmax, Sinkhorn and the optimiser do not. A
+of attention (Q K' and A V) over whole sequences; norms, activations, softmax, Sinkhorn and the optimizer do not. A
 backward pass costs twice its forward. This is the "model FLOPs" of MFU (PaLM, Chowdhery et al. 2022, appendix B):
 what is computed twice to save memory is not counted twice.
 """
@@ -22,9 +22,9 @@ class StepFlops:
     """Operations of one training step for one image.
 
     Attributes:
-        student: the student's backbone on all crops, forward and backward.
-        teacher: the teacher's backbone on the global crops, forward.
-        gram_teacher: the Gram teacher's backbone on the Gram crops, forward.
+        student: The student's backbone on all crops, forward and backward.
+        teacher: The teacher's backbone on the global crops, forward.
+        gram_teacher: The Gram teacher's backbone on the Gram crops, forward.
         heads: DINO and iBOT head of student (forward and backward) and teacher (forward).
     """
 

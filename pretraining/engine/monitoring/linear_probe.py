@@ -47,8 +47,8 @@ class ProbeResult:
     """Dice on the validation slices.
 
     Attributes:
-        dice: of each class that occurs in them, by name.
-        mean: over these classes.
+        dice: Of each class that occurs in them, by name.
+        mean: Over these classes.
     """
 
     dice: dict[str, float]
@@ -88,7 +88,7 @@ def patch_fractions(classes: Tensor, grid: tuple[int, int], count: int) -> Tenso
 
     Args:
         classes: ``(H, W)`` indices; ignored pixels belong to no class.
-        grid: h and w.
+        grid: H and w.
         count: C, background included.
     """
     each = torch.stack([(classes == index).float() for index in range(count)])
@@ -110,18 +110,18 @@ def fit_classifier(
     standardised = (features - mean) / std
     weight = features.new_zeros(targets.shape[1], features.shape[1], requires_grad=True)
     bias = features.new_zeros(targets.shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=iterations, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         log_shares = F.linear(standardised, weight, bias).log_softmax(-1)
         value = -(targets * log_shares).sum(-1).mean() + l2 / 2 * weight.square().sum()
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     return LinearClassifier(mean, std, weight.detach(), bias.detach())
 
 

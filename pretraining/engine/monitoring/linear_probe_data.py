@@ -1,4 +1,4 @@
-"""Labelled slices for the probe, from a data set in nnU-Net's raw format."""
+"""Labelled slices for the probe, from a dataset in nnU-Net's raw format."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class LabelledSlice:
     """A slice and its labels.
 
     Attributes:
-        case: its case.
-        image: as the network sees it.
+        case: Its case.
+        image: As the network sees it.
         classes: ``(H, W)`` uint8 on the slice's own pixels: 0 background, i + 1 the class i, or ``IGNORED``.
     """
 
@@ -50,9 +50,9 @@ class ProbeData:
     """What a probe is fitted to and judged on; no case is in both.
 
     Attributes:
-        names: of the classes, without background.
-        train: slices to fit.
-        validation: slices to judge.
+        names: Of the classes, without background.
+        train: Slices to fit.
+        validation: Slices to judge.
     """
 
     names: tuple[str, ...]
@@ -78,7 +78,7 @@ def read_probe_data(
 
     Raises:
         ConfigurationError: dataset.json declares no usable classes.
-        DataError: The folder is no such data set, has fewer than two labelled cases or no foreground, or a file of it
+        DataError: The folder is no such dataset, has fewer than two labelled cases or no foreground, or a file of it
             cannot be read.
     """
     content = _described(folder)
@@ -99,7 +99,7 @@ def read_probe_data(
                 image = whole_slice(name, torch.from_numpy(pixels[z]), intensity, size=size, patch_size=patch_size)
                 found.append(LabelledSlice(case, image, torch.from_numpy(classes[z])))
         if not found:
-            msg = f"{folder}: cases {', '.join(sorted(names))} show no foreground. Give the probe another data set."
+            msg = f"{folder}: cases {', '.join(sorted(names))} show no foreground. Give the probe another dataset."
             raise DataError(msg)
         parts.append(tuple(found))
     return ProbeData(tuple(labels.classes), *parts)
@@ -108,14 +108,13 @@ def read_probe_data(
 def _described(folder: Path) -> dict[str, Any]:
     if not (folder / "dataset.json").is_file():
         msg = (
-            f"{folder} is no data set for the probe: it has no dataset.json. Name a folder in nnU-Net's raw format, "
+            f"{folder} is no dataset for the probe: it has no dataset.json. Name a folder in nnU-Net's raw format, "
             "such as nnUNet_raw/Dataset001_Name."
         )
         raise DataError(msg)
-    content = read_json(folder / "dataset.json", DataError, "Correct it, or name another data set for the probe.")
+    content = read_json(folder / "dataset.json", DataError, "Correct it, or name another dataset for the probe.")
     if not isinstance(content.get("file_ending"), str):
-        msg = f"{folder / 'dataset.json'} names no file_ending. Write it in nnU-Net's raw format, version 2."
-        raise DataError(msg)
+        raise DataError(f"{folder / 'dataset.json'} names no file_ending. Write it in nnU-Net's raw format, version 2.")
     return content
 
 
@@ -172,8 +171,7 @@ def _read_case(
         )
         raise DataError(msg)
     if "rescaled" in labels.flags or labels.voxels.min() < 0 or labels.voxels.max() > IGNORED:
-        msg = f"{label_path} holds values that are no labels from 0 to 255. Is it an image?"
-        raise DataError(msg)
+        raise DataError(f"{label_path} holds values that are no labels from 0 to 255. Is it an image?")
     return image.voxels, lookup[labels.voxels]
 
 

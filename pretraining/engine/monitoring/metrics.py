@@ -78,8 +78,7 @@ class MetricsLog:
         if not self._enabled:
             return
         if taken := _RESERVED & values.keys():
-            msg = f"metrics cannot be named {sorted(taken)}: these are fields of {FILE}"
-            raise ValueError(msg)
+            raise ValueError(f"metrics cannot be named {sorted(taken)}: these are fields of {FILE}")
         numbers = {name: float(value) for name, value in values.items()}
         odd = {name: str(value) for name, value in numbers.items() if not math.isfinite(value)}
         record: dict[str, Any] = {"step": step, **numbers, **dict.fromkeys(odd, None)}
@@ -131,8 +130,7 @@ def _drop_from(path: Path, start_step: int) -> None:
     for number, line in enumerate(lines):
         step = _step_of(line)
         if step is None:
-            msg = f"{path}, line {number + 1}, is no record of a step. Restore the file, or move it away."
-            raise DataError(msg)
+            raise DataError(f"{path}, line {number + 1}, is no record of a step. Restore the file, or move it away.")
         if step < start_step:
             kept.append(line + b"\n")
     if dropped := len(lines) - len(kept):

@@ -33,12 +33,12 @@ class Monitor:
     """Writes down what happens in a stage. All processes call all methods; the first writes.
 
     Args:
-        config: of the stage.
-        folder: of the stage.
-        dataset: slices to be watched.
-        ranks: this process.
-        start_step: first step that will be taken.
-        state: of an earlier process of this stage (``state_dict``), or None.
+        config: Of the stage.
+        folder: Of the stage.
+        dataset: Slices to be watched.
+        ranks: This process.
+        start_step: First step that will be taken.
+        state: Of an earlier process of this stage (``state_dict``), or None.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ REPORT = ("meddino", "compare", "-d", NAME, "-o", "a folder")
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
-    """A data set in folders with spaces in their names, and fakes of the commands first on PATH."""
+    """A dataset in folders with spaces in their names, and fakes of the commands first on PATH."""
     folders = make_folders(tmp_path / "with spaces")
     write_dataset(folders, NAME, 3)
     set_environment(folders, monkeypatch)

@@ -129,7 +129,7 @@ def test_every_trainer_and_fold_is_trained_under_a_name_of_its_own(folders):
         ({"trainers": ("nnUNetTrainr",)}, ConfigurationError, r"Did you mean nnUNetTrainer\?"),
         ({"configurations": ("2D",)}, PlanError, r"Configuration 2D is not in nnU-Net's plans of .* Did you mean 2d\?"),
         ({"plans": "OtherPlans"}, PlanError, r"OtherPlans.json does not exist.*meddino plan -d 701 -p OtherPlans"),
-        ({"datasets": ("7",)}, DataError, "Data set 7 is not in"),
+        ({"datasets": ("7",)}, DataError, "Dataset 7 is not in"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(folders, changes, error, message):

@@ -34,7 +34,7 @@ STOCK, OURS = Method("nnUNetTrainer", "nnUNetPlans", "2d"), Method("MedDINOv3Tra
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Two data sets; our method misses the spleen of case 3 of the first."""
+    """Two datasets; our method misses the spleen of case 3 of the first."""
     folders = make_folders(tmp_path_factory.mktemp("compare"))
     for name, cases in ((FIRST, 7), (SECOND, 4)):
         write_dataset(folders, name, cases)

@@ -110,7 +110,7 @@ def test_ids_of_a_converted_data_set_are_those_of_its_source_alone(tmp_path):
 
 
 def test_ids_of_test_images_are_their_own_and_lists_made_before_mean_either(tmp_path):
-    """``lits_002`` was test-volume-2 too in data sets that earlier versions made; splits never held a test case."""
+    """``lits_002`` was test-volume-2 too in datasets that earlier versions made; splits never held a test case."""
     for name, seed in (("volume-2", 0), ("test-volume-2", 1), ("volume-3", 2), ("test-volume-3", 3)):
         write_volume(phantom(seed, SHAPE), tmp_path / "LiTS" / f"{name}.nii")
     (tmp_path / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["lits_002"]}]))
@@ -220,7 +220,7 @@ def test_what_a_checkpoint_keeps_of_a_corpus(data, tmp_path):
 
 
 def test_a_checkpoint_keeps_every_id_that_names_a_case_of_the_corpus(tmp_path):
-    """Merged copies count under their own source, ids of converted data sets too; what was left out does not."""
+    """Merged copies count under their own source, ids of converted datasets too; what was left out does not."""
     for name, seed in (("volume-2", 0), ("volume-12", 1), ("volume-3", 2), ("test-volume-4", 3)):
         write_volume(phantom(seed, SHAPE), tmp_path / "LiTS" / f"{name}.nii")
     write_volume(phantom(0, SHAPE), tmp_path / "BTCV" / "Training" / "img" / "img0007.nii.gz")

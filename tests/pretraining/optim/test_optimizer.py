@@ -1,4 +1,4 @@
-"""The optimiser's settings and clipping, against closed forms; in two processes against one."""
+"""The optimizer's settings and clipping, against closed forms; in two processes against one."""
 
 from __future__ import annotations
 

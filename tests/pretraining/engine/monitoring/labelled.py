@@ -1,4 +1,4 @@
-"""Writes a small labelled data set in nnU-Net's raw format: bright balls in soft tissue."""
+"""Writes a small labelled dataset in nnU-Net's raw format: bright balls in soft tissue."""
 
 from __future__ import annotations
 

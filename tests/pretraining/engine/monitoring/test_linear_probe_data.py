@@ -113,7 +113,7 @@ def test_a_case_without_labels_gives_no_slice(folder):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no dataset.json", "no data set for the probe: it has no dataset.json. Name a folder"),
+        ("no dataset.json", "no dataset for the probe: it has no dataset.json. Name a folder"),
         ("no file_ending", "names no file_ending"),
         ("one case", "has 1 cases .* needs at least 2"),
         ("truncated", r"cannot use ball_001 of .*truncated.*ball_001_0000.nii.gz"),
