@@ -10,13 +10,13 @@ TRAINERS = {
     "SegFormerTrainer": "baselines",
     "SegFormerScratchTrainer": "baselines",
     "DINOUNetTrainer": "baselines",
-    "MedDINOv3CosineTrainer": "recipes",
-    "MedDINOv3Trainer_5epochs": "recipes",
-    "MedDINOv3Trainer_100epochs": "recipes",
-    "MedDINOv3Trainer_demo": "recipes",
-    "SegFormerTrainer_demo": "recipes",
-    "DINOUNetTrainer_demo": "recipes",
-    "nnUNetTrainer_demo": "recipes",
+    "MedDINOv3CosineTrainer": "variants",
+    "MedDINOv3Trainer_5epochs": "variants",
+    "MedDINOv3Trainer_100epochs": "variants",
+    "MedDINOv3Trainer_demo": "variants",
+    "SegFormerTrainer_demo": "variants",
+    "DINOUNetTrainer_demo": "variants",
+    "nnUNetTrainer_demo": "variants",
 }
 """Trainer name, as given to ``-tr``, and the module of this package that defines it."""
 
