@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, ext_trainer_value
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 logger = logging.getLogger(__name__)
 

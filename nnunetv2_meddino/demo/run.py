@@ -35,9 +35,9 @@ from nnunetv2_meddino.environment import (
 )
 from nnunetv2_meddino.errors import CommandError, DataError, DemoError
 from nnunetv2_meddino.evaluation.files import read_segmentation
+from nnunetv2_meddino.files import write_json
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
-from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, richest_slice, save_overlay

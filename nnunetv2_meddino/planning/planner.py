@@ -28,9 +28,8 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_PATHS
 from nnunetv2_meddino.errors import DataError, PlanError
-from nnunetv2_meddino.files import is_of_the_disk, naming
+from nnunetv2_meddino.files import is_of_the_disk, naming, read_json, write_json
 from nnunetv2_meddino.imaging.io import read_grid
-from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.planning.presets import (
     SAME_FIELD_OF_VIEW,
     TOKEN_PX,

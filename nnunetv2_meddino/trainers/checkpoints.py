@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_meddino.errors import ConfigurationError, PlanError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 
 def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None:
