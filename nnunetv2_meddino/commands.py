@@ -80,6 +80,11 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         raise CommandError(msg)
 
 
+def executable(name: str) -> Path:
+    """Return where a command of this Python's installation lies."""
+    return Path(sys.executable).with_name(name)
+
+
 def supervised(command: Sequence[str], grace_s: float) -> list[str]:
     """Return the command that runs a command and ends it, and its workers, when this process ends.
 

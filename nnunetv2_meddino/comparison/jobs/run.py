@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from nnunetv2_meddino.commands import BarWatch, Report, TrainingWatch, Watch, run_command
+from nnunetv2_meddino.commands import BarWatch, Report, TrainingWatch, Watch, executable, run_command
 from nnunetv2_meddino.comparison.jobs.steps import Step
+from nnunetv2_meddino.console import Show, progress, say
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_WANDB, run_environment
 from nnunetv2_meddino.errors import BusyError, CommandError, ConfigurationError
 from nnunetv2_meddino.locks import locked
@@ -28,13 +27,12 @@ class Failed:
     message: str
 
 
-def run_steps(steps: Sequence[Step], out: Path, console: Console) -> list[Failed]:
+def run_steps(steps: Sequence[Step], out: Path) -> list[Failed]:
     """Run steps in their order; after one has failed, go on with those that do not need it.
 
     Args:
         steps: From ``plan_steps``.
         out: The report's folder; logs go to ``out/logs/<step>.log``.
-        console: Shows one line for each step, and its progress on a terminal.
 
     Returns:
         The steps that failed or could not start.
@@ -53,22 +51,19 @@ def run_steps(steps: Sequence[Step], out: Path, console: Console) -> list[Failed
         label = f"[{index}/{len(steps)}] {step.title}"
         if broken := [name for name in step.needs if name in failed]:
             failed[step.name] = Failed(step, f"not started: {failed[broken[0]].step.title} failed")
-            _say(console, f"{label}: {failed[step.name].message}")
+            say(f"{label}: {failed[step.name].message}")
             continue
         start = time.monotonic()
         try:
-            _with_progress(label, console, lambda report, step=step: _run(step, logs, report))  # type: ignore[misc]
+            with progress() as show:
+                show(label, 0, None)
+                _run(step, logs, partial(_report, show, label))
         except (CommandError, BusyError) as error:
             failed[step.name] = Failed(step, str(error))
-            _say(console, f"{label}: FAILED\n  {error}")
+            say(f"{label}: FAILED\n  {error}")
         else:
-            _say(console, f"{label}: done in {time.monotonic() - start:.0f} s")
+            say(f"{label}: done in {time.monotonic() - start:.0f} s")
     return list(failed.values())
-
-
-def executable(name: str) -> Path:
-    """Return where a command of this Python's installation lies."""
-    return Path(sys.executable).with_name(name)
 
 
 def _run(step: Step, logs: Path, report: Report) -> None:
@@ -85,17 +80,5 @@ def _run(step: Step, logs: Path, report: Report) -> None:
         run_command(command, environment, logs / f"{step.name}.log", watch)
 
 
-def _with_progress(label: str, console: Console, work: Callable[[Report], None]) -> None:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[detail]}"))
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(label, total=None, detail="")
-
-        def report(fraction: float | None, detail: str) -> None:
-            progress.update(task, total=1 if fraction is not None else None, completed=fraction, detail=detail)
-
-        work(report)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _report(show: Show, label: str, fraction: float | None, detail: str) -> None:
+    show(label, fraction or 0, None if fraction is None else 1, detail)
