@@ -18,7 +18,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Release, find_release, problem_list
 from nnunetv2_meddino.datasets.names import check_names
-from nnunetv2_meddino.environment import NNUNET_PATHS
+from nnunetv2_meddino.environment import NNUNET_PREPROCESSED, NNUNET_RAW, nnunet_folders
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.evaluation.files import Segmentation, check_same_grid, read_segmentation
 from nnunetv2_meddino.files import replacing, write_json
@@ -106,13 +106,9 @@ def split_cases(names: Sequence[str]) -> dict[str, list[str]]:
 
 def _target_folders(layout: Layout, dataset_id: int) -> tuple[Path, Path]:
     """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, neither of which is made here."""
-    values = {variable.name: variable.get() for variable in NNUNET_PATHS[:2]}
-    if unset := [name for name, value in values.items() if value is None]:
-        msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and convert again."
-        raise ConfigurationError(msg)
+    raw, preprocessed = nnunet_folders(NNUNET_RAW, NNUNET_PREPROCESSED)
     if not 1 <= dataset_id <= 999:
         raise ConfigurationError(f"The dataset id must be 1 to 999, not {dataset_id}.")
-    raw, preprocessed = (Path(str(value)) for value in values.values())
     name = f"Dataset{dataset_id:03d}_{layout.dataset_name}"
     if (raw / name).exists():
         if (raw / name / "imagesTs").is_dir():
