@@ -91,11 +91,11 @@ def _compare_alone(options: argparse.Namespace) -> int:
         choose_reference(options.reference, selection.methods(str(selection.plans)))  # or the report fails, days later
         if options.submit and steps:
             return _submit(options, selection, steps)
-        from nnunetv2_meddino.comparison.jobs.run import run_steps
+        from nnunetv2_meddino.comparison.jobs.run import run_missing
 
         if not steps:
             say("Everything is trained and validated.")
-        failed = len(run_steps(steps, options.out))
+        failed = len(run_missing(steps, options.out))
         if failed:
             say(f"{failed} of {len(steps)} steps were not done; the same command continues with them.")
     try:
