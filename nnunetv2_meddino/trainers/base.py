@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
 from nnunetv2_meddino.trainers.checkpoints import (
     check_other_folds,

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.errors import ConfigurationError, PlanError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 
 def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None:
