@@ -22,7 +22,8 @@ from pretraining.cli.train import add_export, add_train
 if TYPE_CHECKING:
     from pretraining.curation.collections import Source
     from pretraining.curation.exclusions import ExclusionList
-    from pretraining.curation.gather import Progress, SourceFolder
+    from pretraining.curation.gather import SourceFolder
+    from pretraining.progress import Progress
 
 NOTHING_CURATED = 1
 DAMAGED = 1

@@ -31,7 +31,7 @@ from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
 from pretraining.config.settings import from_dict, read_yaml, save_yaml, to_dict
-from pretraining.curation.exclusions import corpus_record
+from pretraining.corpus.case_ids import corpus_record
 from pretraining.engine.agreement import Agreement
 from pretraining.engine.distributed import Ranks
 from pretraining.engine.loop import CHECKPOINTS, Progress, Stage, StageTraining

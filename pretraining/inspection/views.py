@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.style import COLOURS
 from pretraining.corpus.dataset import SliceDataset, Slices
-from pretraining.curation.tables import read_volumes
+from pretraining.corpus.format import read_volumes
 from pretraining.inspection.montage import Tile, choose_slices, save_tiles, short_name
 from pretraining.views import IntensityConfig, ViewConfig, Views, make_views
 from pretraining.views.intensity import slice_levels, to_input

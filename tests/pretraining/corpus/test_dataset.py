@@ -177,9 +177,9 @@ def _set_described(corpus, **values):
         (lambda c: _set_described(c, version=2), "version 2; this release reads .* version 1"),
         (lambda c: _set_described(c, format="something"), "'something'"),
         (lambda c: _set_described(c, slices=12), "11 rows, corpus.json counts 12"),
-        (lambda c: _set_described(c, slices=None), "corpus.json cannot be read"),
+        (lambda c: _set_described(c, slices=None), "11 rows, corpus.json counts None"),
         (lambda c: (c / "corpus.json").write_text("{"), "corpus.json cannot be read"),
-        (lambda c: (c / "corpus.json").unlink(), "is not a corpus"),
+        (lambda c: (c / "corpus.json").unlink(), "holds no finished corpus"),
         (lambda c: _cut(c / "slices.parquet"), "slices.parquet cannot be read"),
         (lambda c: (c / "slices.parquet").unlink(), "slices.parquet cannot be read"),
         (lambda c: _cut(c / "volumes.parquet"), "volumes.parquet cannot be read"),
@@ -187,7 +187,7 @@ def _set_described(corpus, **values):
         (lambda c: pq.write_table(pa.table({"case": ["x"] * 11}), c / "slices.parquet"), "slices.parquet cannot be"),
         (
             lambda c: pq.write_table(pq.read_table(c / "slices.parquet").drop("crc32"), c / "slices.parquet"),
-            "slices.parquet cannot be read: .*crc32.*Curate the corpus again",
+            "slices.parquet cannot be read: .*crc32.*Run meddino-pretrain merge",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
 from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
-from pretraining.curation.tables import read_corpus
+from pretraining.corpus.format import read_corpus
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
 from pretraining.engine.stages import fill
