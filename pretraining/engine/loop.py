@@ -21,7 +21,7 @@ from nnunetv2_meddino.errors import TrainingError
 from pretraining.config import RunConfig
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.loader import slice_loader
-from pretraining.counter_random import Stream, torch_generator
+from pretraining.counter_random import DRAWS_VERSION, Stream, torch_generator
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.distributed import Ranks, neighbours, parallelize
 from pretraining.engine.monitoring.flops import step_flops
@@ -188,7 +188,7 @@ class StageTraining:
             provenance = self.stage.provenance | {"step": done}
             save_teacher(path, self.model.teacher, self.vit, provenance, self.ranks)
         if done % engine.checkpoint_every == 0 or last or stopping:
-            metadata = state | {"scaler": self.step.scaler.state_dict()}
+            metadata = state | {"scaler": self.step.scaler.state_dict(), "draws_version": DRAWS_VERSION}
             self.checkpoints.save(done, self._state(), metadata)
         if last or stopping:
             self.checkpoints.wait()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretraining.counter_random import Stream, check_seed, philox, uniform
+from pretraining.counter_random import Stream, numpy_generator
 from pretraining.views.config import ViewConfig
 
 TRIES = 10
@@ -19,10 +19,8 @@ TRIES = 10
 NO_SOLARISE = 2.0
 """A threshold above every value."""
 
-WHOLE_SLICE = 2**32 - 1
-"""In place of a view's number, for what is drawn once for a slice."""
-
-WORDS = 2 * TRIES + 10
+DRAWS = 2 * TRIES + 10
+"""Random numbers of a view."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +89,12 @@ def draw_parameters(sizes: Tensor, places: Tensor, config: ViewConfig, *, seed: 
     Raises:
         ConfigurationError: The seed is out of range.
     """
-    check_seed(seed)
-    place = places.numpy()[:, None, None]
-    view = np.arange(config.num_views)[:, None]
-    blocks = np.arange(-(-WORDS // 4))
-    draws = uniform(philox(seed, Stream.VIEWS, step, place, view, blocks)).reshape(len(places), config.num_views, -1)
-    of_slice = uniform(philox(seed, Stream.VIEWS, step, place[:, 0, 0], WHOLE_SLICE, 0))
+    generators = [numpy_generator(seed, Stream.VIEWS, step, place) for place in places.tolist()]
+    of_slice = np.array([generator.random() for generator in generators])
+    draws = np.array([generator.random((config.num_views, DRAWS)) for generator in generators])
     scales = np.array([config.global_scale] * 2 + [config.local_scale] * config.num_local)
     boxes = draw_boxes(draws[..., : 2 * TRIES + 2], sizes.numpy()[:, None], scales, config.ratio)
-    flip, jitter, brightness, contrast, order, blur, sigma, solarise = np.moveaxis(
-        draws[..., 2 * TRIES + 2 : WORDS], -1, 0
-    )
+    flip, jitter, brightness, contrast, order, blur, sigma, solarise = np.moveaxis(draws[..., 2 * TRIES + 2 :], -1, 0)
     jittered = jitter < config.jitter_probability
     blurred = blur < np.array(config.blur_probabilities)
     low, high = config.blur_sigma
@@ -114,7 +107,7 @@ def draw_parameters(sizes: Tensor, places: Tensor, config: ViewConfig, *, seed: 
         "contrast_first": order < 0.5,
         "blur_sigma": np.where(blurred, low + (high - low) * sigma, 0),
         "solarise_threshold": np.where(solarised, config.solarise_threshold, NO_SOLARISE),
-        "window": np.floor(of_slice[:, 0] * len(config.intensity.windows_hu)),
+        "window": np.floor(of_slice * len(config.intensity.windows_hu)),
     }
     return ViewParameters(**{name: torch.from_numpy(drawn[name]).to(dtype) for name, dtype in DTYPES.items()})
 
@@ -128,7 +121,7 @@ def draw_boxes(
     anywhere; if none fits, the largest central one of an allowed aspect.
 
     Args:
-        draws: ``(..., 22)`` uniform in (0, 1): ten pairs for area and aspect, then the row and the column.
+        draws: ``(..., 22)`` uniform in [0, 1): ten pairs for area and aspect, then the row and the column.
         sizes: ``(..., 2)`` height and width of the images.
         scales: ``(..., 2)`` smallest and largest share of the area.
         ratio: Smallest and largest width by height.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretraining.counter_random import Stream, check_seed
+from pretraining.counter_random import Stream, numpy_generator
 from pretraining.views.config import MaskConfig
 
 TRIES = 10
@@ -73,9 +73,7 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
     Raises:
         ConfigurationError: The seed is out of range.
     """
-    check_seed(seed)
-    key = np.array([seed, Stream.MASKS], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, step, place], np.uint64)))
+    generator = numpy_generator(seed, Stream.MASKS, step, place)
     targets = np.array(mask_counts(crops, grid * grid, config), np.int64)
     covered = _blocks(targets, grid, config, generator)
     order = generator.random(covered.shape)
