@@ -38,30 +38,27 @@ PADDING_HU = -1024
 OPEN_VOLUMES = 512
 """Volumes a worker keeps open, at about 90 KiB each."""
 
-ROWS_AT_ONCE = 2**16
+ROWS_PER_BATCH = 2**16
 
 
 @dataclass(frozen=True)
 class Slices:
-    """A batch of slices. Only ``pixels`` travel to an accelerator: crops are placed on the host.
-
-    Attributes:
-        pixels: ``(B, S, S)`` int16 in HU (in scanner units for MR), the slice at the top left, the rest ``PADDING_HU``.
-        sizes: ``(B, 2)`` int64, height and width of each slice in pixels.
-        spacing: ``(B, 2)`` float32, (y, x) in mm.
-        indices: ``(B,)`` int64, rows of the manifest.
-        places: ``(B,)`` int64, positions in the global batch of the step; they seed the views.
-    """
+    """A batch of slices. Only ``pixels`` are moved to an accelerator: crops are drawn on the host."""
 
     pixels: Tensor
+    """``(B, S, S)`` int16 in HU (in scanner units for MR), the slice at the top left, the rest ``PADDING_HU``."""
     sizes: Tensor
+    """``(B, 2)`` int64, height and width of each slice in pixels."""
     spacing: Tensor
+    """``(B, 2)`` float32, (y, x) in mm."""
     indices: Tensor
-    places: Tensor
+    """``(B,)`` int64, rows of the manifest."""
+    global_index: Tensor
+    """``(B,)`` int64, positions in the global batch of the step; they seed the views."""
 
     def to(self, device: torch.device | str) -> Slices:
         """Return the batch with its pixels on a device."""
-        return Slices(self.pixels.to(device), self.sizes, self.spacing, self.indices, self.places)
+        return Slices(self.pixels.to(device), self.sizes, self.spacing, self.indices, self.global_index)
 
 
 class SliceDataset(Dataset[Slices]):
@@ -71,16 +68,15 @@ class SliceDataset(Dataset[Slices]):
     has its own.
     """
 
-    def __init__(self, corpus: str | Path, *, side: int | None = None) -> None:
+    def __init__(self, corpus: str | Path) -> None:
         """Read the manifest.
 
         Args:
             corpus: Folder of the corpus.
-            side: Side S of a batch in pixels; by default the longest side of any volume in the corpus.
 
         Raises:
-            DataError: The folder is no corpus or one of another version, its manifest is damaged or contradicts itself,
-                or a slice is larger than ``side``.
+            DataError: The folder is no corpus or one of another version, or its manifest is damaged or contradicts
+                itself.
         """
         self.corpus = Path(corpus)
         described = read_corpus(self.corpus)
@@ -97,12 +93,8 @@ class SliceDataset(Dataset[Slices]):
         self.volume, self.index, self.crc32, self.usable = _read_slices(
             self.corpus / SLICES_FILE, described.get("slices"), counts
         )
-        largest = int(self.sizes.max(initial=1))
-        if side is not None and side < largest:
-            raise DataError(
-                f"{self.corpus} has slices of up to {largest} pixels, more than the side of {side} asked for"
-            )
-        self.side = side or largest
+        self.side = int(self.sizes.max(initial=1))
+        """Side S of a batch in pixels: the longest of any volume, so that all batches are alike."""
         self._open: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -124,7 +116,7 @@ class SliceDataset(Dataset[Slices]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Slices:
-        """Return the slices of these rows as one batch, at places 0 to B - 1.
+        """Return the slices of these rows as one batch, at global indices 0 to B - 1.
 
         Raises:
             DataError: See ``decode``.
@@ -158,15 +150,15 @@ class SliceDataset(Dataset[Slices]):
         with self._reading(row):
             self._chunk(row)
 
-    def described(self, rows: NDArray[np.int64], places: NDArray[np.int64], pixels: Tensor) -> Slices:
-        """Return decoded pixels with what the manifest says of them; shapes as in ``Slices``."""
+    def described(self, rows: NDArray[np.int64], global_index: NDArray[np.int64], pixels: Tensor) -> Slices:
+        """Return decoded pixels with what the manifest knows of them; shapes as in ``Slices``."""
         volumes = self.volume[rows]
         return Slices(
             pixels,
             torch.from_numpy(self.sizes[volumes].astype(np.int64)),
             torch.from_numpy(self.spacing[volumes]),
             torch.from_numpy(rows),
-            torch.from_numpy(places),
+            torch.from_numpy(global_index),
         )
 
     def _decode_slice(self, row: int, target: NDArray[np.int16]) -> None:
@@ -250,7 +242,7 @@ def _read_slices(
         volume, index = np.empty(rows, np.int32), np.empty(rows, np.int16)
         crc32, usable = np.empty(rows, np.uint32), np.empty(rows, np.bool_)
         done = 0
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["volume", "index", "crc32", "flags"]):
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=["volume", "index", "crc32", "flags"]):
             here = slice(done, done + batch.num_rows)
             volume[here], index[here] = batch["volume"].to_numpy(), batch["index"].to_numpy()
             crc32[here] = batch["crc32"].to_numpy()

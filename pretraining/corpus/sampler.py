@@ -111,25 +111,23 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class Draw:
-    """One batch of one rank.
-
-    Attributes:
-        step: Training step.
-        rows: ``(B,)`` rows of the manifest.
-        places: ``(B,)`` positions in the step's global batch.
-        slot: Where in the loader's ring the pixels go.
-    """
+    """One batch of one rank."""
 
     step: int
+    """Training step."""
     rows: NDArray[np.int64]
-    places: NDArray[np.int64]
+    """``(B,)`` rows of the manifest."""
+    global_index: NDArray[np.int64]
+    """``(B,)`` positions in the step's global batch."""
     slot: int
+    """Where in the loader's ring the pixels go."""
 
 
 class StepSampler:
     """The batches of one rank, from any step on.
 
-    A step's global batch is the same for every number of ranks: rank r takes places ``r * B`` to ``(r + 1) * B - 1``.
+    A step's global batch is the same for every number of ranks: rank r takes its positions ``r * B`` to
+    ``(r + 1) * B - 1``.
     """
 
     def __init__(
@@ -154,13 +152,13 @@ class StepSampler:
                 "of ranks must be at least 1, ranks count from 0, steps from 0"
             )
         self.order, self.start_step, self.slots = order, start_step, slots
-        self.places = np.arange(rank * batch_size, (rank + 1) * batch_size)
+        self.global_index = np.arange(rank * batch_size, (rank + 1) * batch_size)
         self.global_batch = batch_size * world_size
 
     def __iter__(self) -> Iterator[Draw]:
         step = self.start_step
         while True:
-            first = step * self.global_batch + int(self.places[0])
-            rows = self.order.rows(first, len(self.places))
-            yield Draw(step, rows, self.places, (step - self.start_step) % self.slots)
+            first = step * self.global_batch + int(self.global_index[0])
+            rows = self.order.rows(first, len(self.global_index))
+            yield Draw(step, rows, self.global_index, (step - self.start_step) % self.slots)
             step += 1

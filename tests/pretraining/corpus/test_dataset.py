@@ -43,18 +43,9 @@ def test_a_batch_holds_each_slice_at_the_top_left_and_air_around_it(tmp_path):
         assert (pixels[padding] == PADDING_HU).all()
     assert batch[1].sizes.tolist() == [[48, 48], [40, 48], [48, 32]]
     assert batch[1].indices.tolist() == rows
-    assert batch[1].places.tolist() == [0, 1, 2]
+    assert batch[1].global_index.tolist() == [0, 1, 2]
     torch.testing.assert_close(batch[1].spacing, torch.tensor([SPACING_MM] * 3))
     torch.testing.assert_close(batch[0].pixels[0], batch[1].pixels[0])
-
-
-def test_a_larger_side_pads_all_slices_and_a_smaller_one_is_refused(corpus):
-    batch = SliceDataset(corpus, side=64).__getitems__([10])
-    assert batch.pixels.shape == (1, 64, 64)
-    assert (batch.pixels[0, 48:] == PADDING_HU).all()
-    assert (batch.pixels[0, :, 48:] == PADDING_HU).all()
-    with pytest.raises(DataError, match="48 pixels, more than the side of 32"):
-        SliceDataset(corpus, side=32)
 
 
 def test_only_slices_flagged_empty_are_left_out(corpus):
@@ -154,7 +145,7 @@ def test_a_flipped_bit_that_decodes_to_other_voxels_is_an_error(corpus, already_
 
 def test_a_manifest_read_piece_by_piece_is_the_same(corpus, monkeypatch):
     whole = SliceDataset(corpus).__getitems__(range(11))
-    monkeypatch.setattr(slices_module, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(slices_module, "ROWS_PER_BATCH", 4)
     assert torch.equal(SliceDataset(corpus).__getitems__(range(11)).pixels, whole.pixels)
 
 

@@ -22,7 +22,7 @@ def corpus(tmp_path_factory):
 def taken(corpus, count, **settings):
     """Batches as plain values: the ring is overwritten."""
     batches = itertools.islice(slice_loader(corpus, **{"batch_size": 3, "seed": 1} | settings), count)
-    return [(step, b.indices.tolist(), b.places.tolist(), b.pixels.clone()) for step, b in batches]
+    return [(step, b.indices.tolist(), b.global_index.tolist(), b.pixels.clone()) for step, b in batches]
 
 
 def assert_same(first, second):

@@ -77,7 +77,7 @@ def test_the_union_over_ranks_is_the_same_global_batch(order, world_size):
     ranks = [draws(order, 5, batch_size=12 // world_size, rank=r, world_size=world_size) for r in range(world_size)]
     for step, parts in enumerate(zip(*ranks, strict=True)):
         np.testing.assert_array_equal(np.concatenate([part.rows for part in parts]), expected[step])
-        np.testing.assert_array_equal(np.concatenate([part.places for part in parts]), np.arange(12))
+        np.testing.assert_array_equal(np.concatenate([part.global_index for part in parts]), np.arange(12))
         assert {part.step for part in parts} == {step}
 
 
