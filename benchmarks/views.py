@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from corpora import write_manifest, write_volume
 from measure import RESULTS, interleaved, speedup, write_results
 from PIL import Image
 from slices import DEPTH, SIDE, chest
@@ -31,7 +32,6 @@ from torchvision.transforms import v2
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.views import ViewConfig, make_views
 from pretraining.views.masks import draw_masks
-from tests.pretraining.corpora import write_manifest, write_volume
 
 CONFIG = ViewConfig()
 USUAL = "usual pipeline (decode + PIL)"

@@ -2,23 +2,18 @@ import json
 import pickle
 import shutil
 
+import blosc2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.corpora import SPACING_MM, write_manifest, write_volume
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus import dataset as slices_module
 from pretraining.corpus.dataset import PADDING_HU, SliceDataset
-from tests.pretraining.corpora import (
-    SPACING_MM,
-    flip_silent_bit,
-    numbered_volume,
-    write_corpus,
-    write_manifest,
-    write_volume,
-)
+from tests.pretraining.corpora import flip_silent_bit, numbered_volume, write_corpus
 
 
 @pytest.fixture
@@ -108,7 +103,8 @@ def _other_shape(path):
 
 def _other_type(path):
     path.unlink()
-    write_volume(path, numbered_volume(2, 5, 48, 48).astype(np.uint16))
+    voxels, slice_shape = numbered_volume(2, 5, 48, 48).astype(np.uint16), (1, 48, 48)
+    blosc2.asarray(voxels, urlpath=str(path), mode="w", chunks=slice_shape, blocks=slice_shape)
 
 
 @pytest.mark.parametrize("damage", [_vanish, _cut, _empty, _overwrite, _other_shape, _other_type])

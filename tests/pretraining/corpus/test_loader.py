@@ -5,11 +5,12 @@ import signal
 import pytest
 import torch
 
+from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import loader as loader_module
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
-from tests.pretraining.corpora import flip_silent_bit, write_corpus, write_manifest
+from tests.pretraining.corpora import flip_silent_bit, write_corpus
 
 
 @pytest.fixture(scope="module")

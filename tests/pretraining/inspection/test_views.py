@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import DataError
 from pretraining.inspection import montage
 from pretraining.inspection.views import save_views, view_tiles
 from pretraining.views import ViewConfig
-from tests.pretraining.corpora import write_manifest
 from tests.pretraining.curation.folders import curated, phantom, write_volume
 
 SIZES = {"global_size": 64, "local_size": 32, "gram_size": 128}
