@@ -11,12 +11,13 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, WeightsError
+from nnunetv2_meddino.errors import BusyError, CheckpointError, ConfigurationError, DataError, WeightsError
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
-from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
-from pretraining.curation.tables import read_corpus
+from nnunetv2_meddino.weights.load import load_into, read_weights, write_weights
+from pretraining.corpus.format import read_corpus
+from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
 from pretraining.engine.stages import fill
@@ -132,6 +133,25 @@ def test_settings_of_all_stages_are_compared_before_one_is_trained(corpus, run, 
     assert not (tmp_path / "stage1").exists()
 
 
+def test_stage_begun_when_a_seed_drew_other_numbers_is_not_resumed(corpus, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def unversioned(self, step, state, metadata):  # as releases did that ordered slices by a Feistel network
+        save(self, step, state, {name: value for name, value in metadata.items() if name != "draws_version"})
+
+    monkeypatch.setattr(Checkpoints, "save", unversioned)
+    assert not train(small_config(), corpus, tmp_path, stop_after=1)
+    files = sorted(path for path in (tmp_path / "stage1").rglob("*") if path.is_file())
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(CheckpointError, match=r"stage1 was begun by a release that draws.*or begin it anew"):
+        train(small_config(), corpus, tmp_path)
+    assert [path.read_bytes() for path in files] == before
+    last = teacher_path(tmp_path / "stage1", STEPS)
+    last.parent.mkdir(exist_ok=True)
+    last.touch()
+    assert train(small_config(), corpus, tmp_path), "a finished stage needs no checkpoint"
+
+
 def test_two_trainings_of_a_run_do_not_write_over_each_other(corpus, tmp_path):
     with locked(tmp_path), pytest.raises(BusyError, match=f"another command works in {tmp_path}"):
         train(small_config(), corpus, tmp_path)
@@ -240,7 +260,7 @@ def test_export_has_the_teachers_features_in_every_layout(run, tmp_path, layout)
 
 def test_export_without_header_keeps_what_is_known(run, tmp_path):
     weights = read_weights(str(find_teacher(run)))
-    save_weights(tmp_path / "a.safetensors", weights.tensors, weights.config, {"licence": "of its own"})
+    write_weights(tmp_path / "a.safetensors", weights.tensors, weights.config, {"licence": "of its own"}, "meddino")
     export_teacher(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "meddino")
     assert read_weights(str(tmp_path / "b.safetensors")).provenance["licence"] == "of its own"
 
