@@ -32,7 +32,7 @@ def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str
 
 
 def job_path() -> str:
-    """Return ``PATH`` for a job that starts from a bare shell: the commands of this installation are on it."""
+    """Return a ``PATH`` for a job that starts from a bare shell, with the commands of this installation."""
     own, folders = str(Path(sys.executable).parent), os.get_exec_path()
     return os.pathsep.join(folders if own in folders else [own, *folders])
 
