@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _by_sbatch(command: list[str]) -> str:
 
     try:
         return run_sbatch(command)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{error} Where Slurm is: {shlex.join(command)}") from error
+    except CommandError as error:
+        raise CommandError(f"{error} Where Slurm is: {shlex.join(command)}") from error
 
 
 def _by_submitit(job: Job, run: Path, arguments: list[str], sbatch_arguments: list[str]) -> str:
