@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
@@ -23,7 +22,8 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
         help=description,
         description=description,
         epilog=_EPILOG,
-        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.field VALUE ...]",
+        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.setting VALUE ...]",
+        add_help=False,
     )
     command.set_defaults(run=_submit, takes_settings=True)
     add_training_options(command)
@@ -41,7 +41,7 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
 
 def _submit(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.slurm import run_sbatch, sbatch_command
-    from pretraining.config.configure import stage_configurations
+    from pretraining.config.parse import stage_configurations
     from pretraining.curation.exclusions import corpus_record
     from pretraining.engine.slurm import Job, write_job
     from pretraining.engine.stages import check_settings

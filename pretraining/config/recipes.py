@@ -12,9 +12,10 @@ from dataclasses import replace
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import PREVIOUS, STAGES, DataConfig, EngineConfig, GramTeacherConfig, RunConfig
 from pretraining.config.monitor import MonitorConfig
+from pretraining.losses.config import LossConfig
 from pretraining.model.config import RANDOM_WEIGHTS, HeadConfig, ModelConfig
 from pretraining.optim.config import OptimConfig
-from pretraining.optim.schedules import Schedule
+from pretraining.schedules import Schedule, scheduled
 from pretraining.views.config import ViewConfig
 from pretraining.views.resolutions import Resolution
 
@@ -49,12 +50,11 @@ def meddinov3(stage: str) -> RunConfig:
             stage=stage,
             initial=PREVIOUS,
             views=ViewConfig(gram_size=512),
-            optim=OptimConfig(
-                lr=Schedule(5e-5, warmup_steps=500),
-                local_loss_weight=Schedule(0.5, start=1.0, **ramp),  # type: ignore[arg-type]
-                gram_loss_weight=Schedule(2.0, start=0.0, **ramp),  # type: ignore[arg-type]
-                **settled,  # type: ignore[arg-type]
+            losses=LossConfig(
+                local_weight=Schedule(0.5, start=1.0, **ramp),  # type: ignore[arg-type]
+                gram_weight=Schedule(2.0, start=0.0, **ramp),  # type: ignore[arg-type]
             ),
+            optim=OptimConfig(lr=Schedule(5e-5, warmup_steps=500), **settled),  # type: ignore[arg-type]
             gram_teacher=GramTeacherConfig(True, f"{PREVIOUS}:{GRAM_TEACHER_STEP}"),
             engine=EngineConfig(steps=10_000),
         )
@@ -62,10 +62,9 @@ def meddinov3(stage: str) -> RunConfig:
         stage=stage,
         initial=PREVIOUS,
         resolutions=FIVE_RESOLUTIONS,
+        losses=LossConfig(local_weight=Schedule(0.5), gram_weight=Schedule(1.5)),
         optim=OptimConfig(
             lr=Schedule(2.5e-5, warmup_steps=3_333, warmup_shape="cosine"),
-            local_loss_weight=Schedule(0.5),
-            gram_loss_weight=Schedule(1.5),
             **settled,  # type: ignore[arg-type]
         ),
         gram_teacher=GramTeacherConfig(True),
@@ -135,18 +134,17 @@ def smoke(stage: str) -> RunConfig:
     )
     if stage == "stage1":
         optim = replace(optim, teacher_temperature=Schedule(0.07, start=0.04, warmup_steps=steps // 3))
+    losses = config.losses
     if stage == "stage2":
-        optim = replace(
-            optim,
-            local_loss_weight=replace(optim.local_loss_weight, warmup_steps=steps // 4),
-            gram_loss_weight=replace(optim.gram_loss_weight, warmup_steps=steps // 4),
-        )
+        ramps = {name: replace(weight, warmup_steps=steps // 4) for name, weight in scheduled(losses).items()}
+        losses = replace(losses, **ramps)  # type: ignore[arg-type]
     teacher = f"{PREVIOUS}:40" if stage == "stage2" else config.gram_teacher.teacher
     return replace(
         config,
         model=ModelConfig(backbone="tiny", weights=RANDOM_WEIGHTS, drop_path=0.1, dino_head=heads, ibot_head=heads),
         views=replace(config.views, global_size=64, local_size=32, num_local=4, gram_size=gram),
         resolutions=high,
+        losses=losses,
         optim=optim,
         gram_teacher=replace(config.gram_teacher, teacher=teacher),
         data=DataConfig(batch_size=16, group_size=8, workers=0),
