@@ -60,16 +60,16 @@ def _submit(options: argparse.Namespace) -> int:
         setup=options.setup,
     )
     script = write_job(job, options.out, _training_arguments(options))
-    sys.stdout.write(script.read_text())
+    say(script.read_text(), end="")
     command = sbatch_command(script, shlex.split(options.sbatch_arguments))
     if options.print_only:
-        sys.stdout.write(f"# not submitted: {shlex.join(command)}\n")
+        say(f"# not submitted: {shlex.join(command)}")
         return 0
     try:
         submitted = run_sbatch(command)
     except ConfigurationError as error:
         raise ConfigurationError(f"{error} To submit it where Slurm is: {shlex.join(command)}") from error
-    sys.stdout.write(f"# job {submitted}: {script}\n")
+    say(f"# job {submitted}: {script}")
     return 0
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_meddino.errors import DataError
-from pretraining.corpus.storage import PARTIAL_SUFFIX, write_error, write_whole
+from nnunetv2_meddino.files import PARTIAL_SUFFIX
+from pretraining.corpus.storage import write_error, write_whole
 from pretraining.curation import job as jobs
 from pretraining.curation import tables
 from pretraining.curation.deduplicate import EXACT, NEAR, SPACING_FLAG, ContentIndex, Deduplicated, Match, deduplicate

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.files import naming, replacing
-from nnunetv2_meddino.json_files import read_json, write_json
+from nnunetv2_meddino.files import naming, read_json, write_json, write_text
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases
@@ -227,8 +226,7 @@ def _write_settings(config: RunConfig, folder: Path, record: Mapping[str, Any]) 
         folder.mkdir(parents=True, exist_ok=True)
         with naming(folder / CORPUS_HASH):
             (folder / CORPUS_HASH).write_text(f"{record['hash']}\n")
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(to_yaml(config))
+    write_text(to_yaml(config), folder / CONFIG)
 
 
 def _settings_of(path: Path) -> RunConfig:
