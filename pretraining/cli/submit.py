@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 
+from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
 
@@ -60,7 +60,7 @@ def _submit(options: argparse.Namespace) -> int:
         setup=options.setup,
     )
     script = write_job(job, options.out, _training_arguments(options))
-    say(script.read_text(), end="")
+    say(script.read_text().rstrip())
     command = sbatch_command(script, shlex.split(options.sbatch_arguments))
     if options.print_only:
         say(f"# not submitted: {shlex.join(command)}")

@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
             last = configs[-1].stage
             stage = shlex.quote(str(options.out / last))
             done = f"finished: meddino-pretrain export {stage} --out WEIGHTS.safetensors"
-            say(f"{done if finished else f'stopped by {stop.received}; the same command goes on'}")
+            say(done if finished else f"stopped by {stop.received}; the same command goes on")
     return 0 if finished else STOPPED
 
 
