@@ -103,7 +103,7 @@ class RandomSlices:
 
     pixels: Tensor
     sizes: Tensor
-    places: Tensor
+    global_index: Tensor
 
     @classmethod
     def on(cls, device: str, batch: int) -> RandomSlices:

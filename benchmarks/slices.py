@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import nibabel
 import numpy as np
 import torch
+from corpora import write_manifest, write_volume
 from measure import RESULTS, in_fresh_process, write_results
 from numpy.typing import NDArray
 from PIL import Image
@@ -33,7 +34,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
-from tests.pretraining.corpora import write_manifest, write_volume
 
 SIDE, DEPTH, BATCH = 512, 24, 64
 FULL_SIZE = 3_870_000

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from corpora import write_manifest, write_volume
 from measure import RESULTS, interleaved, speedup, write_results
 from PIL import Image
 from slices import DEPTH, SIDE, chest
@@ -31,7 +32,6 @@ from torchvision.transforms import v2
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.views import ViewConfig, make_views
 from pretraining.views.masks import draw_masks
-from tests.pretraining.corpora import write_manifest, write_volume
 
 CONFIG = ViewConfig()
 USUAL = "usual pipeline (decode + PIL)"
@@ -87,7 +87,7 @@ def on_the_cpu(dataset: SliceDataset, batch: int, repeats: int) -> list[dict[str
         "worker's share: decode": lambda: dataset.decode(rows, pixels),
         "all views, same code on the CPU": lambda: make_views(slices, CONFIG, seed=0, step=0),
         "all views with Gram crops of 512": lambda: make_views(slices, ViewConfig(gram_size=512), seed=0, step=0),
-        MASKS: lambda: draw_masks(2 * MASK_BATCH, 16, CONFIG.masks, seed=0, step=0, place=0),
+        MASKS: lambda: draw_masks(2 * MASK_BATCH, 16, CONFIG.masks, seed=0, step=0, first=0),
     }
     runs = interleaved(functions, repeats=repeats, device="cpu")
     times = {name: [s / (MASK_BATCH if name == MASKS else batch) for s in seconds] for name, seconds in runs.items()}
@@ -110,7 +110,7 @@ def on_the_gpu(dataset: SliceDataset, batch: int, repeats: int) -> list[dict[str
     on_gpu = on_host.to("cuda")
 
     def views(slices: Slices, config: ViewConfig) -> Callable[[], object]:
-        return lambda: make_views(slices.to("cuda"), config, seed=0, step=0, dtype=torch.bfloat16)
+        return lambda: make_views(slices.to("cuda"), config, seed=0, step=0)
 
     functions = {
         "views, slices on the GPU": views(on_gpu, CONFIG),

@@ -12,19 +12,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """The slices of a micro-batch among those of its group.
-
-    Attributes:
-        start: Position of the first in the group.
-        count: Slices of the micro-batch.
-        group: Slices of the group.
-        stratum: Slices among which stochastic depth chooses.
-    """
+    """The slices of a micro-batch among those of its group."""
 
     start: int
+    """Position of the first in the group."""
     count: int
+    """Slices of the micro-batch."""
     group: int
+    """Slices of the group."""
     stratum: int
+    """Slices among which stochastic depth chooses."""
 
     @classmethod
     def whole(cls, count: int) -> Share:
@@ -34,24 +31,21 @@ class Share:
 
 @dataclass(frozen=True)
 class Division:
-    """How a step is divided; ``RunConfig.division`` makes it.
-
-    Attributes:
-        group: Slices of a group.
-        stratum: Slices among which stochastic depth chooses.
-        micro_batch: Slices that a process holds at once.
-        micro_batches: Of each process in a step.
-        processes: Consecutive processes that share a group; 1 if a process has whole groups.
-        parts: Consecutive micro-batches of a process that belong to one group.
-    """
+    """How a step is divided; ``RunConfig.division`` makes it."""
 
     group: int
+    """Slices of a group."""
     stratum: int
+    """Slices among which stochastic depth chooses."""
     micro_batch: int
+    """Slices that a process holds at once."""
     micro_batches: int
+    """Of each process in a step."""
     processes: int
+    """Consecutive processes that share a group; 1 if a process has whole groups."""
     parts: int
+    """Consecutive micro-batches of a process that belong to one group."""
 
-    def share(self, place: int) -> Share:
-        """Return what the micro-batch that begins at a place of the step's global batch is of its group."""
-        return Share(place % self.group, self.micro_batch, self.group, self.stratum)
+    def share(self, first: int) -> Share:
+        """Return which part of its group a micro-batch is, given the global index of its first slice."""
+        return Share(first % self.group, self.micro_batch, self.group, self.stratum)

@@ -55,10 +55,11 @@ PHOTOGRAPHS = InputStatistics(
     clip_hu=None,
     note="RGB photographs scaled to [0, 1]; the ImageNet statistics, which the DINOv3 release states too",
 )
+CT_CLIP_HU, CT_MEAN_HU, CT_STD_HU = (-1000.0, 1000.0), 65.1084213256836, 178.01663208007812
 CT = InputStatistics(
-    mean=(65.1084213256836,),
-    std=(178.01663208007812,),
-    clip_hu=(-1000.0, 1000.0),
+    mean=(CT_MEAN_HU,),
+    std=(CT_STD_HU,),
+    clip_hu=CT_CLIP_HU,
     note="Hounsfield units; from the demo of the MedDINOv3 release. The same grey image goes to all three channels",
 )
 

@@ -42,7 +42,7 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
 def _submit(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.slurm import run_sbatch, sbatch_command
     from pretraining.config.parse import stage_configurations
-    from pretraining.curation.exclusions import corpus_record
+    from pretraining.corpus.case_ids import corpus_record
     from pretraining.engine.slurm import Job, write_job
     from pretraining.engine.stages import check_settings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,40 +19,46 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.format import (
+    CORPUS_FILE,
+    EMPTY,
+    FLAG_SEPARATOR,
+    MERGE_AGAIN,
+    SLICES_FILE,
+    VOLUMES_FILE,
+    read_corpus,
+    read_table,
+    unreadable,
+)
 from pretraining.corpus.storage import CURATE_AGAIN, checksum
 
-FORMAT, VERSION = "nnunetv2_meddino corpus", 1
-EMPTY_FLAG = "empty"
 PADDING_HU = -1024
 """Air, below the lowest value of the CT rule; no crop ever looks at it."""
 
 OPEN_VOLUMES = 512
 """Volumes a worker keeps open, at about 90 KiB each."""
 
-ROWS_AT_ONCE = 2**16
+ROWS_PER_BATCH = 2**16
 
 
 @dataclass(frozen=True)
 class Slices:
-    """A batch of slices. Only ``pixels`` travel to an accelerator: crops are placed on the host.
-
-    Attributes:
-        pixels: ``(B, S, S)`` int16 in HU (in scanner units for MR), the slice at the top left, the rest ``PADDING_HU``.
-        sizes: ``(B, 2)`` int64, height and width of each slice in pixels.
-        spacing: ``(B, 2)`` float32, (y, x) in mm.
-        indices: ``(B,)`` int64, rows of the manifest.
-        places: ``(B,)`` int64, positions in the global batch of the step; they seed the views.
-    """
+    """A batch of slices. Only ``pixels`` are moved to an accelerator: crops are drawn on the host."""
 
     pixels: Tensor
+    """``(B, S, S)`` int16 in HU (in scanner units for MR), the slice at the top left, the rest ``PADDING_HU``."""
     sizes: Tensor
+    """``(B, 2)`` int64, height and width of each slice in pixels."""
     spacing: Tensor
+    """``(B, 2)`` float32, (y, x) in mm."""
     indices: Tensor
-    places: Tensor
+    """``(B,)`` int64, rows of the manifest."""
+    global_index: Tensor
+    """``(B,)`` int64, positions in the global batch of the step; they seed the views."""
 
     def to(self, device: torch.device | str) -> Slices:
         """Return the batch with its pixels on a device."""
-        return Slices(self.pixels.to(device), self.sizes, self.spacing, self.indices, self.places)
+        return Slices(self.pixels.to(device), self.sizes, self.spacing, self.indices, self.global_index)
 
 
 class SliceDataset(Dataset[Slices]):
@@ -63,20 +68,19 @@ class SliceDataset(Dataset[Slices]):
     has its own.
     """
 
-    def __init__(self, corpus: str | Path, *, side: int | None = None) -> None:
+    def __init__(self, corpus: str | Path) -> None:
         """Read the manifest.
 
         Args:
             corpus: Folder of the corpus.
-            side: Side S of a batch in pixels; by default the longest side of any volume in the corpus.
 
         Raises:
-            DataError: The folder is no corpus or one of another version, its manifest is damaged or contradicts itself,
-                or a slice is larger than ``side``.
+            DataError: The folder is no corpus or one of another version, or its manifest is damaged or contradicts
+                itself.
         """
         self.corpus = Path(corpus)
-        described = _described(self.corpus)
-        table = _read_columns(self.corpus / "volumes.parquet", VOLUME_COLUMNS)
+        described = read_corpus(self.corpus)
+        table = read_table(self.corpus / VOLUMES_FILE, _VOLUME_COLUMNS)
         self.paths: list[str] = table["path"].to_pylist()
         counts, heights, widths = (table[name].to_numpy().astype(np.int32) for name in ("slices", "height", "width"))
         self.sizes = np.stack((heights, widths), axis=1)
@@ -87,14 +91,10 @@ class SliceDataset(Dataset[Slices]):
         self.sources: list[str] = source.dictionary.to_pylist()
         self.source_of_volume = source.indices.to_numpy().astype(np.int16)
         self.volume, self.index, self.crc32, self.usable = _read_slices(
-            self.corpus / "slices.parquet", described["slices"], counts
+            self.corpus / SLICES_FILE, described.get("slices"), counts
         )
-        largest = int(self.sizes.max(initial=1))
-        if side is not None and side < largest:
-            raise DataError(
-                f"{self.corpus} has slices of up to {largest} pixels, more than the side of {side} asked for"
-            )
-        self.side = side or largest
+        self.side = int(self.sizes.max(initial=1))
+        """Side S of a batch in pixels: the longest of any volume, so that all batches are alike."""
         self._open: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class SliceDataset(Dataset[Slices]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Slices:
-        """Return the slices of these rows as one batch, at places 0 to B - 1.
+        """Return the slices of these rows as one batch, at global indices 0 to B - 1.
 
         Raises:
             DataError: See ``decode``.
@@ -150,15 +150,15 @@ class SliceDataset(Dataset[Slices]):
         with self._reading(row):
             self._chunk(row)
 
-    def described(self, rows: NDArray[np.int64], places: NDArray[np.int64], pixels: Tensor) -> Slices:
-        """Return decoded pixels with what the manifest says of them; shapes as in ``Slices``."""
+    def described(self, rows: NDArray[np.int64], global_index: NDArray[np.int64], pixels: Tensor) -> Slices:
+        """Return decoded pixels with what the manifest knows of them; shapes as in ``Slices``."""
         volumes = self.volume[rows]
         return Slices(
             pixels,
             torch.from_numpy(self.sizes[volumes].astype(np.int64)),
             torch.from_numpy(self.spacing[volumes]),
             torch.from_numpy(rows),
-            torch.from_numpy(places),
+            torch.from_numpy(global_index),
         )
 
     def _decode_slice(self, row: int, target: NDArray[np.int16]) -> None:
@@ -221,7 +221,7 @@ class SliceDataset(Dataset[Slices]):
         return {**self.__dict__, "_open": OrderedDict()}
 
 
-VOLUME_COLUMNS = ("source", "path", "slices", "height", "width", "spacing_y_mm", "spacing_x_mm")
+_VOLUME_COLUMNS = ["source", "path", "slices", "height", "width", "spacing_y_mm", "spacing_x_mm"]
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -230,50 +230,26 @@ def _reason(path: Path, error: Exception) -> str:
     return f"the file is short or damaged ({error}). {CURATE_AGAIN}"
 
 
-def _described(corpus: Path) -> dict[str, Any]:
-    path = corpus / "corpus.json"
-    try:
-        described = json.loads(path.read_text())
-        name, version = described["format"], described["version"]
-        described["slices"] + 0
-    except FileNotFoundError as error:
-        raise DataError(f"{corpus} is not a corpus: it has no corpus.json") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error!r}") from error
-    if (name, version) != (FORMAT, VERSION):
-        raise DataError(
-            f"{path} describes {name!r} version {version}; this release reads {FORMAT!r} version {VERSION}. "
-            "Curate the corpus again, or use the release that made it."
-        )
-    return described
-
-
-def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=list(columns)).select(list(columns))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Curate the corpus again.") from error
-
-
 def _read_slices(
-    path: Path, slices: int, counts: NDArray[np.int32]
+    path: Path, slices: int | None, counts: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.uint32], NDArray[np.bool_]]:
     """Return volume, index in it, checksum, and whether it may be sampled, of every slice; reads piece by piece."""
-    volume, index, usable = np.empty(slices, np.int32), np.empty(slices, np.int16), np.empty(slices, np.bool_)
-    crc32 = np.empty(slices, np.uint32)
-    done = 0
     try:
         file = pq.ParquetFile(path)
-        if file.metadata.num_rows != slices:
-            raise DataError(f"{path} has {file.metadata.num_rows} rows, corpus.json counts {slices} slices")
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["volume", "index", "crc32", "flags"]):
+        rows = file.metadata.num_rows
+        if rows != slices:
+            raise DataError(f"{path} has {rows} rows, {CORPUS_FILE} counts {slices} slices. {MERGE_AGAIN}")
+        volume, index = np.empty(rows, np.int32), np.empty(rows, np.int16)
+        crc32, usable = np.empty(rows, np.uint32), np.empty(rows, np.bool_)
+        done = 0
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=["volume", "index", "crc32", "flags"]):
             here = slice(done, done + batch.num_rows)
             volume[here], index[here] = batch["volume"].to_numpy(), batch["index"].to_numpy()
             crc32[here] = batch["crc32"].to_numpy()
-            usable[here] = ~_flagged(batch["flags"], EMPTY_FLAG)
+            usable[here] = ~_is_empty(batch["flags"])
             done += batch.num_rows
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Curate the corpus again.") from error
+        raise unreadable(path, error) from error
     outside = (volume < 0) | (volume >= len(counts))
     if not outside.any():
         outside = (index < 0) | (index >= counts[volume])
@@ -283,8 +259,9 @@ def _read_slices(
     return volume, index, crc32, usable
 
 
-def _flagged(flags: pa.Array, wanted: str) -> NDArray[np.bool_]:
-    """Return which elements of a column of "|"-joined flags hold one flag."""
+def _is_empty(flags: pa.Array) -> NDArray[np.bool_]:
+    """Return which slices have the flag ``EMPTY`` among theirs, given the column of flags."""
     encoded = flags if isinstance(flags, pa.DictionaryArray) else flags.dictionary_encode()
-    having = np.array([wanted in (text or "").split("|") for text in encoded.dictionary.to_pylist()] + [False])
-    return having[encoded.indices.fill_null(len(having) - 1).to_numpy(zero_copy_only=False)]
+    empty = [EMPTY in (text or "").split(FLAG_SEPARATOR) for text in encoded.dictionary.to_pylist()]
+    having = np.array([*empty, False])  # the last for rows without flags
+    return having[encoded.indices.fill_null(len(empty)).to_numpy(zero_copy_only=False)]

@@ -87,7 +87,7 @@ def _batches(sampler: StepSampler, reader: _RingReader, workers: int, timeout_s:
         for draw, problem in loader:
             if problem:
                 raise DataError(problem)
-            yield draw.step, reader.dataset.described(draw.rows, draw.places, reader.ring[draw.slot])
+            yield draw.step, reader.dataset.described(draw.rows, draw.global_index, reader.ring[draw.slot])
     except RuntimeError as error:
         advice = (
             "If it was killed, memory ran out: use fewer workers or a smaller batch. If it timed out, the disk is too "

@@ -38,16 +38,14 @@ STORE_FLAGS = {
 class StoreSettings:
     """How slices are kept.
 
-    Attributes:
-        store_size: Side in pixels of the square every slice is resized to, or None for its own size.
-        spacing_mm: In-plane spacing in mm that slices are resampled to first, or None for their own.
-
     256 and 0.45 are the two steps of the MedDINOv3 paper (section 3.2). With both None, only slices beyond
     ``MAX_SIZE_PX`` change.
     """
 
     store_size: int | None = None
+    """Side in pixels of the square every slice is resized to, or None for its own size."""
     spacing_mm: float | None = None
+    """In-plane spacing in mm that slices are resampled to first, or None for their own."""
 
     def __post_init__(self) -> None:
         if self.store_size is not None and not 16 <= self.store_size <= 4096:
@@ -62,17 +60,14 @@ class StoreSettings:
 
 @dataclass(frozen=True)
 class Resizing:
-    """The steps from a slice as read to a slice as stored.
-
-    Attributes:
-        sizes: Height and width after each step; empty where the slice is kept as it is.
-        spacing_mm: Spacing ``(y, x)`` after the last step: the field of view stays, so it follows from the sizes.
-        flags: Names from ``STORE_FLAGS``.
-    """
+    """The steps from a slice as read to a slice as stored."""
 
     sizes: tuple[tuple[int, int], ...]
+    """Height and width after each step; empty where the slice is kept as it is."""
     spacing_mm: tuple[float, float]
+    """Spacing ``(y, x)`` after the last step: the field of view stays, so it follows from the sizes."""
     flags: tuple[str, ...]
+    """Names from ``STORE_FLAGS``."""
 
 
 def plan_resizing(size: tuple[int, int], spacing_mm: tuple[float, float], settings: StoreSettings) -> Resizing:

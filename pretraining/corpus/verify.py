@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.dataset import SliceDataset
-from pretraining.curation.gather import Progress
+from pretraining.progress import Progress
 
 
 def verify_corpus(corpus: Path, progress: Progress = lambda *_: None) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.corpus.case_ids import NUMBER
 from pretraining.curation.cases import survey
 from pretraining.curation.readers.read import Candidate
 from pretraining.curation.volume import IntensityRule
@@ -24,11 +25,6 @@ MODALITIES = ("CT", "MR", "XR")
 
 UNKNOWN_LICENCE = "unknown"
 """Of a source without a record."""
-
-_NUMBER = re.compile(r"\{n(?::0[0-9]+d)?\}")
-
-_SERIES = re.compile(r"-[0-9a-f]{8}$")
-"""What ``cases.survey`` adds to a case id that several series or files have."""
 
 _SIMILAR = 0.7
 """From which share of equal letters on a name is taken for a known one that was mistyped (BTVC and BTCV: 0.75)."""
@@ -95,7 +91,7 @@ class Source:
             if pattern in self.images and "case" not in groups:
                 self._complain(f"pattern '{pattern}' of images has no group (?P<case>...)")
         for pattern in (text for pair in [*self.aliases.items(), *self.former_aliases.items()] for text in pair):
-            if not _NUMBER.search(pattern) or re.search(r"[{}]", _NUMBER.sub("", pattern, count=1)):
+            if not NUMBER.search(pattern) or re.search(r"[{}]", NUMBER.sub("", pattern, count=1)):
                 self._complain(f"'{pattern}' of aliases must have one number, such as {{n}} or {{n:03d}}")
 
     def _complain(self, what: str) -> None:
@@ -199,22 +195,6 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"{value!r} must be a text or a list of texts")
     return tuple(values)
-
-
-def listed_ids(case: str, aliases: Mapping[str, str]) -> set[str]:
-    """Return the ids by which lists may name a case: its own, those of ``Source.aliases``, a series' patient's."""
-    own = {case, _SERIES.sub("", case)}
-    numbers = ((alias, _number(name, pattern)) for alias, pattern in aliases.items() for name in own)
-    return own | {alias.format(n=number) for alias, number in numbers if number is not None}
-
-
-def _number(text: str, pattern: str) -> int | None:
-    """Return the number for which a pattern gives a text; None if there is none."""
-    before, after = _NUMBER.split(pattern, maxsplit=1)
-    digits = text.removeprefix(before).removesuffix(after)
-    if not re.fullmatch(r"[0-9]+", digits) or pattern.format(n=int(digits)) != text:
-        return None
-    return int(digits)
 
 
 def find_cases(source: Source, folder: Path) -> list[tuple[str, Candidate]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.corpus.format import VOLUMES_FILE, read_corpus, read_volumes
 from pretraining.curation.deduplicate import ContentIndex, Match
 from pretraining.curation.fingerprint import exact_hash, fingerprint, is_current
 from pretraining.curation.process_volume import outdated
 from pretraining.curation.readers.read import Candidate, candidates_of, read_volume
-from pretraining.curation.tables import VOLUMES_FILE, read_corpus, read_volumes
 from pretraining.curation.volume import IntensityRule, Refused
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from nnunetv2_meddino.datasets.names import check_names
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from pretraining.curation.collections import listed_ids
+from pretraining.corpus.case_ids import listed_ids
 from pretraining.curation.deduplicate import ContentIndex, Match
 from pretraining.curation.process_volume import Record
 from pretraining.curation.readers.read import Candidate, contents_of
-from pretraining.curation.tables import VOLUMES_FILE, read_corpus, read_table
 
 BY_ID, BY_CONTENT = "id", "content"
 
@@ -248,22 +247,3 @@ def _describe(listed: ExclusionList, images: Sequence[ExcludedImage]) -> dict[st
         "images_found": len(with_image),
         "images_missing": [case for case in listed.cases if case not in with_image] if listed.images else None,
     }
-
-
-def corpus_record(corpus: Path) -> dict[str, Any]:
-    """Return what a checkpoint keeps about the corpus it was trained on.
-
-    Returns:
-        Hash, settings, volumes, slices, sources and exclusions as in ``corpus.json``; ``cases`` has for each source all
-        ids by which a list may name one of its cases, sorted. Copies that were merged into a volume are among them.
-
-    Raises:
-        DataError: There is no finished corpus in the folder, or its tables cannot be read.
-    """
-    content = read_corpus(corpus)
-    record = {key: content[key] for key in ("hash", "settings", "volumes", "slices", "sources", "exclusions")}
-    ids: dict[str, set[str]] = {}
-    for names in read_table(corpus / VOLUMES_FILE, ["names"]).column("names").to_pylist():
-        for source, _, case in (name.partition("/") for name in names):
-            ids.setdefault(source, set()).update(listed_ids(case, content["sources"][source]["aliases"]))
-    return record | {"cases": {source: sorted(ids[source]) for source in sorted(ids)}}

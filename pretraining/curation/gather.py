@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,7 @@ from pretraining.curation.job import Job, Part
 from pretraining.curation.process_volume import Record, Unit, file_name, process, process_lost
 from pretraining.curation.tables import volume_path
 from pretraining.curation.volume import printable
-
-Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and of how much."""
+from pretraining.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,25 @@ from typing import Any
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.files import PARTIAL_SUFFIX
+from pretraining.corpus.format import (
+    CORPUS_FILE,
+    DUPLICATES_FILE,
+    EXCLUDED_FILE,
+    FORMAT,
+    REJECTED_FILE,
+    SLICES_FILE,
+    VERSION,
+    VOLUMES_FILE,
+    VOLUMES_FOLDER,
+)
 from pretraining.corpus.storage import write_error, write_whole
 from pretraining.curation import job as jobs
 from pretraining.curation import tables
 from pretraining.curation.deduplicate import EXACT, NEAR, SPACING_FLAG, ContentIndex, Deduplicated, Match, deduplicate
 from pretraining.curation.exclusions import Excluded, ExcludedImage, exclude
-from pretraining.curation.gather import Progress
 from pretraining.curation.job import Job, Part
 from pretraining.curation.process_volume import Record, is_outdated, outdated
+from pretraining.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,14 @@ def _merge(corpus: Path, progress: Progress) -> dict[str, Any]:
     decisions = _decide(job, records, _read_images(corpus, parts), progress)
     content = _describe(job, records, decisions) | {"passed_over": parts[0].passed_over}
     try:
-        (corpus / tables.CORPUS_FILE).unlink(missing_ok=True)  # a corpus under change is no corpus
+        (corpus / CORPUS_FILE).unlink(missing_ok=True)  # a corpus under change is no corpus
         _place(corpus, decisions.copies.kept, progress)
         _write_tables(corpus, job, decisions)
         for rubbish in corpus.rglob(f".*{PARTIAL_SUFFIX}"):
             rubbish.unlink()
     except OSError as error:
         raise write_error(corpus, error) from error
-    write_whole(corpus / tables.CORPUS_FILE, json.dumps(content, indent=4).encode())
+    write_whole(corpus / CORPUS_FILE, json.dumps(content, indent=4).encode())
     return content
 
 
@@ -139,8 +150,8 @@ def _describe(job: Job, records: Sequence[Record], decisions: Decisions) -> dict
     settings = job.settings | {"keep_near_duplicates": job.keep_near}
     excluded = [[entry.record.name, entry.how] for entry in decisions.excluded]
     return {
-        "format": tables.FORMAT,
-        "version": tables.VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "hash": tables.corpus_hash(copies.kept, settings, decisions.exclusions | {"volumes": excluded}),
         "settings": settings,
         "volumes": len(copies.kept),
@@ -168,7 +179,7 @@ def _place(corpus: Path, kept: Sequence[Record], progress: Progress) -> None:
         if not path.is_file() or path.stat().st_size != record.stored_bytes:
             raise DataError(f"{path} is missing or damaged. Run the curation again: only this volume is done anew.")
         progress("placing volumes", number + 1, len(wanted))
-    for path in sorted((corpus / tables.VOLUMES_FOLDER).rglob("*.b2nd")):
+    for path in sorted((corpus / VOLUMES_FOLDER).rglob("*.b2nd")):
         if path not in wanted:
             parked = corpus / jobs.PARTS / path.relative_to(corpus)
             parked.parent.mkdir(parents=True, exist_ok=True)
@@ -182,11 +193,11 @@ def _write_tables(corpus: Path, job: Job, decisions: Decisions) -> None:
     copies = decisions.copies
     licences = {name: str(description["licence"]) for name, description in job.sources.items()}
     volumes = tables.volumes_table(copies.kept, copies.names, licences, copies.marks)
-    tables.write_table(volumes, corpus / tables.VOLUMES_FILE)
+    tables.write_table(volumes, corpus / VOLUMES_FILE)
     slices = tables.slices_table(copies.kept, licences, copies.marks)
-    tables.write_table(slices, corpus / tables.SLICES_FILE)
+    tables.write_table(slices, corpus / SLICES_FILE)
     rejected = (_named(record) | {"reason": record.reason, "message": record.message} for record in decisions.refused)
-    tables.write_lines(rejected, corpus / tables.REJECTED_FILE)
+    tables.write_lines(rejected, corpus / REJECTED_FILE)
     spacings = {record.name: record.native_spacing_mm for record in copies.kept}
     duplicates = (
         _named(d.record)
@@ -195,11 +206,11 @@ def _write_tables(corpus: Path, job: Job, decisions: Decisions) -> None:
         | {"spacing_disagrees": d.spacing_disagrees}
         for d in copies.dropped
     )
-    tables.write_lines(duplicates, corpus / tables.DUPLICATES_FILE)
+    tables.write_lines(duplicates, corpus / DUPLICATES_FILE)
     excluded = (
         _named(e.record) | {"how": e.how, "of": e.of, "similarity": round(e.similarity, 6)} for e in decisions.excluded
     )
-    tables.write_lines(excluded, corpus / tables.EXCLUDED_FILE)
+    tables.write_lines(excluded, corpus / EXCLUDED_FILE)
 
 
 def _named(record: Record) -> dict[str, Any]:

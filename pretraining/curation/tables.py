@@ -18,50 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.files import read_json
+from pretraining.corpus.format import EMPTY, FLAG_SEPARATOR, SLICE_COLUMNS, VOLUME_COLUMNS, VOLUMES_FOLDER
 from pretraining.corpus.slice_statistics import SliceStatistics
 from pretraining.corpus.storage import write_whole
 from pretraining.curation.process_volume import Record, file_name
-
-FORMAT, VERSION = "nnunetv2_meddino corpus", 1
-CORPUS_FILE = "corpus.json"
-VOLUMES_FILE, SLICES_FILE = "volumes.parquet", "slices.parquet"
-REJECTED_FILE, DUPLICATES_FILE, EXCLUDED_FILE = "rejected.jsonl", "duplicates.jsonl", "excluded.jsonl"
-VOLUMES_FOLDER = "volumes"
-EMPTY = "empty"
-"""Flag of a slice that holds air alone."""
-
-_CATEGORY = pa.dictionary(pa.int32(), pa.string())
-
-VOLUME_COLUMNS = pa.schema(
-    [
-        ("source", pa.string()),
-        ("case", pa.string()),
-        ("path", pa.string()),
-        ("hash", pa.string()),
-        ("fingerprint", pa.binary()),
-        *((name, pa.int32()) for name in ("slices", "height", "width")),
-        *((f"spacing_{axis}_mm", pa.float32()) for axis in "zyx"),
-        ("modality", pa.string()),
-        ("licence", pa.string()),
-        ("flags", pa.list_(pa.string())),
-        ("names", pa.list_(pa.string())),
-    ]
-)
-
-SLICE_COLUMNS = pa.schema(
-    [
-        ("volume", pa.int32()),
-        ("index", pa.int16()),
-        *((name, _CATEGORY) for name in ("source", "case", "volume_hash")),
-        ("spacing_y_mm", pa.float32()),
-        ("spacing_x_mm", pa.float32()),
-        *((name, pa.float32()) for name in SliceStatistics._fields),
-        ("licence", _CATEGORY),
-        ("flags", _CATEGORY),
-        ("crc32", pa.uint32()),
-    ]
-)
 
 
 def volume_path(source: str, case: str) -> str:
@@ -116,12 +76,12 @@ def slices_table(
     spacing = np.asarray([record.spacing_mm for record in records], np.float32).reshape(-1, 3)
     no_statistics = np.empty((0, len(SliceStatistics._fields)), np.float32)
     statistics = np.concatenate([no_statistics] + [record.statistics for record in records])
-    plain = ["|".join(volume_flags(record, marks)) for record in records]
+    plain = [FLAG_SEPARATOR.join(volume_flags(record, marks)) for record in records]
     flags = np.asarray(plain, object)[rows]
     starts = np.concatenate([[0], np.cumsum(counts)])
     for start, record, text in zip(starts, records, plain, strict=False):
         if record.empty:
-            flags[start + np.asarray(record.empty)] = f"{text}|{EMPTY}" if text else EMPTY
+            flags[start + np.asarray(record.empty)] = f"{text}{FLAG_SEPARATOR}{EMPTY}" if text else EMPTY
     columns = {
         "volume": rows,
         "index": np.concatenate([np.empty(0, np.int16)] + [np.arange(n, dtype=np.int16) for n in counts]),
@@ -165,18 +125,6 @@ def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSON Lines file.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Run meddino-pretrain merge on the corpus again.") from error
-
-
 def corpus_hash(records: Iterable[Record], settings: Mapping[str, Any], exclusions: Mapping[str, Any]) -> str:
     """Return what names the content of a corpus: SHA-256 of its volumes, its settings and its exclusions.
 
@@ -185,40 +133,3 @@ def corpus_hash(records: Iterable[Record], settings: Mapping[str, Any], exclusio
     volumes = sorted([record.hash, *(round(size * 1e4) for size in record.native_spacing_mm)] for record in records)
     content = {"volumes": volumes, "settings": settings, "exclusions": exclusions}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def read_corpus(corpus: Path) -> dict[str, Any]:
-    """Return ``corpus.json``.
-
-    Raises:
-        DataError: There is no finished corpus in the folder, or one of another version.
-    """
-    path = corpus / CORPUS_FILE
-    if not path.is_file():
-        msg = f"{corpus} holds no finished corpus: there is no {CORPUS_FILE}. Run meddino-pretrain curate or merge."
-        raise DataError(msg)
-    content = read_json(path, DataError, "Run meddino-pretrain merge on the corpus again.")
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise DataError(f"{path} is no corpus of version {VERSION}. Curate it anew.")
-    return content
-
-
-def read_volumes(corpus: Path) -> dict[str, list[Any]]:
-    """Return the columns of ``volumes.parquet``.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return read_table(corpus / VOLUMES_FILE).to_pydict()
-
-
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a Parquet file, or some of its columns.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}. Run meddino-pretrain merge on the corpus again.") from error

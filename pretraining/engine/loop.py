@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from nnunetv2_meddino.errors import TrainingError
 from pretraining.config import RunConfig
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.loader import slice_loader
-from pretraining.counter_random import Stream, torch_generator
+from pretraining.counter_random import DRAWS_VERSION, Stream, torch_generator
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.distributed import Ranks, neighbours, parallelize
 from pretraining.engine.monitoring.flops import step_flops
@@ -171,11 +171,11 @@ class StageTraining:
     def _train(self, step: int, slices: Slices, config: ViewConfig, values: StepValues, measure: bool) -> StepResult:
         size, seed = self.division.micro_batch, self.config.data.seed
         parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.division.micro_batches)]
-        places = [int(part.places[0]) for part in parts]
-        shares = [self.division.share(place) for place in places]
+        firsts = [int(part.global_index[0]) for part in parts]
+        shares = [self.division.share(first) for first in firsts]
         pairs = zip(parts, shares, strict=True)
         views = _MicroBatches([partial(self._views, part, share, config, step) for part, share in pairs])
-        starts = [place - share.start for place, share in zip(places, shares, strict=True)]
+        starts = [first - share.start for first, share in zip(firsts, shares, strict=True)]
         generators = [torch_generator(seed, Stream.MODEL, step, start) for start in starts]
         return self.step(views, values, generators, shares, measure=measure)
 
@@ -189,7 +189,7 @@ class StageTraining:
             provenance = self.stage.provenance | {"step": done}
             save_teacher(path, self.model.teacher, self.vit, provenance, self.ranks)
         if done % engine.checkpoint_every == 0 or last or stopping:
-            metadata = state | {"scaler": self.step.scaler.state_dict()}
+            metadata = state | {"scaler": self.step.scaler.state_dict(), "draws_version": DRAWS_VERSION}
             self.checkpoints.save(done, self._state(), metadata)
         if last or stopping:
             self.checkpoints.wait()
@@ -264,8 +264,7 @@ class _MicroBatches(Sequence[Views]):
 
 
 def _part(slices: Slices, start: int, stop: int) -> Slices:
-    fields = {name: getattr(slices, name)[start:stop] for name in ("pixels", "sizes", "spacing", "indices", "places")}
-    return replace(slices, **fields)
+    return Slices(*(getattr(slices, field.name)[start:stop] for field in fields(slices)))
 
 
 def _own(parameter: torch.Tensor) -> torch.Tensor:

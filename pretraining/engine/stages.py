@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,17 @@ from typing import Any
 
 import torch
 
-from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.errors import CheckpointError, ConfigurationError, DataError
 from nnunetv2_meddino.files import naming, read_json, write_json, write_text
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
 from pretraining.config.parse import from_dict, read_yaml, to_dict, to_yaml
-from pretraining.curation.exclusions import corpus_record
+from pretraining.corpus.case_ids import corpus_record
+from pretraining.counter_random import DRAWS_VERSION
 from pretraining.engine.agreement import Agreement
+from pretraining.engine.checkpointing.manifest import RECORD, DamageError, read_record
 from pretraining.engine.distributed import Ranks
 from pretraining.engine.loop import CHECKPOINTS, Progress, Stage, StageTraining
 from pretraining.engine.stop import StopRequest, tell_running, tell_stopped
@@ -198,13 +200,17 @@ def check_settings(configs: Sequence[RunConfig], run: Path, record: Mapping[str,
 
     Raises:
         ConfigurationError: Settings differ that would make another model, or the corpus does.
+        CheckpointError: A stage was begun by a release that draws other random numbers.
     """
     for config in configs:
         folder = run / config.stage
         path, hash_path = folder / CONFIG, folder / CORPUS_HASH
         if not path.is_file():
             continue
-        state = "is finished, with" if is_finished(_settings_of(path), run) else "holds a stage with"
+        finished = is_finished(_settings_of(path), run)
+        if not finished:
+            _check_draws(folder)
+        state = "is finished, with" if finished else "holds a stage with"
         before, now = _flat(to_dict(_settings_of(path))), _flat(to_dict(config))
         changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         fixed = [name for name in changed if not name.startswith(FREE)]
@@ -219,6 +225,19 @@ def check_settings(configs: Sequence[RunConfig], run: Path, record: Mapping[str,
                 f"{folder} was trained on another corpus (its hash is in {hash_path}). Give that corpus, or start anew "
                 "in another folder (--out)."
             )
+
+
+def _check_draws(folder: Path) -> None:
+    """Refuse to go on with a stage whose checkpoints are of a release that draws slices and views in another order."""
+    for path in (folder / CHECKPOINTS).glob(f"step_*/{RECORD}"):
+        with suppress(DamageError):  # found and set aside when it is loaded
+            if read_record(path.parent).metadata.get("draws_version", 1) != DRAWS_VERSION:
+                raise CheckpointError(
+                    f"{folder} was begun by a release that draws slices and views in another order: this one cannot go "
+                    "on with it. Finish the stage with the release that began it, or begin it anew in another folder "
+                    "(--out), if you like from its newest teacher (--initial TEACHER.safetensors). Nothing was "
+                    "changed; finished stages can be used as they are."
+                )
 
 
 def _write_settings(config: RunConfig, folder: Path, record: Mapping[str, Any]) -> None:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
+from pretraining.corpus.format import read_corpus, read_volumes
 from pretraining.corpus.storage import open_volume
-from pretraining.curation import tables
-from pretraining.curation.gather import Progress
-from pretraining.curation.tables import read_corpus, read_table
+from pretraining.progress import Progress
 
 _TILES, _COLUMNS = 40, 8
 _BAR = "#56B4E9"
@@ -62,7 +61,7 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
         DataError: There is no finished corpus, it is empty, or a file of it cannot be read.
     """
     content = read_corpus(corpus)
-    volumes = read_table(corpus / tables.VOLUMES_FILE).to_pydict()
+    volumes = read_volumes(corpus)
     if not volumes["path"]:
         raise DataError(f"{corpus} holds no volume to show.")
     chosen = choose_slices(volumes["source"], volumes["slices"], _TILES)

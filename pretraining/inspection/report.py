@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pretraining.curation import tables
+from pretraining.corpus.format import DUPLICATES_FILE, EXCLUDED_FILE, REJECTED_FILE, read_lines
 from pretraining.curation.collections import UNKNOWN_LICENCE, Source
 from pretraining.inspection.summary import MEANINGS
 
@@ -56,7 +56,7 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
     lines.append(
         f"duplicates: {duplicates['exact']} exact and {duplicates['near']} near ones dropped"
         + (f", {duplicates['near_kept']} near ones kept" if duplicates["near_kept"] else "")
-        + f" ({tables.DUPLICATES_FILE})"
+        + f" ({DUPLICATES_FILE})"
     )
     if duplicates["spacing_disagrees"]:
         lines.append(
@@ -64,9 +64,9 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
             "two is wrong (flag spacing_disagrees)"
         )
     if content["counts"]["refused"]:
-        lines.append(f"refused, by reason ({tables.REJECTED_FILE}):")
+        lines.append(f"refused, by reason ({REJECTED_FILE}):")
         refusals: dict[str, int] = {}
-        for line in tables.read_lines(corpus / tables.REJECTED_FILE):
+        for line in read_lines(corpus / REJECTED_FILE):
             refusals[line["reason"]] = refusals.get(line["reason"], 0) + 1
         lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(refusals.items())]
     lines += _passed_over(content["passed_over"])
@@ -121,7 +121,7 @@ def exclusion_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"excluded: {report['cases_found']} of {report['cases_listed']} listed cases are among the sources; "
         f"{report['cases_excluded']} volumes left out, {report['by_id']} by id and {report['by_content']} by content "
-        f"({tables.EXCLUDED_FILE})"
+        f"({EXCLUDED_FILE})"
     ]
     if report["not_found"]:
         lines.append(f"  not found anywhere: {_some(report['not_found'])}")

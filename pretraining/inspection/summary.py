@@ -11,18 +11,27 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pretraining.corpus.format import (
+    DUPLICATES_FILE,
+    EMPTY,
+    FLAG_SEPARATOR,
+    REJECTED_FILE,
+    SLICES_FILE,
+    read_corpus,
+    read_lines,
+    read_table,
+    read_volumes,
+)
 from pretraining.corpus.storage import STORE_FLAGS, open_volume
-from pretraining.curation import tables
 from pretraining.curation.deduplicate import COPY_FLAGS
-from pretraining.curation.gather import Progress
 from pretraining.curation.process_volume import FAILURES
-from pretraining.curation.tables import read_corpus, read_lines, read_table
 from pretraining.curation.volume import FLAGS, REASONS
+from pretraining.progress import Progress
 
 MEANINGS = REASONS | FAILURES
 """Why a volume was refused, by reason."""
 
-FLAG_MEANINGS = FLAGS | STORE_FLAGS | COPY_FLAGS | {tables.EMPTY: "the slice holds air alone"}
+FLAG_MEANINGS = FLAGS | STORE_FLAGS | COPY_FLAGS | {EMPTY: "the slice holds air alone"}
 """What was changed or is unusual, by flag."""
 
 HU_SAMPLE = 400
@@ -45,8 +54,8 @@ def inspect_corpus(corpus: Path, progress: Progress = lambda *_: None) -> dict[s
         DataError: There is no finished corpus, or a file of it cannot be read.
     """
     content = read_corpus(corpus)
-    volumes = read_table(corpus / tables.VOLUMES_FILE).to_pydict()
-    slices = read_table(corpus / tables.SLICES_FILE, ["volume", "index", "body_fraction", "flags"])
+    volumes = read_volumes(corpus)
+    slices = read_table(corpus / SLICES_FILE, ["volume", "index", "body_fraction", "flags"])
     sizes = _file_sizes(corpus, volumes["path"], progress)
     counts = np.asarray(volumes["slices"], np.int64)
     voxels = counts * np.asarray(volumes["height"], np.int64) * np.asarray(volumes["width"], np.int64)
@@ -54,7 +63,7 @@ def inspect_corpus(corpus: Path, progress: Progress = lambda *_: None) -> dict[s
         name: description | {"bytes": int(sizes[[source == name for source in volumes["source"]]].sum())}
         for name, description in content["sources"].items()
     }
-    duplicates = read_lines(corpus / tables.DUPLICATES_FILE)
+    duplicates = read_lines(corpus / DUPLICATES_FILE)
     return {
         "hash": content["hash"],
         "settings": content["settings"],
@@ -71,7 +80,7 @@ def inspect_corpus(corpus: Path, progress: Progress = lambda *_: None) -> dict[s
         "body": _body(slices, counts),
         "intensity": _intensities(corpus, volumes["path"], slices, progress),
         "flags": _flags(volumes["flags"], slices),
-        "refusals": _refusals(read_lines(corpus / tables.REJECTED_FILE)),
+        "refusals": _refusals(read_lines(corpus / REJECTED_FILE)),
         "duplicates": content["duplicates"] | {"of": _pairs(duplicates)},
         "exclusions": content["exclusions"],
     }
@@ -143,7 +152,7 @@ def _flags(volume_flags: Sequence[Sequence[str]], slices: pa.Table) -> dict[str,
     volumes = Counter(flag for flags in volume_flags for flag in flags)
     by_slice: Counter[str] = Counter()
     for entry in slices["flags"].combine_chunks().value_counts().to_pylist():
-        for flag in filter(None, entry["values"].split("|")):
+        for flag in filter(None, entry["values"].split(FLAG_SEPARATOR)):
             by_slice[flag] += entry["counts"]
     return {
         flag: {"volumes": volumes[flag], "slices": count, "meaning": FLAG_MEANINGS.get(flag, "")}

@@ -1,4 +1,4 @@
-"""A picture of what the training makes of a corpus' slices: crops, distortions, hidden patches."""
+"""A picture of what the training makes of a corpus' slices: crops, augmentation, hidden patches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.style import COLOURS
 from pretraining.corpus.dataset import SliceDataset, Slices
-from pretraining.curation.tables import read_volumes
+from pretraining.corpus.format import read_volumes
 from pretraining.inspection.montage import Tile, choose_slices, save_tiles, short_name
 from pretraining.views import IntensityConfig, ViewConfig, Views, make_views
-from pretraining.views.intensity import slice_levels, to_input
+from pretraining.views.intensity import intensity_scale, to_input
 
 DRAWN = ViewConfig(gram_size=512)
 """The defaults, and the Gram crops of the second stage."""
@@ -84,16 +84,16 @@ def _title(dataset: SliceDataset, volumes: dict[str, list[Any]], row: int) -> st
 def _rows_of(slices: Slices, config: ViewConfig, titles: list[str]) -> list[list[Tile]]:
     """Return the pictures of every slice of a batch, whose values one rule normalises."""
     views = make_views(slices, config, seed=SEED, step=0)
-    levels = slice_levels(slices.pixels, slices.sizes, views.parameters.window, config.intensity)
+    scale = intensity_scale(slices.pixels, slices.sizes, views.parameters.window, config.intensity)
     unit = torch.tensor([0.0, 1.0]).expand(len(slices.pixels), 1, 1, 2)
-    limits = [(low, high) for low, high in to_input(unit, levels)[:, 0, 0].tolist()]
+    limits = [(low, high) for low, high in to_input(unit, scale)[:, 0, 0].tolist()]
     pictures = []
     for sample, title in enumerate(titles):
         height, width = slices.sizes[sample].tolist()
         y, x = slices.spacing[sample].tolist()
         shown = range(2 + min(LOCAL_CROPS, config.num_local))
         boxes = tuple((*views.parameters.boxes[sample, view].tolist(), COLOURS[view]) for view in shown)
-        whole = (float(levels.low[sample]), float(levels.high[sample]))
+        whole = (float(scale.low[sample]), float(scale.high[sample]))
         image = slices.pixels[sample, :height, :width].numpy()
         crops = [_crop(views, config, sample, view, limits[sample]) for view in shown]
         pictures.append([Tile(image, whole, y / x, title, boxes=boxes), *crops, *_gram(views, sample, limits[sample])])

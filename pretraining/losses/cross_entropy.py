@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretraining.losses.rows import rows_at_once
+from pretraining.losses.rows import rows_per_chunk
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, temperature: float) -> Tensor:
@@ -42,7 +42,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, 
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
-        rows = rows_at_once(logits.shape[1], logits.device)
+        rows = rows_per_chunk(logits.shape[1], logits.device)
         losses = torch.empty_like(weights)
         descent = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), rows):
@@ -65,7 +65,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, None, None, None]:
         descent, scale = ctx.saved_tensors
         scale = (scale * incoming)[:, None]
-        rows = rows_at_once(descent.shape[1], descent.device)
+        rows = rows_per_chunk(descent.shape[1], descent.device)
         # in place, to hold no second tensor of this size; autograd refuses a second backward pass for it
         for some, factors in zip(descent.split(rows), scale.split(rows), strict=True):
             some.mul_(factors)

@@ -13,15 +13,12 @@ GLOBAL_CROPS = 2
 
 
 class DinoTerms(NamedTuple):
-    """Mean cross-entropies over pairs of crops and over images.
-
-    Attributes:
-        local: Scalar, over all pairs of a local crop (student) and a global crop (teacher).
-        global_: Scalar, over the pairs of global crops.
-    """
+    """Mean cross-entropies over pairs of crops and over images."""
 
     local: Tensor
+    """Scalar, over all pairs of a local crop (student) and a global crop (teacher)."""
     global_: Tensor
+    """Scalar, over the pairs of global crops."""
 
 
 def dino_loss(

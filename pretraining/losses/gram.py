@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.losses.config import GramConfig
-from pretraining.losses.rows import rows_at_once
+from pretraining.losses.rows import rows_per_chunk
 
 
 def gram_loss(student: Tensor, teacher: Tensor, config: GramConfig, masks: Tensor | None = None) -> Tensor:
@@ -99,7 +99,7 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, negatives: str) -> Tensor:
-        images = rows_at_once(student.shape[1] ** 2, student.device)
+        images = rows_per_chunk(student.shape[1] ** 2, student.device)
         error, gradient = student.new_zeros(()), torch.empty_like(student)
         for some, other, out in zip(*(x.split(images) for x in (student, teacher, gradient)), strict=True):
             ours, theirs = some @ some.mT, other @ other.mT

@@ -10,6 +10,6 @@ CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
 not keep busy."""
 
 
-def rows_at_once(elements: int, device: torch.device) -> int:
+def rows_per_chunk(elements: int, device: torch.device) -> int:
     """Return how many rows of ``elements`` each make a chunk on a device; at least one."""
     return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // max(1, elements))

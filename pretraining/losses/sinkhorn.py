@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretraining.losses.rows import rows_at_once
+from pretraining.losses.rows import rows_per_chunk
 
 MicroBatch = Callable[[], Tensor]
 
@@ -111,7 +111,7 @@ def _kernels(logits: Sequence[MicroBatch], largest: Tensor, temperature: float) 
 
 
 def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(rows_at_once(rows.shape[1], rows.device))
+    return rows.split(rows_per_chunk(rows.shape[1], rows.device))
 
 
 def _scaled(rows: Tensor, shift: Tensor, temperature: float) -> Tensor:

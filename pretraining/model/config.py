@@ -13,20 +13,16 @@ RANDOM_WEIGHTS = "none"
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A projection head: an MLP to a unit-norm bottleneck, then a linear layer to the prototypes.
-
-    Attributes:
-        prototypes: Outputs K. All four as DINOv3's ViT-L configuration: the layers of its 7B heads are larger than a
-            ViT-B.
-        bottleneck: Width of the bottleneck.
-        hidden: Width of the hidden layers.
-        layers: Linear layers of the MLP.
-    """
+    """A projection head: an MLP to a unit-norm bottleneck, then a linear layer to the prototypes."""
 
     prototypes: int = 65536
+    """Prototypes K (this and the other sizes as DINOv3's ViT-L: the heads of its 7B model are larger than a ViT-B)."""
     bottleneck: int = 256
+    """Width of the bottleneck."""
     hidden: int = 2048
+    """Width of the hidden layers."""
     layers: int = 3
+    """Linear layers of the MLP."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -36,33 +32,32 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student, of which the teachers are copies.
-
-    Attributes:
-        backbone: Architecture: a key of ``BACKBONES``. Weights that are given must be of it.
-        weights: What a first stage starts from: a catalog name, a file, a hub id, or ``none`` (random).
-        qkv_bias: Biases of queries and values; the MedDINOv3 release has none, those of the DINOv3 releases are zero.
-        norm_eps: LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from.
-        rope_dtype: Type in which rotary angles are computed; bfloat16 reproduces the MedDINOv3 release.
-        drop_path: Share of samples that skip each residual branch (DINOv3's ViT-L configuration).
-        rope_rescale: Patch coordinates are multiplied by up to this, or divided, drawn for each block and crop size; 2
-            as DINOv3's 7B configurations and releases. None leaves them.
-        untied_local_norm: A final norm of its own for class and register tokens of local crops, as DINOv3's 7B; off,
-            since the MedDINOv3 release has none.
-        dino_head: Head of the class token.
-        ibot_head: Head of masked patch tokens.
-    """
+    """The student, of which the teachers are copies."""
 
     backbone: str = "vitb16"
+    """Architecture: a key of ``BACKBONES``, which ``weights`` must have, too."""
     weights: str = "dinov3_vitb16_lvd1689m"
+    """What a first stage starts from: a catalog name, a file, a hub id, or ``none`` (random)."""
     qkv_bias: bool = False
+    """Biases of queries and values; the MedDINOv3 release has none, those of the DINOv3 releases are zero."""
     norm_eps: float = 1e-5
+    """LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from."""
     rope_dtype: str = "float32"
+    """Type in which rotary angles are computed; bfloat16 reproduces the MedDINOv3 release."""
     drop_path: float = 0.3
+    """Share of samples that skip each residual branch (DINOv3's ViT-L configuration)."""
     rope_rescale: float | None = 2.0
+    """Patch coordinates are multiplied or divided by up to this, drawn for each block and crop size; None: by nothing.
+
+    2 as DINOv3's 7B configurations and releases.
+    """
     untied_local_norm: bool = False
+    """Whether class and register tokens of local crops have a final norm of their own, as in DINOv3's 7B; the MedDINOv3
+    release has none."""
     dino_head: HeadConfig = field(default_factory=HeadConfig)
+    """Head of the class token."""
     ibot_head: HeadConfig = field(default_factory=HeadConfig)
+    """Head of masked patch tokens."""
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:

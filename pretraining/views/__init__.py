@@ -3,7 +3,7 @@
 from pretraining.views.config import IntensityConfig, MaskConfig, ViewConfig
 from pretraining.views.crops import ViewParameters
 from pretraining.views.masks import PatchMasks
-from pretraining.views.pipeline import Views, make_views, replay_view
+from pretraining.views.pipeline import Views, make_views
 
 __all__ = [
     "IntensityConfig",
@@ -13,5 +13,4 @@ __all__ = [
     "ViewParameters",
     "Views",
     "make_views",
-    "replay_view",
 ]

@@ -1,10 +1,11 @@
-"""What views look like: sizes, crops, distortions, intensities, masks. Every default names its source."""
+"""What views look like: sizes, crops, augmentation, intensities, masks. Every default names its source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.weights.catalog import CT_CLIP_HU, CT_MEAN_HU, CT_STD_HU
 
 INTENSITY_RULES = ("ct", "window", "zscore", "percentile")
 
@@ -20,30 +21,27 @@ def _is_range(pair: tuple[float, float], low: float, high: float) -> bool:
 
 @dataclass(frozen=True)
 class IntensityConfig:
-    """How stored values become network inputs.
-
-    Attributes:
-        rule: What is clipped and by what a slice is normalised:
-
-            - ``ct``: clip to ``clip_hu``, subtract ``mean_hu``, divide by ``std_hu`` + 1e-8.
-            - ``window``: clip to one of ``windows_hu``, drawn for each slice, and scale to [-1, 1]. A single one is a
-              fixed window.
-            - ``zscore``: mean 0 and standard deviation 1 over the slice; nothing is clipped.
-            - ``percentile`` (MR): clip to ``percentiles`` of the slice's body (all above the slice's lowest value),
-              then mean 0 and standard deviation 1 over the body.
-        clip_hu: lowest and highest value of the CT rule, as MedDINOv3's demonstration notebook clips.
-        mean_hu: mean of the CT rule, from the same notebook.
-        std_hu: standard deviation of the CT rule, from the same notebook.
-        windows_hu: (centre, width) each; the default is the usual soft-tissue window.
-        percentiles: of the body, in percent, as nnU-Net clips CT by its foreground.
-    """
+    """How stored values become network inputs."""
 
     rule: str = "ct"
-    clip_hu: tuple[float, float] = (-1000.0, 1000.0)
-    mean_hu: float = 65.1084213256836
-    std_hu: float = 178.01663208007812
+    """How values are clipped and normalised:
+
+    - ``ct``: clip to ``clip_hu``, subtract ``mean_hu``, divide by ``std_hu`` + 1e-8.
+    - ``window``: clip to one of ``windows_hu``, drawn for each slice, and scale to [-1, 1].
+    - ``zscore``: mean 0 and standard deviation 1 over the slice; nothing is clipped.
+    - ``percentile`` (MR): clip to ``percentiles`` of the slice's body (all pixels above the slice's lowest value), then
+      mean 0 and standard deviation 1 over the body.
+    """
+    clip_hu: tuple[float, float] = CT_CLIP_HU
+    """Lowest and highest value in HU (rule ``ct``); this and the next two as in MedDINOv3's notebook."""
+    mean_hu: float = CT_MEAN_HU
+    """Mean in HU (rule ``ct``)."""
+    std_hu: float = CT_STD_HU
+    """Standard deviation in HU (rule ``ct``)."""
     windows_hu: tuple[tuple[float, float], ...] = ((40.0, 400.0),)
+    """Centre and width of each window in HU (rule ``window``); by default the usual soft-tissue window alone."""
     percentiles: tuple[float, float] = (0.5, 99.5)
+    """Percentiles of the body to clip to (rule ``percentile``), as nnU-Net clips CT to those of the foreground."""
 
     def __post_init__(self) -> None:
         _check(self.rule in INTENSITY_RULES, f"intensity rule {self.rule!r} is none of {', '.join(INTENSITY_RULES)}")
@@ -59,21 +57,18 @@ class IntensityConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Which patches of the global crops are hidden from the student (iBOT).
-
-    Attributes:
-        patch_size: Side of a patch in pixels; 16 is that of the ViT.
-        probability: Share of the global crops that are masked, as in all DINOv3 configurations.
-        ratio: Lowest and highest share of masked patches; masked crops are spread evenly over it. As DINOv3.
-        min_patches: Smallest block, in patches (BEiT, as DINOv3).
-        min_aspect: Smallest aspect of a block, its inverse the largest (BEiT, as DINOv3).
-    """
+    """Which patches of the global crops are hidden from the student (iBOT)."""
 
     patch_size: int = 16
+    """Side of a patch in pixels; 16 is that of the ViT."""
     probability: float = 0.5
+    """Share of the global crops that are masked (all DINOv3 configurations)."""
     ratio: tuple[float, float] = (0.1, 0.5)
+    """Smallest and largest share of masked patches in a masked crop; crops are spread evenly over it (DINOv3)."""
     min_patches: int = 4
+    """Smallest block of masked patches, in patches (BEiT and DINOv3)."""
     min_aspect: float = 0.3
+    """Smallest height by width of a block; the largest is its inverse (BEiT and DINOv3)."""
 
     def __post_init__(self) -> None:
         _check(self.patch_size >= 1, f"patch_size {self.patch_size} must be at least 1")
@@ -89,53 +84,52 @@ class ViewConfig:
 
     "DINOv3" below means the configurations of its 7B training, which MedDINOv3 followed. Colour operations of DINOv3
     (saturation, hue, grayscale) do nothing to a grey image and are left out.
-
-    Attributes:
-        global_size: Side of a global crop in pixels (DINOv3; MedDINOv3's text implies it for CT).
-        global_scale: Smallest and largest area of a global crop as a share of the slice (DINOv3).
-        local_size: Side of a local crop in pixels (DINOv3, whose third stage also has 168: the half patch is cut off).
-        local_scale: As ``global_scale`` (DINOv3).
-        num_local: Local crops of each slice (DINOv3).
-        ratio: Smallest and largest width by height of a crop's region (torchvision's default, as DINOv3).
-        gram_size: Side of the Gram teacher's crops, or None for none (DINOv3 stage 2: 512). They show the regions of
-            the global crops, undistorted.
-        flip_probability: Of mirroring left and right; 0, as DINOv3's 7B training and because organs have sides.
-        jitter_probability: Of changing brightness and contrast of a crop (DINOv3).
-        brightness: Brightness is multiplied by 1 - this to 1 + this (DINOv3).
-        contrast: Contrast likewise (DINOv3).
-        blur_kernel: Side of the Gaussian blur's kernel in pixels (DINOv3).
-        blur_sigma: Smallest and largest standard deviation of the blur in pixels (DINOv3).
-        global_1_blur_probability: DINOv3's configuration says 1.0, but its code blurs with one minus that; these three
-            are what its training did (measured: 0 of 400 crops).
-        global_2_blur_probability: As above, configured 0.1.
-        local_blur_probability: As above, configured 0.5.
-        global_2_solarise_probability: Of inverting bright values in the second global crop; DINOv3 has 0.2, which on CT
-            swaps bone and air: off.
-        solarise_threshold: On the unit scale; DINOv3 has 128 of 255.
-        intensity: values.
-        masks: Masked patches.
     """
 
     global_size: int = 256
+    """Side of a global crop in pixels (DINOv3; MedDINOv3's text implies it for CT)."""
     global_scale: tuple[float, float] = (0.32, 1.0)
+    """Smallest and largest area of a global crop as a share of the slice (DINOv3)."""
     local_size: int = 112
+    """Side of a local crop in pixels (DINOv3, whose third stage also has 168: the half patch is cut off)."""
     local_scale: tuple[float, float] = (0.05, 0.32)
+    """Smallest and largest area of a local crop as a share of the slice (DINOv3)."""
     num_local: int = 8
+    """Local crops of each slice (DINOv3)."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width by height of a crop's region (torchvision's default, as DINOv3)."""
     gram_size: int | None = None
+    """Side of the Gram teacher's crops in pixels, or None for no such crops (DINOv3 stage 2: 512).
+
+    They show the regions of the global crops without augmentation.
+    """
     flip_probability: float = 0.0
+    """Probability of mirroring left and right; 0 as in DINOv3's 7B training, and because organs have sides."""
     jitter_probability: float = 0.8
+    """Probability of changing a crop's brightness and contrast (DINOv3)."""
     brightness: float = 0.4
+    """Brightness is multiplied by 1 - this to 1 + this (DINOv3)."""
     contrast: float = 0.4
+    """Contrast is multiplied by 1 - this to 1 + this (DINOv3)."""
     blur_kernel: int = 9
+    """Side of the Gaussian blur's kernel in pixels (DINOv3)."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur in pixels (DINOv3)."""
     global_1_blur_probability: float = 0.0
+    """Probability of blurring the first global crop. DINOv3's configuration says 1.0, but its code blurs with one minus
+    that: the three defaults are what its training did (measured: 0 of 400 crops)."""
     global_2_blur_probability: float = 0.9
+    """Probability of blurring the second global crop (DINOv3's configuration says 0.1, see above)."""
     local_blur_probability: float = 0.5
+    """Probability of blurring a local crop (DINOv3)."""
     global_2_solarise_probability: float = 0.0
+    """Probability of solarising the second global crop; off: DINOv3 has 0.2, but on CT that swaps bone and air."""
     solarise_threshold: float = 0.5
+    """Values from here on, on the scale [0, 1], are inverted by solarising (DINOv3: 128 of 255)."""
     intensity: IntensityConfig = field(default_factory=IntensityConfig)
+    """How stored values become network inputs."""
     masks: MaskConfig = field(default_factory=MaskConfig)
+    """Which patches are hidden from the student."""
 
     def __post_init__(self) -> None:
         patch = self.masks.patch_size

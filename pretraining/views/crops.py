@@ -1,16 +1,15 @@
-"""What is random about views, drawn from seeds before anything is done: regions, flips, distortions."""
+"""What is random about views, drawn from seeds before anything is done: regions, flips, augmentation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretraining.counter_random import Stream, check_seed, philox, uniform
+from pretraining.counter_random import Stream, numpy_generator
 from pretraining.views.config import ViewConfig
 
 TRIES = 10
@@ -19,48 +18,30 @@ TRIES = 10
 NO_SOLARISE = 2.0
 """A threshold above every value."""
 
-WHOLE_SLICE = 2**32 - 1
-"""In place of a view's number, for what is drawn once for a slice."""
-
-WORDS = 2 * TRIES + 10
+DRAWS = 2 * TRIES + 10
+"""Random numbers of a view."""
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """All that was drawn for a batch of B slices with V views each, on the host. Views 0 and 1 are the global ones.
-
-    Attributes:
-        boxes: ``(B, V, 4)`` int64: top, left, height, width of the region in pixels of the slice.
-        flips: ``(B, V)`` bool: mirrored left and right.
-        brightness: ``(B, V)`` float32 factor; 1 is none.
-        contrast: ``(B, V)`` float32 factor; 1 is none.
-        contrast_first: ``(B, V)`` bool: contrast before brightness.
-        blur_sigma: ``(B, V)`` float32 in pixels of the crop; 0 is none.
-        solarise_threshold: ``(B, V)`` float32 on the unit scale; 2 is none.
-        window: ``(B,)`` int64, which of the configured windows.
-    """
+    """All that was drawn for a batch of B slices with V views each, on the host. Views 0 and 1 are the global ones."""
 
     boxes: Tensor
+    """``(B, V, 4)`` int64: top, left, height, width of the region in pixels of the slice."""
     flips: Tensor
+    """``(B, V)`` bool: mirrored left and right."""
     brightness: Tensor
+    """``(B, V)`` float32 factor; 1 is none."""
     contrast: Tensor
+    """``(B, V)`` float32 factor; 1 is none."""
     contrast_first: Tensor
+    """``(B, V)`` bool: contrast before brightness."""
     blur_sigma: Tensor
+    """``(B, V)`` float32 in pixels of the crop; 0 is none."""
     solarise_threshold: Tensor
+    """``(B, V)`` float32 on the unit scale; 2 is none."""
     window: Tensor
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested lists that JSON can hold."""
-        return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ViewParameters:
-        """Return what ``to_dict`` was called on, exactly."""
-        return cls(**{name: torch.tensor(values[name], dtype=dtype) for name, dtype in DTYPES.items()})
-
-    def of_sample(self, sample: int) -> ViewParameters:
-        """Return the parameters of one slice of the batch, as a batch of one."""
-        return ViewParameters(*(getattr(self, f.name)[sample : sample + 1] for f in fields(self)))
+    """``(B,)`` int64, which of the configured windows."""
 
 
 DTYPES = {
@@ -75,15 +56,15 @@ DTYPES = {
 }
 
 
-def draw_parameters(sizes: Tensor, places: Tensor, config: ViewConfig, *, seed: int, step: int) -> ViewParameters:
+def draw_parameters(sizes: Tensor, global_index: Tensor, config: ViewConfig, *, seed: int, step: int) -> ViewParameters:
     """Draw the parameters of all views of a batch.
 
-    What a view gets depends on the seed, the step, the place of its slice in the step's global batch, its own number
+    What a view gets depends on the seed, the step, the position of its slice in the step's global batch, its own number
     and the size of its slice, and on nothing else: not on the device, the rank, or what else is in the batch.
 
     Args:
         sizes: ``(B, 2)`` height and width of the slices in pixels.
-        places: ``(B,)`` places in the global batch.
+        global_index: ``(B,)`` positions in the step's global batch.
         config: What to draw.
         seed: 0 to 2**32 - 1.
         step: Training step.
@@ -91,17 +72,12 @@ def draw_parameters(sizes: Tensor, places: Tensor, config: ViewConfig, *, seed: 
     Raises:
         ConfigurationError: The seed is out of range.
     """
-    check_seed(seed)
-    place = places.numpy()[:, None, None]
-    view = np.arange(config.num_views)[:, None]
-    blocks = np.arange(-(-WORDS // 4))
-    draws = uniform(philox(seed, Stream.VIEWS, step, place, view, blocks)).reshape(len(places), config.num_views, -1)
-    of_slice = uniform(philox(seed, Stream.VIEWS, step, place[:, 0, 0], WHOLE_SLICE, 0))
+    generators = [numpy_generator(seed, Stream.VIEWS, step, index) for index in global_index.tolist()]
+    of_slice = np.array([generator.random() for generator in generators])
+    draws = np.array([generator.random((config.num_views, DRAWS)) for generator in generators])
     scales = np.array([config.global_scale] * 2 + [config.local_scale] * config.num_local)
     boxes = draw_boxes(draws[..., : 2 * TRIES + 2], sizes.numpy()[:, None], scales, config.ratio)
-    flip, jitter, brightness, contrast, order, blur, sigma, solarise = np.moveaxis(
-        draws[..., 2 * TRIES + 2 : WORDS], -1, 0
-    )
+    flip, jitter, brightness, contrast, order, blur, sigma, solarise = np.moveaxis(draws[..., 2 * TRIES + 2 :], -1, 0)
     jittered = jitter < config.jitter_probability
     blurred = blur < np.array(config.blur_probabilities)
     low, high = config.blur_sigma
@@ -114,7 +90,7 @@ def draw_parameters(sizes: Tensor, places: Tensor, config: ViewConfig, *, seed: 
         "contrast_first": order < 0.5,
         "blur_sigma": np.where(blurred, low + (high - low) * sigma, 0),
         "solarise_threshold": np.where(solarised, config.solarise_threshold, NO_SOLARISE),
-        "window": np.floor(of_slice[:, 0] * len(config.intensity.windows_hu)),
+        "window": np.floor(of_slice * len(config.intensity.windows_hu)),
     }
     return ViewParameters(**{name: torch.from_numpy(drawn[name]).to(dtype) for name, dtype in DTYPES.items()})
 
@@ -128,7 +104,7 @@ def draw_boxes(
     anywhere; if none fits, the largest central one of an allowed aspect.
 
     Args:
-        draws: ``(..., 22)`` uniform in (0, 1): ten pairs for area and aspect, then the row and the column.
+        draws: ``(..., 22)`` uniform in [0, 1): ten pairs for area and aspect, then the row and the column.
         sizes: ``(..., 2)`` height and width of the images.
         scales: ``(..., 2)`` smallest and largest share of the area.
         ratio: Smallest and largest width by height.

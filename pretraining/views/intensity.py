@@ -1,4 +1,4 @@
-"""Intensities of whole batches: to the unit scale, distortions there, and to network inputs."""
+"""Intensities of whole batches: to the unit scale, augmentation there, and to network inputs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ LOWEST, VALUES = -(2**15), 2**16
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The values of each slice that the unit scale and the network's scale refer to, ``(B,)`` float32 each.
-
-    Attributes:
-        low: Becomes 0 on the unit scale; lower values are clipped.
-        high: Becomes 1 on the unit scale; higher values are clipped.
-        mean: Becomes 0 in the network's input.
-        std: This far above the mean becomes 1 in the network's input.
-    """
+class IntensityScale:
+    """How the values of each slice map to the unit scale and to network inputs, ``(B,)`` float32 each."""
 
     low: Tensor
+    """Becomes 0 on the unit scale; lower values are clipped."""
     high: Tensor
+    """Becomes 1 on the unit scale; higher values are clipped."""
     mean: Tensor
+    """Becomes 0 in the network's input."""
     std: Tensor
+    """Distance from the mean that becomes 1 in the network's input."""
 
 
-def slice_levels(pixels: Tensor, sizes: Tensor, window: Tensor, config: IntensityConfig) -> Levels:
-    """Return the levels of each slice by the configured rule; padding counts for nothing.
+def intensity_scale(pixels: Tensor, sizes: Tensor, window: Tensor, config: IntensityConfig) -> IntensityScale:
+    """Return the scale of each slice by the configured rule; padding is ignored.
 
     Args:
         pixels: ``(B, S, S)`` int16.
@@ -43,10 +40,10 @@ def slice_levels(pixels: Tensor, sizes: Tensor, window: Tensor, config: Intensit
         config: See there for the rules.
     """
     if config.rule == "ct":
-        return _levels(pixels, [[*config.clip_hu, config.mean_hu, config.std_hu]] * len(pixels))
+        return _scale_of(pixels, [[*config.clip_hu, config.mean_hu, config.std_hu]] * len(pixels))
     if config.rule == "window":
         edges = [[c - w / 2, c + w / 2, c, w / 2] for c, w in config.windows_hu]
-        return _levels(pixels, [edges[index] for index in window.tolist()])
+        return _scale_of(pixels, [edges[index] for index in window.tolist()])
     values = pixels.flatten(1).double()
     inside = _inside(pixels, sizes).flatten(1)
     lowest = values.masked_fill(~inside, torch.inf).amin(1)
@@ -60,22 +57,22 @@ def slice_levels(pixels: Tensor, sizes: Tensor, window: Tensor, config: Intensit
     return _measured(low, high, *_mean_std(values.clamp(low[:, None], high[:, None]), body))
 
 
-def to_unit(pixels: Tensor, levels: Levels) -> Tensor:
+def to_unit(pixels: Tensor, scale: IntensityScale) -> Tensor:
     """Return ``(B, S, S)`` int16 values clipped and scaled to [0, 1] in float32."""
-    low, high = levels.low[:, None, None], levels.high[:, None, None]
+    low, high = scale.low[:, None, None], scale.high[:, None, None]
     return ((pixels.float() - low) / (high - low)).clamp_(0, 1)
 
 
-def to_input(crops: Tensor, levels: Levels) -> Tensor:
+def to_input(crops: Tensor, scale: IntensityScale) -> Tensor:
     """Return unit-scale crops ``(V * B, 1, s, s)``, crop-major, as network inputs."""
-    times = len(crops) // len(levels.low)
+    times = len(crops) // len(scale.low)
     low, high, mean, std = (
-        values.repeat(times)[:, None, None, None] for values in (levels.low, levels.high, levels.mean, levels.std)
+        values.repeat(times)[:, None, None, None] for values in (scale.low, scale.high, scale.mean, scale.std)
     )
     return (crops * (high - low) + (low - mean)) / (std + EPSILON)
 
 
-def distort(
+def augment(
     crops: Tensor,
     *,
     brightness: Tensor,
@@ -131,13 +128,13 @@ def blur_matrices(sigma: Tensor, kernel: int, size: int) -> Tensor:
     return matrices.scatter_add_(2, pixel.expand(len(sigma), -1, -1), weights[:, None].expand(-1, size, -1))
 
 
-def _levels(pixels: Tensor, rows: list[list[float]]) -> Levels:
-    return Levels(*torch.tensor(rows, device=pixels.device, dtype=torch.float32).unbind(1))
+def _scale_of(pixels: Tensor, rows: list[list[float]]) -> IntensityScale:
+    return IntensityScale(*torch.tensor(rows, device=pixels.device, dtype=torch.float32).unbind(1))
 
 
-def _measured(low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Levels:
-    """Return measured levels, kept apart where a slice is of one value: values are whole numbers."""
-    return Levels(low.float(), torch.maximum(high, low + 1).float(), mean.float(), std.clamp_min(1e-3).float())
+def _measured(low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> IntensityScale:
+    """Return a measured scale whose ends differ, and whose spread is not 0, even where a slice has a single value."""
+    return IntensityScale(low.float(), torch.maximum(high, low + 1).float(), mean.float(), std.clamp_min(1e-3).float())
 
 
 def _inside(pixels: Tensor, sizes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretraining.counter_random import Stream, check_seed
+from pretraining.counter_random import Stream, numpy_generator
 from pretraining.views.config import MaskConfig
 
 TRIES = 10
@@ -18,22 +18,14 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class PatchMasks:
-    """Masked patches of the N = 2B global crops of some slices, crop-major; M patches are masked in all.
-
-    Attributes:
-        masks: ``(N, P)`` bool, patches row by row.
-        indices: ``(M,)`` int64, positions of the masked patches in the flattened masks.
-        weights: ``(M,)`` float32, one over the number of masked patches in the same crop.
-    """
+    """Masked patches of the N = 2B global crops of some slices, crop-major; M patches are masked in all."""
 
     masks: Tensor
+    """``(N, P)`` bool, patches row by row."""
     indices: Tensor
+    """``(M,)`` int64, positions of the masked patches in the flattened masks."""
     weights: Tensor
-
-    @property
-    def n_masked(self) -> int:
-        """M."""
-        return len(self.indices)
+    """``(M,)`` float32, one over the number of masked patches in the same crop."""
 
     def of_slices(self, start: int, count: int) -> PatchMasks:
         """Return the masks of both crops of some of the slices."""
@@ -55,7 +47,7 @@ def mask_counts(crops: int, patches: int, config: MaskConfig) -> list[int]:
     return [int(patches * share) for share in shares]
 
 
-def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: int, place: int) -> PatchMasks:
+def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: int, first: int) -> PatchMasks:
     """Draw the masks of a group of slices.
 
     Each masked crop is covered by blocks (BEiT: Bao et al. 2022), of an area uniform from ``min_patches`` to what is
@@ -68,14 +60,12 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
         config: Shares and block shapes.
         seed: 0 to 2**32 - 1.
         step: Training step.
-        place: Of the group's first slice in the step's global batch, so that groups draw different masks.
+        first: Global index of the group's first slice, so that groups draw different masks.
 
     Raises:
         ConfigurationError: The seed is out of range.
     """
-    check_seed(seed)
-    key = np.array([seed, Stream.MASKS], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, step, place], np.uint64)))
+    generator = numpy_generator(seed, Stream.MASKS, step, first)
     targets = np.array(mask_counts(crops, grid * grid, config), np.int64)
     covered = _blocks(targets, grid, config, generator)
     order = generator.random(covered.shape)

@@ -14,19 +14,16 @@ from pretraining.views.config import ViewConfig
 
 @dataclass(frozen=True)
 class Resolution:
-    """Crop sizes of a step.
-
-    Attributes:
-        global_size: Side of the global crops in pixels.
-        local_size: Side of the local crops in pixels.
-        gram_size: Side of the Gram teacher's crops in pixels, or None.
-        share: Of the steps that have this resolution; all shares add up to 1.
-    """
+    """Crop sizes of a step."""
 
     global_size: int
+    """Side of the global crops in pixels."""
     local_size: int
+    """Side of the local crops in pixels."""
     gram_size: int | None
+    """Side of the Gram teacher's crops in pixels, or None."""
     share: float
+    """Of the steps that have this resolution; all shares add up to 1."""
 
     def applied_to(self, config: ViewConfig) -> ViewConfig:
         """Return views of this resolution."""

@@ -37,7 +37,7 @@ from nnunetv2_meddino.weights.catalog import CATALOG
 from nnunetv2_meddino.weights.load import write_weights
 from nnunetv2_meddino.weights.resolve import resolve
 from pretraining.config import STAGES
-from pretraining.curation.exclusions import corpus_record
+from pretraining.corpus.case_ids import corpus_record
 from pretraining.engine.teachers import teacher_path
 from tests.documentation.world import small_entry
 from tests.weights.checkpoints import random_tensors

@@ -1,4 +1,4 @@
-"""Whole slices as a network sees them: the same ones every time, undistorted, in the run's intensities."""
+"""Whole slices as a network sees them: the same ones every time, without augmentation, in the run's intensities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.views import IntensityConfig
-from pretraining.views.intensity import slice_levels, to_input, to_unit
+from pretraining.views.intensity import intensity_scale, to_input, to_unit
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -47,11 +47,11 @@ def whole_slice(name: str, pixels: Tensor, intensity: IntensityConfig, *, size: 
     """
     height, width = pixels.shape
     sides = [max(round(side * size / max(height, width) / patch_size), 1) * patch_size for side in (height, width)]
-    levels = slice_levels(pixels[None], torch.tensor([[height, width]]), torch.tensor([0]), intensity)
-    unit = to_unit(pixels[None], levels)[:, None]
+    scale = intensity_scale(pixels[None], torch.tensor([[height, width]]), torch.tensor([0]), intensity)
+    unit = to_unit(pixels[None], scale)[:, None]
     # as the training crops: antialiased bicubic, and no value beyond the clipping range
     unit = F.interpolate(unit, sides, mode="bicubic", align_corners=False, antialias=True).clamp_(0, 1)
-    return WholeSlice(name, unit[0, 0], to_input(unit, levels)[0])
+    return WholeSlice(name, unit[0, 0], to_input(unit, scale)[0])
 
 
 def watched_slices(

@@ -236,11 +236,12 @@ def test_help_explains_every_setting(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     print_settings(recipe("smoke", "stage3"), "smoke")
     shown = capsys.readouterr().out
-    entries = {entry.split()[0]: entry for entry in shown.replace("│", " ").split(" --")[1:]}
+    words = " ".join(shown.replace("│", " ").split())
+    entries = {entry.split()[0]: entry for entry in words.split(" --")[1:]}
     for name, _ in settings(to_dict(BASE)):
         entry = entries[name.removesuffix(".peak").replace("_", "-")]
-        assert len(" ".join(entry.split()[2:]).partition("(default: ")[0]) > 10, name
+        assert len(entry.split(" ", 2)[2].partition("(default: ")[0]) > 10, name
     assert "default: 0.0002" in entries["optim.lr"], "values are the recipe's"
-    assert "default: 0.9,0.999" in entries["optim.betas"]
+    assert "default: 0.9, 0.999" in entries["optim.betas"]
     assert "default: false" in entries["engine.compile"]
     assert "default: none" in entries["monitor.wandb"]

@@ -2,23 +2,18 @@ import json
 import pickle
 import shutil
 
+import blosc2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.corpora import SPACING_MM, write_manifest, write_volume
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus import dataset as slices_module
 from pretraining.corpus.dataset import PADDING_HU, SliceDataset
-from tests.pretraining.corpora import (
-    SPACING_MM,
-    flip_silent_bit,
-    numbered_volume,
-    write_corpus,
-    write_manifest,
-    write_volume,
-)
+from tests.pretraining.corpora import flip_silent_bit, numbered_volume, write_corpus
 
 
 @pytest.fixture
@@ -43,18 +38,9 @@ def test_a_batch_holds_each_slice_at_the_top_left_and_air_around_it(tmp_path):
         assert (pixels[padding] == PADDING_HU).all()
     assert batch[1].sizes.tolist() == [[48, 48], [40, 48], [48, 32]]
     assert batch[1].indices.tolist() == rows
-    assert batch[1].places.tolist() == [0, 1, 2]
+    assert batch[1].global_index.tolist() == [0, 1, 2]
     torch.testing.assert_close(batch[1].spacing, torch.tensor([SPACING_MM] * 3))
     torch.testing.assert_close(batch[0].pixels[0], batch[1].pixels[0])
-
-
-def test_a_larger_side_pads_all_slices_and_a_smaller_one_is_refused(corpus):
-    batch = SliceDataset(corpus, side=64).__getitems__([10])
-    assert batch.pixels.shape == (1, 64, 64)
-    assert (batch.pixels[0, 48:] == PADDING_HU).all()
-    assert (batch.pixels[0, :, 48:] == PADDING_HU).all()
-    with pytest.raises(DataError, match="48 pixels, more than the side of 32"):
-        SliceDataset(corpus, side=32)
 
 
 def test_only_slices_flagged_empty_are_left_out(corpus):
@@ -117,7 +103,8 @@ def _other_shape(path):
 
 def _other_type(path):
     path.unlink()
-    write_volume(path, numbered_volume(2, 5, 48, 48).astype(np.uint16))
+    voxels, slice_shape = numbered_volume(2, 5, 48, 48).astype(np.uint16), (1, 48, 48)
+    blosc2.asarray(voxels, urlpath=str(path), mode="w", chunks=slice_shape, blocks=slice_shape)
 
 
 @pytest.mark.parametrize("damage", [_vanish, _cut, _empty, _overwrite, _other_shape, _other_type])
@@ -154,7 +141,7 @@ def test_a_flipped_bit_that_decodes_to_other_voxels_is_an_error(corpus, already_
 
 def test_a_manifest_read_piece_by_piece_is_the_same(corpus, monkeypatch):
     whole = SliceDataset(corpus).__getitems__(range(11))
-    monkeypatch.setattr(slices_module, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(slices_module, "ROWS_PER_BATCH", 4)
     assert torch.equal(SliceDataset(corpus).__getitems__(range(11)).pixels, whole.pixels)
 
 
@@ -177,9 +164,9 @@ def _set_described(corpus, **values):
         (lambda c: _set_described(c, version=2), "version 2; this release reads .* version 1"),
         (lambda c: _set_described(c, format="something"), "'something'"),
         (lambda c: _set_described(c, slices=12), "11 rows, corpus.json counts 12"),
-        (lambda c: _set_described(c, slices=None), "corpus.json cannot be read"),
+        (lambda c: _set_described(c, slices=None), "11 rows, corpus.json counts None"),
         (lambda c: (c / "corpus.json").write_text("{"), "corpus.json cannot be read"),
-        (lambda c: (c / "corpus.json").unlink(), "is not a corpus"),
+        (lambda c: (c / "corpus.json").unlink(), "holds no finished corpus"),
         (lambda c: _cut(c / "slices.parquet"), "slices.parquet cannot be read"),
         (lambda c: (c / "slices.parquet").unlink(), "slices.parquet cannot be read"),
         (lambda c: _cut(c / "volumes.parquet"), "volumes.parquet cannot be read"),
@@ -187,7 +174,7 @@ def _set_described(corpus, **values):
         (lambda c: pq.write_table(pa.table({"case": ["x"] * 11}), c / "slices.parquet"), "slices.parquet cannot be"),
         (
             lambda c: pq.write_table(pq.read_table(c / "slices.parquet").drop("crc32"), c / "slices.parquet"),
-            "slices.parquet cannot be read: .*crc32.*Curate the corpus again",
+            "slices.parquet cannot be read: .*crc32.*Run meddino-pretrain merge",
         ),
     ],
 )

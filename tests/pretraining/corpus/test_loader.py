@@ -5,11 +5,12 @@ import signal
 import pytest
 import torch
 
+from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus import loader as loader_module
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
-from tests.pretraining.corpora import flip_silent_bit, write_corpus, write_manifest
+from tests.pretraining.corpora import flip_silent_bit, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def corpus(tmp_path_factory):
 def taken(corpus, count, **settings):
     """Batches as plain values: the ring is overwritten."""
     batches = itertools.islice(slice_loader(corpus, **{"batch_size": 3, "seed": 1} | settings), count)
-    return [(step, b.indices.tolist(), b.places.tolist(), b.pixels.clone()) for step, b in batches]
+    return [(step, b.indices.tolist(), b.global_index.tolist(), b.pixels.clone()) for step, b in batches]
 
 
 def assert_same(first, second):

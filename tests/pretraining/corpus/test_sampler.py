@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from nnunetv2_meddino.errors import ConfigurationError
-from pretraining.corpus.sampler import CYCLE, SampleOrder, StepSampler, permuted, shares_of
+from pretraining.corpus.sampler import CYCLE, SampleOrder, StepSampler, shares_of
 
 
 def sampler(order, **changes):
@@ -22,28 +22,18 @@ def order():
     return SampleOrder([np.arange(100, 150), np.arange(1000, 1007)], [0.75, 0.25], seed=11)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 65536, 65537])
-def test_every_position_is_permuted_to_a_place_of_its_own(size):
-    places = permuted(np.arange(size), size, seed=0, stream=1, keys=4)
-    assert sorted(places.tolist()) == list(range(size))
-
-
-def test_permutations_of_all_keys_and_seeds_differ_and_look_random():
-    base = permuted(np.arange(3000), 3000, seed=0, stream=1, keys=0)
-    for seed, key in ((0, 1), (1, 0)):
-        other = permuted(np.arange(3000), 3000, seed=seed, stream=1, keys=key)
-        assert (base == other).sum() < 10
-        assert abs(stats.spearmanr(base, other).statistic) < 0.06
-    assert abs(stats.spearmanr(base, np.arange(3000)).statistic) < 0.06
-    assert abs(stats.spearmanr(base[1:], base[:-1]).statistic) < 0.06
-
-
-def test_every_permutation_of_four_is_equally_likely():
-    keys = np.repeat(np.arange(4800), 4)
-    found = permuted(np.tile(np.arange(4), 4800), 4, seed=3, stream=1, keys=keys).reshape(-1, 4)
-    counts = np.unique(found, axis=0, return_counts=True)[1]
+def test_every_order_of_four_slices_is_equally_likely():
+    epochs = SampleOrder([np.arange(4)], [1.0], seed=3).rows(0, 4 * 4800).reshape(-1, 4)
+    counts = np.unique(epochs, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_sources_and_seeds_have_orders_of_their_own():
+    groups = [np.arange(100), np.arange(100, 200)]
+    first, second = (SampleOrder(groups, [0.5, 0.5], seed=seed).rows(0, 400) for seed in (1, 2))
+    assert (first != second).any()
+    assert (first[first < 100][:50] != first[first >= 100][:50] - 100).any()
 
 
 def test_all_slices_are_seen_once_in_every_epoch_and_in_a_new_order():
@@ -87,7 +77,7 @@ def test_the_union_over_ranks_is_the_same_global_batch(order, world_size):
     ranks = [draws(order, 5, batch_size=12 // world_size, rank=r, world_size=world_size) for r in range(world_size)]
     for step, parts in enumerate(zip(*ranks, strict=True)):
         np.testing.assert_array_equal(np.concatenate([part.rows for part in parts]), expected[step])
-        np.testing.assert_array_equal(np.concatenate([part.places for part in parts]), np.arange(12))
+        np.testing.assert_array_equal(np.concatenate([part.global_index for part in parts]), np.arange(12))
         assert {part.step for part in parts} == {step}
 
 

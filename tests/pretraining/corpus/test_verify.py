@@ -80,5 +80,5 @@ def test_a_damaged_volume_is_mended_as_the_message_says(whole, corpus, data):
 
 
 def test_a_folder_without_a_corpus_is_said(tmp_path):
-    with pytest.raises(DataError, match="is not a corpus"):
+    with pytest.raises(DataError, match="holds no finished corpus"):
         verify_corpus(tmp_path)

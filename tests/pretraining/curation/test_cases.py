@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from pretraining.corpus.case_ids import listed_ids
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.cases import survey
-from pretraining.curation.collections import find_cases, listed_ids, own_source
+from pretraining.curation.collections import find_cases, own_source
 from pretraining.curation.exclusions import ExclusionList, find_images
 from pretraining.curation.gather import SourceFolder, curate
 from pretraining.curation.merge import merge

@@ -12,7 +12,8 @@ from nnunetv2_meddino.datasets.layouts import LAYOUTS as LAYOUTS_OF_CONVERTERS
 from nnunetv2_meddino.datasets.layouts import find_release
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.weights.catalog import CT_3M
-from pretraining.curation.collections import SOURCES, Source, find_cases, listed_ids, load_source_file
+from pretraining.corpus.case_ids import listed_ids
+from pretraining.curation.collections import SOURCES, Source, find_cases, load_source_file
 from pretraining.curation.volume import IntensityRule
 from tests.pretraining.curation.awkward import PLAIN, write_dicom
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.corpus import format as corpus_format
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation import tables
 from pretraining.curation.contamination import SeenScans, has_seen
 from pretraining.curation.exclusions import read_exclusions
 from pretraining.curation.gather import SourceFolder, curate
@@ -67,8 +67,8 @@ def test_what_cannot_be_compared_is_said(data, tmp_path):
 
 def test_tables_are_read_once_for_many_images(data, monkeypatch):
     reads: list[Path] = []
-    original = tables.read_table
-    monkeypatch.setattr(tables, "read_table", lambda path, *rest: reads.append(path) or original(path, *rest))
+    original = corpus_format.read_table
+    monkeypatch.setattr(corpus_format, "read_table", lambda path, *rest: reads.append(path) or original(path, *rest))
     scans = SeenScans(data / "corpus")
     for seed in range(3):
         scans.find(data / "one" / f"case_{seed}.nii.gz")

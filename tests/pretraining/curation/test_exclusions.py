@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from pretraining.corpus.case_ids import corpus_record
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.collections import SOURCES
-from pretraining.curation.exclusions import corpus_record, find_images, read_exclusions
+from pretraining.curation.exclusions import find_images, read_exclusions
 from pretraining.curation.gather import SourceFolder, curate
 from pretraining.curation.merge import merge
 from tests.pretraining.curation.folders import corpus_bytes, curated, phantom, write_volume

@@ -11,12 +11,13 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, WeightsError
+from nnunetv2_meddino.errors import BusyError, CheckpointError, ConfigurationError, DataError, WeightsError
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
 from nnunetv2_meddino.weights.load import load_into, read_weights, write_weights
-from pretraining.curation.tables import read_corpus
+from pretraining.corpus.format import read_corpus
+from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
 from pretraining.engine.stages import fill
@@ -130,6 +131,25 @@ def test_settings_of_all_stages_are_compared_before_one_is_trained(corpus, run, 
     with pytest.raises(ConfigurationError, match="stage2 is finished, with other settings"):
         train_all(configs, corpus, tmp_path)
     assert not (tmp_path / "stage1").exists()
+
+
+def test_stage_begun_when_a_seed_drew_other_numbers_is_not_resumed(corpus, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def unversioned(self, step, state, metadata):  # as releases did that ordered slices by a Feistel network
+        save(self, step, state, {name: value for name, value in metadata.items() if name != "draws_version"})
+
+    monkeypatch.setattr(Checkpoints, "save", unversioned)
+    assert not train(small_config(), corpus, tmp_path, stop_after=1)
+    files = sorted(path for path in (tmp_path / "stage1").rglob("*") if path.is_file())
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(CheckpointError, match=r"stage1 was begun by a release that draws.*or begin it anew"):
+        train(small_config(), corpus, tmp_path)
+    assert [path.read_bytes() for path in files] == before
+    last = teacher_path(tmp_path / "stage1", STEPS)
+    last.parent.mkdir(exist_ok=True)
+    last.touch()
+    assert train(small_config(), corpus, tmp_path), "a finished stage needs no checkpoint"
 
 
 def test_two_trainings_of_a_run_do_not_write_over_each_other(corpus, tmp_path):

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import DataError
 from pretraining.inspection import montage
 from pretraining.inspection.views import save_views, view_tiles
 from pretraining.views import ViewConfig
-from tests.pretraining.corpora import write_manifest
 from tests.pretraining.curation.folders import curated, phantom, write_volume
 
 SIZES = {"global_size": 64, "local_size": 32, "gram_size": 128}
@@ -36,7 +36,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(corpus) -> list[list[montage.Tile]]:
-    """The pictures without distortions."""
+    """The pictures without augmentation."""
     return view_tiles(corpus, PLAIN)
 
 
@@ -91,9 +91,9 @@ def test_what_is_hidden_is_shaded_in_whole_patches(rows):
 
 
 def test_views_are_those_of_the_training(corpus, rows):
-    """With its distortions: the second global crop is blurred, so its pixels differ less from their neighbours."""
-    distorted = view_tiles(corpus, ViewConfig(**SIZES, jitter_probability=0))
-    plain, trained = (np.stack([row[2].image for row in own]) for own in (rows, distorted))
+    """With its augmentation: the second global crop is blurred, so its pixels differ less from their neighbours."""
+    augmented = view_tiles(corpus, ViewConfig(**SIZES, jitter_probability=0))
+    plain, trained = (np.stack([row[2].image for row in own]) for own in (rows, augmented))
     assert np.abs(np.diff(trained)).mean() < 0.9 * np.abs(np.diff(plain)).mean()
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 class Batch:
     pixels: Tensor
     sizes: Tensor
-    places: Tensor
+    global_index: Tensor
 
     def part(self, start: int, stop: int) -> Batch:
-        return Batch(self.pixels[start:stop], self.sizes[start:stop], self.places[start:stop])
+        return Batch(self.pixels[start:stop], self.sizes[start:stop], self.global_index[start:stop])
 
     def padded_with(self, value: int) -> Batch:
         pixels = self.pixels.clone()

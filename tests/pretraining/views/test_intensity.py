@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as TF
 
 from pretraining.views import IntensityConfig
-from pretraining.views.intensity import distort, slice_levels, to_input, to_unit
+from pretraining.views.intensity import augment, intensity_scale, to_input, to_unit
 from tests.conftest import shared_path
 from tests.pretraining.views.batches import noise
 
@@ -13,8 +13,8 @@ SIZES = [(48, 48), (30, 48), (40, 33)]
 
 
 def inputs(batch, config, window=(0, 0, 0)):
-    levels = slice_levels(batch.pixels, batch.sizes, torch.tensor(window), config)
-    return to_input(to_unit(batch.pixels, levels)[:, None], levels)
+    scale = intensity_scale(batch.pixels, batch.sizes, torch.tensor(window), config)
+    return to_input(to_unit(batch.pixels, scale)[:, None], scale)
 
 
 def regions(batch, values):
@@ -29,8 +29,8 @@ def test_the_ct_rule_equals_the_golden_normalisation():
     count = int(np.sqrt(len(pixels))) ** 2
     assert count > 0
     pixels = pixels[:count].view(1, int(np.sqrt(count)), -1)
-    levels = slice_levels(pixels, torch.tensor([pixels.shape[1:]]), torch.tensor([0]), IntensityConfig())
-    ours = to_input(to_unit(pixels, levels)[:, None], levels).flatten()
+    scale = intensity_scale(pixels, torch.tensor([pixels.shape[1:]]), torch.tensor([0]), IntensityConfig())
+    ours = to_input(to_unit(pixels, scale)[:, None], scale).flatten()
     torch.testing.assert_close(ours, golden["normalized"].float().flatten()[whole][:count], atol=2e-6, rtol=0)
 
 
@@ -89,7 +89,7 @@ def crops(count=6, size=40):
     return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(3))
 
 
-def distorted(images, **changes):
+def augmented(images, **changes):
     count = len(images)
     neutral = {
         "brightness": torch.ones(count),
@@ -99,11 +99,11 @@ def distorted(images, **changes):
         "blur_kernel": 9,
         "solarise_threshold": torch.full((count,), 2.0),
     }
-    return distort(images, **neutral | changes)
+    return augment(images, **neutral | changes)
 
 
 def test_neutral_parameters_change_nothing():
-    assert torch.equal(distorted(crops()), crops())
+    assert torch.equal(augmented(crops()), crops())
 
 
 FACTORS = torch.tensor([0.6, 0.8, 1.0, 1.1, 1.3, 1.4])
@@ -111,7 +111,7 @@ FACTORS = torch.tensor([0.6, 0.8, 1.0, 1.1, 1.3, 1.4])
 
 @pytest.mark.parametrize("first", [False, True])
 def test_brightness_and_contrast_are_torchvisions_in_either_order(first):
-    ours = distorted(crops(), brightness=FACTORS, contrast=FACTORS.flip(0), contrast_first=torch.full((6,), first))
+    ours = augmented(crops(), brightness=FACTORS, contrast=FACTORS.flip(0), contrast_first=torch.full((6,), first))
     for image, result, brightness, contrast in zip(crops(), ours, FACTORS, FACTORS.flip(0), strict=True):
         steps = [(TF.adjust_brightness, brightness.item()), (TF.adjust_contrast, contrast.item())]
         for step, factor in reversed(steps) if first else steps:
@@ -121,7 +121,7 @@ def test_brightness_and_contrast_are_torchvisions_in_either_order(first):
 
 def test_blur_is_torchvisions_with_a_sigma_for_each_crop():
     sigma = torch.tensor([0.0, 0.1, 0.5, 1.0, 2.0, 0.0])
-    ours = distorted(crops(), blur_sigma=sigma)
+    ours = augmented(crops(), blur_sigma=sigma)
     for image, result, s in zip(crops(), ours, sigma.tolist(), strict=True):
         expected = TF.gaussian_blur(image, [9, 9], [s, s]) if s else image
         torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
@@ -129,7 +129,7 @@ def test_blur_is_torchvisions_with_a_sigma_for_each_crop():
 
 def test_solarising_is_torchvisions():
     threshold = torch.tensor([2.0, 0.5, 0.25, 0.5, 2.0, 1.0])
-    ours = distorted(crops(), solarise_threshold=threshold)
+    ours = augmented(crops(), solarise_threshold=threshold)
     for image, result, t in zip(crops(), ours, threshold.tolist(), strict=True):
         expected = TF.solarize(image, t) if t <= 1 else image
         torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
@@ -137,7 +137,7 @@ def test_solarising_is_torchvisions():
 
 def test_blur_comes_after_jitter_and_before_solarising():
     image = crops(1)
-    ours = distorted(
+    ours = augmented(
         image,
         brightness=torch.tensor([1.4]),
         blur_sigma=torch.tensor([1.5]),

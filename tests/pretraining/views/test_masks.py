@@ -11,8 +11,8 @@ from pretraining.views.masks import draw_masks, mask_counts
 from tests.conftest import shared_path
 
 
-def drawn(crops=128, grid=16, config=None, *, seed=0, step=0, place=0):
-    return draw_masks(crops, grid, config or MaskConfig(), seed=seed, step=step, place=place)
+def drawn(crops=128, grid=16, config=None, *, seed=0, step=0, first=0):
+    return draw_masks(crops, grid, config or MaskConfig(), seed=seed, step=step, first=first)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -26,7 +26,7 @@ def test_counts_indices_and_weights_are_those_of_the_reference(name, seed):
     assert ours.masks.shape == theirs.shape
     assert ours.masks.dtype == torch.bool
     assert sorted(ours.masks.sum(1).tolist()) == sorted(theirs.sum(1).tolist())
-    assert ours.n_masked == int(golden[f"{name}/n_masked_patches"])
+    assert len(ours.indices) == int(golden[f"{name}/n_masked_patches"])
     assert ours.indices.dtype == golden[f"{name}/mask_indices_list"].dtype
     torch.testing.assert_close(ours.weights.sort().values, golden[f"{name}/masks_weight"].sort().values)
     # and the golden indices and weights follow from the golden masks as ours do from ours
@@ -68,7 +68,7 @@ def test_masks_cover_the_whole_grid_and_any_crop_may_be_masked():
 def test_masks_repeat_with_the_seed_and_differ_between_steps_and_processes():
     first = drawn()
     assert torch.equal(first.masks, drawn().masks)
-    for changes in ({"seed": 1}, {"step": 1}, {"place": 64}):
+    for changes in ({"seed": 1}, {"step": 1}, {"first": 64}):
         assert not torch.equal(first.masks, drawn(**changes).masks)
 
 
@@ -83,5 +83,5 @@ def test_extremes_reach_their_counts_too(config):
 
 def test_a_batch_too_small_for_a_mask_has_none():
     ours = drawn(1)
-    assert ours.n_masked == 0
+    assert len(ours.indices) == len(ours.weights) == 0
     assert not ours.masks.any()

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -7,8 +6,8 @@ import torch.nn.functional as F
 
 from nnunetv2_meddino.errors import DataError
 from pretraining.groups import Share
-from pretraining.views import IntensityConfig, MaskConfig, ViewConfig, ViewParameters, make_views, replay_view
-from pretraining.views.intensity import slice_levels, to_input
+from pretraining.views import IntensityConfig, MaskConfig, ViewConfig, make_views
+from pretraining.views.intensity import intensity_scale, to_input
 from tests.pretraining.views.batches import noise, ramp
 
 SMALL = ViewConfig(global_size=64, local_size=32, num_local=3, flip_probability=0.5)
@@ -74,14 +73,14 @@ def test_crops_show_exactly_the_regions_and_flips_that_were_drawn():
                     assert_is_ramp(image if axis == 0 else image.T, line, box[axis + 2] / size)
 
 
-def test_gram_crops_show_the_undistorted_global_crops_at_higher_resolution(batch):
+def test_gram_crops_show_the_global_crops_unaugmented_at_higher_resolution(batch):
     plain = make_views(batch, replace(PLAIN, intensity=IntensityConfig()), seed=3, step=5)
     smaller = F.interpolate(plain.gram_crops, size=(64, 64), mode="bicubic", antialias=True)
     low, high = plain.global_crops.min(), plain.global_crops.max()
     torch.testing.assert_close(smaller.clamp(low, high), plain.global_crops, atol=1e-4, rtol=0)
-    distorted = make_views(batch, replace(GRAM, jitter_probability=1.0), seed=3, step=5)
-    assert torch.equal(distorted.gram_crops, plain.gram_crops)
-    assert not torch.allclose(distorted.global_crops, plain.global_crops, atol=0.1)
+    augmented = make_views(batch, replace(GRAM, jitter_probability=1.0), seed=3, step=5)
+    assert torch.equal(augmented.gram_crops, plain.gram_crops)
+    assert not torch.allclose(augmented.global_crops, plain.global_crops, atol=0.1)
 
 
 def test_the_order_is_crop_major(batch):
@@ -122,15 +121,6 @@ def test_splitting_a_batch_over_processes_changes_no_crop_and_no_mask(batch, rul
         torch.testing.assert_close(part.masks.weights, 1 / counts[part.masks.masks])
 
 
-@pytest.mark.parametrize("view", [0, 1, 2, 4])
-def test_one_view_of_one_slice_is_replayed_from_its_stored_parameters(batch, view):
-    views = make_views(batch, GRAM, seed=7, step=3)
-    stored = json.loads(json.dumps(views.parameters.of_sample(2).to_dict()))
-    alone = replay_view(batch.part(2, 3), ViewParameters.from_dict(stored), GRAM, view)
-    crops = by_view(views.global_crops, 4)[2, view] if view < 2 else by_view(views.local_crops, 4)[2, view - 2]
-    torch.testing.assert_close(alone[0, 0], crops, atol=1e-4, rtol=0)
-
-
 def test_the_same_seed_and_step_repeat_and_others_do_not(batch):
     first = make_views(batch, SMALL, seed=0, step=0)
     assert torch.equal(first.local_crops, make_views(batch, SMALL, seed=0, step=0).local_crops)
@@ -142,21 +132,18 @@ def test_the_same_seed_and_step_repeat_and_others_do_not(batch):
 def test_inputs_keep_to_the_clipping_range(batch):
     views = make_views(batch, replace(GRAM, gram_size=256), seed=0, step=1)
     config = IntensityConfig()
-    levels = slice_levels(batch.pixels[:1], batch.sizes[:1], torch.zeros(1, dtype=torch.int64), config)
-    low, high = to_input(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), levels).flatten().tolist()
+    scale = intensity_scale(batch.pixels[:1], batch.sizes[:1], torch.zeros(1, dtype=torch.int64), config)
+    low, high = to_input(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), scale).flatten().tolist()
     for crops in (views.global_crops, views.local_crops, views.gram_crops):
         assert low - 1e-4 <= crops.min()
         assert crops.max() <= high + 1e-4
 
 
-def test_crops_come_in_the_dtype_asked_for_and_autocast_does_not_touch_them(batch):
+def test_autocast_does_not_touch_crops(batch):
     exact = make_views(batch, SMALL, seed=0, step=0)
     with torch.autocast("cpu", torch.bfloat16):
         under = make_views(batch, SMALL, seed=0, step=0)
     assert torch.equal(under.global_crops, exact.global_crops)
-    half = make_views(batch, SMALL, seed=0, step=0, dtype=torch.bfloat16)
-    assert half.global_crops.dtype == half.local_crops.dtype == torch.bfloat16
-    assert torch.equal(half.local_crops, exact.local_crops.bfloat16())
 
 
 def test_a_gram_size_below_the_global_one_and_other_patches_are_possible(batch):

@@ -3,11 +3,12 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
+from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.engine.monitoring.fixed_slices import choose_rows, patch_features, watched_slices, whole_slice
 from pretraining.views import IntensityConfig
-from tests.pretraining.corpora import write_corpus, write_manifest
+from tests.pretraining.corpora import write_corpus
 from tests.pretraining.engine.monitoring.networks import random_vit
 
 MEAN, STD = 65.1084213256836, 178.01663208007812  # of MedDINOv3's normalisation
