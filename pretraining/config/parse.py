@@ -256,11 +256,12 @@ def _section(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _docstring(section: type, setting: str) -> str | None:
-    """Return the docstring under a field on one line, as tyro would break it where the source does."""
+    """Return the docstring under a field, with a line for each paragraph; tyro would break lines as the source does."""
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
     for field, below in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == setting and isinstance(below, ast.Expr):
-            return " ".join(str(ast.literal_eval(below.value)).replace("``", "`").split())
+            text = inspect.cleandoc(ast.literal_eval(below.value)).replace("``", "`")
+            return re.sub(r"\n(?![\n-]) *", " ", text)
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import PREVIOUS, STAGES, DataConfig, EngineConfig, GramTeacherConfig, RunConfig
@@ -39,22 +40,17 @@ def meddinov3(stage: str) -> RunConfig:
     """Return MedDINOv3's stage: 100,000, 10,000 and 10,000 steps of 512 slices."""
     if stage == "stage1":
         return RunConfig()
-    settled = {
-        "momentum": Schedule(0.999),
-        "teacher_temperature": Schedule(0.07),
-        "freeze_last_layer_steps": 0,
-    }
+    settled_optim = partial(
+        OptimConfig, momentum=Schedule(0.999), teacher_temperature=Schedule(0.07), freeze_last_layer_steps=0
+    )
     if stage == "stage2":
-        ramp = {"warmup_steps": GRAM_RAMP_STEPS, "warmup_shape": "cosine"}
+        ramp = partial(Schedule, warmup_steps=GRAM_RAMP_STEPS, warmup_shape="cosine")
         return RunConfig(
             stage=stage,
             initial=PREVIOUS,
             views=ViewConfig(gram_size=512),
-            losses=LossConfig(
-                local_weight=Schedule(0.5, start=1.0, **ramp),  # type: ignore[arg-type]
-                gram_weight=Schedule(2.0, start=0.0, **ramp),  # type: ignore[arg-type]
-            ),
-            optim=OptimConfig(lr=Schedule(5e-5, warmup_steps=500), **settled),  # type: ignore[arg-type]
+            losses=LossConfig(local_weight=ramp(0.5, start=1.0), gram_weight=ramp(2.0, start=0.0)),
+            optim=settled_optim(lr=Schedule(5e-5, warmup_steps=500)),
             gram_teacher=GramTeacherConfig(True, f"{PREVIOUS}:{GRAM_TEACHER_STEP}"),
             engine=EngineConfig(steps=10_000),
         )
@@ -63,10 +59,7 @@ def meddinov3(stage: str) -> RunConfig:
         initial=PREVIOUS,
         resolutions=FIVE_RESOLUTIONS,
         losses=LossConfig(local_weight=Schedule(0.5), gram_weight=Schedule(1.5)),
-        optim=OptimConfig(
-            lr=Schedule(2.5e-5, warmup_steps=3_333, warmup_shape="cosine"),
-            **settled,  # type: ignore[arg-type]
-        ),
+        optim=settled_optim(lr=Schedule(2.5e-5, warmup_steps=3_333, warmup_shape="cosine")),
         gram_teacher=GramTeacherConfig(True),
         data=DataConfig(group_size=16),  # DINOv3's third stage looks for KoLeo's neighbours among as many
         engine=EngineConfig(steps=10_000, checkpoint_every=250),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.schedules import Schedule, scheduled
 
-GRAM_LEVELS = ("image", "batch")
-GRAM_NEGATIVES = ("keep", "remove", "remove_teacher")
-GRAM_TOKENS = ("all", "masked", "unmasked")
+GramLevel = Literal["image", "batch"]
+GramNegatives = Literal["keep", "remove", "remove_teacher"]
+GramTokens = Literal["all", "masked", "unmasked"]
 
 
 def _check(condition: bool, what: str) -> None:
@@ -35,20 +36,20 @@ class GramConfig:
 
     normalize: bool = True
     """Scale the features of every patch to length 1, so that similarities are cosines."""
-    level: str = "image"
+    level: GramLevel = "image"
     """``image``: compare patches of the same crop; ``batch``: all patches of the micro-batch with one another."""
-    negatives: str = "keep"
+    negatives: GramNegatives = "keep"
     """What is done about negative similarities. ``keep``: nothing. ``remove``: they are set to 0 in student and
     teacher. ``remove_teacher``: they are set to 0 in the teacher alone. (DINOv3's code says of this option that it
     removes the student's, too, where both are negative, but by then the teacher has none left; this is what it does.)
     """
-    tokens: str = "all"
+    tokens: GramTokens = "all"
     """Patches that are compared: ``all``, or those ``masked`` or ``unmasked`` in the student. The last two need the
     level ``batch``, since images differ in how many they have."""
 
     def __post_init__(self) -> None:
-        for name, allowed in {"level": GRAM_LEVELS, "negatives": GRAM_NEGATIVES, "tokens": GRAM_TOKENS}.items():
-            value = getattr(self, name)
+        for name, kind in {"level": GramLevel, "negatives": GramNegatives, "tokens": GramTokens}.items():
+            value, allowed = getattr(self, name), get_args(kind)
             _check(value in allowed, f"gram {name} {value!r} is none of {', '.join(allowed)}")
         _check(
             self.tokens == "all" or self.level == "batch", f"gram tokens {self.tokens!r} needs the gram level 'batch'"
