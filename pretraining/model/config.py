@@ -43,7 +43,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from."""
     rope_dtype: str = "float32"
-    """Type in which rotary angles are computed, ``float32`` or ``bfloat16``; the latter reproduces the MedDINOv3 release."""
+    """Type of the rotary angles: ``float32``, or ``bfloat16``, which reproduces the MedDINOv3 release."""
     drop_path: float = 0.3
     """Share of samples that skip each residual branch (DINOv3's ViT-L configuration)."""
     rope_rescale: float | None = 2.0

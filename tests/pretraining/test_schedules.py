@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -179,6 +180,19 @@ def test_defaults_are_the_first_stage_of_100_000_steps_unscaled():
     assert (first.teacher_temperature, last.teacher_temperature) == (0.04, 0.07)
     assert schedules.at(5_000).teacher_temperature == pytest.approx(0.055)
     assert (last.local_weight, last.gram_weight) == (1.0, 0.0)
+
+
+def test_a_step_has_a_value_of_every_schedule_in_the_configuration():
+    @dataclass(frozen=True)
+    class MoreLosses(LossConfig):
+        more_weight: Schedule = Schedule(2.0, warmup_steps=4)
+
+    schedules = OptimConfig().schedules(100_000, 512, scheduled(MoreLosses()))
+    assert [schedules.at(step).more_weight for step in (0, 1, 4)] == [0.0, 0.5, 2.0]
+    names = {"lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature", "local_weight", "gram_weight"}
+    assert vars(schedules.at(0)).keys() == names | {"more_weight"}
+    with pytest.raises(ConfigurationError, match="losses: more_weight must never be below 0"):
+        MoreLosses(more_weight=Schedule(1.0, end=-0.1))
 
 
 def test_names_what_a_short_run_never_finishes():
