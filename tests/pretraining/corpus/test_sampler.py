@@ -29,6 +29,11 @@ def test_every_order_of_four_slices_is_equally_likely():
     assert stats.chisquare(counts).pvalue > 0.01
 
 
+def test_every_cycle_mixes_the_sources_anew(order):
+    first, second = (order.rows(cycle * CYCLE, 1000) >= 1000 for cycle in (0, 1))
+    assert (first != second).any()
+
+
 def test_sources_and_seeds_have_orders_of_their_own():
     groups = [np.arange(100), np.arange(100, 200)]
     first, second = (SampleOrder(groups, [0.5, 0.5], seed=seed).rows(0, 400) for seed in (1, 2))
