@@ -27,6 +27,7 @@ from measure import (
     speedup,
     write_results,
 )
+from plain_primus import ChannelFirstDecoder, load_published
 from torch import Tensor, nn
 
 from nnunetv2_meddino.networks.token_decoder import TokenDecoder
@@ -40,52 +41,19 @@ NOTES = (
 )
 
 
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of a channel-first image."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(1, keepdim=True)
-        variance = (x - mean).pow(2).mean(1, keepdim=True)
-        return (x - mean) / torch.sqrt(variance + 1e-6) * self.weight[:, None, None] + self.bias[:, None, None]
-
-
-class ChannelFirstDecoder(nn.Module):
-    """Transposed convolution, LayerNorm and GELU four times, then a 1x1 convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        width = DIM * MAPS
-        stages: list[nn.Module] = []
-        for _ in range(4):
-            stages.append(
-                nn.Sequential(nn.ConvTranspose2d(width, width // 2, 2, 2), ChannelNorm(width // 2), nn.GELU())
-            )
-            width //= 2
-        self.decode = nn.Sequential(*stages, nn.Conv2d(width, CLASSES, 1))
-
-    def forward(self, maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        return self.decode(torch.cat([m.transpose(1, 2).unflatten(2, grid) for m in maps], dim=1))
-
-
 def build(dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
     """Return the reference and our variants, all with the same weights."""
     torch.manual_seed(0)
-    reference = ChannelFirstDecoder()
+    reference = ChannelFirstDecoder(DIM * MAPS, CLASSES)
     for parameter in reference.parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, a=1e-2)
-    state = {f"up_projection.{k}": v for k, v in reference.state_dict().items()}
     ours = {
         "token": TokenDecoder(DIM, MAPS, CLASSES),
         "token checkpointed": TokenDecoder(DIM, MAPS, CLASSES, checkpointing=True),
     }
     for decoder in ours.values():
-        decoder.load_reference_state_dict(state)
+        load_published(decoder, reference.state_dict())
     return {name: m.to(device=device, dtype=dtype) for name, m in {REFERENCE: reference, **ours}.items()}
 
 

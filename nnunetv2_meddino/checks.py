@@ -14,7 +14,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from nnunetv2_meddino.environment import MEDDINO_WEIGHTS, NNUNET_EXT_TRAINER, NNUNET_PATHS, ext_trainer_folder
+from nnunetv2_meddino.environment import (
+    MEDDINO_WEIGHTS,
+    NNUNET_EXT_TRAINER,
+    NNUNET_PATHS,
+    changed_environment,
+    ext_trainer_folder,
+)
 from nnunetv2_meddino.errors import MedDINOError
 
 DISTRIBUTION = "nnunetv2-meddino"
@@ -93,20 +99,13 @@ def _shell() -> Check:
 
 def _discovery() -> Check:
     """Look a trainer up the way nnU-Net does."""
-    previous = os.environ.get(NNUNET_EXT_TRAINER.name)
-    os.environ[NNUNET_EXT_TRAINER.name] = str(ext_trainer_folder())
-    try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-        from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+    from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
 
-        with contextlib.redirect_stdout(io.StringIO()):
-            found = recursive_find_trainer_class_by_name("MedDINOv3Trainer")
-    finally:
-        if previous is None:
-            del os.environ[NNUNET_EXT_TRAINER.name]
-        else:
-            os.environ[NNUNET_EXT_TRAINER.name] = previous
+    ours = {NNUNET_EXT_TRAINER.name: str(ext_trainer_folder())}
+    with changed_environment(ours), contextlib.redirect_stdout(io.StringIO()):
+        found = recursive_find_trainer_class_by_name("MedDINOv3Trainer")
     if found is MedDINOv3Trainer:
         return Check("trainer lookup", Status.OK, f"nnU-Net finds MedDINOv3Trainer in {ext_trainer_folder()}")
     return Check("trainer lookup", Status.FAILED, f"nnU-Net found {found}, not this package's; reinstall the package")

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_meddino.errors import CommandError
+from nnunetv2_meddino.errors import CommandError, ConfigurationError
 
 Report = Callable[[float | None, str], None]
 """Shows how far a step has come: the fraction done (None where unknown) and a few words."""
@@ -34,14 +34,14 @@ _SHOWN_LINES = 5
 _NOISE = re.compile(r"\s|.*Warning: |Traceback|Exception in|During handling|The above exc|RuntimeError: One or more")
 
 
-def run_command(command: list[str], environment: dict[str, str], log: Path, watch: Watch) -> None:
+def run_command(command: Sequence[str], environment: Mapping[str, str], log: Path, watch: Watch) -> None:
     """Run a command to its end; it and its workers end with this process, whatever ends that.
 
     The output goes straight to the log, which is read from there: a worker that outlives the command cannot hold the
     call up, as it could by keeping a pipe open.
 
     Args:
-        command: The program and its arguments.
+        command: A command that is installed beside this Python, or a path, and its arguments.
         environment: Its whole environment.
         log: File that its output is appended to.
         watch: Called with every line of the output.
@@ -54,8 +54,8 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         sink.flush()
         source.seek(0, os.SEEK_END)
         child = subprocess.Popen(
-            supervised(command, _STOP_S),
-            env=environment,
+            supervised([str(_executable(command[0])), *command[1:]], _STOP_S),
+            env={**environment, "PYTHONUNBUFFERED": "1"},  # its lines are followed as they come
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -78,6 +78,21 @@ def run_command(command: list[str], environment: dict[str, str], log: Path, watc
         msg = "\n  ".join([f"{Path(command[0]).name} ended with status {child.returncode}:", *telling])
         msg += f"\nThe whole log: {log}\nOnce the cause is mended, the same command continues from this step."
         raise CommandError(msg)
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Look for commands beside this Python.
+
+    Raises:
+        ConfigurationError: One is not installed there.
+    """
+    if missing := sorted(name for name in set(names) if not _executable(name).is_file()):
+        msg = f"{', '.join(missing)} not found beside {sys.executable}. Install nnunetv2 for this Python."
+        raise ConfigurationError(msg)
+
+
+def _executable(name: str) -> Path:
+    return Path(sys.executable).parent / name
 
 
 def supervised(command: Sequence[str], grace_s: float) -> list[str]:

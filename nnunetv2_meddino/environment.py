@@ -1,12 +1,14 @@
-"""Every environment variable this package reads or sets, declared once with its meaning."""
+"""Every environment variable that this package reads or sets, with its meaning."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from nnunetv2_meddino.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,10 @@ NNUNET_WANDB = EnvironmentVariable(
 )
 SLURM_JOB_ID = EnvironmentVariable("SLURM_JOB_ID", "the job of Slurm that this process belongs to")
 SLURM_RESTART_COUNT = EnvironmentVariable("SLURM_RESTART_COUNT", "how often Slurm has queued the job again")
-NNUNET_PATHS = tuple(
-    EnvironmentVariable(name, meaning)
-    for name, meaning in (
-        ("nnUNet_raw", "folder of the raw datasets"),
-        ("nnUNet_preprocessed", "folder of the preprocessed datasets and their plans"),
-        ("nnUNet_results", "folder of the trained models"),
-    )
-)
-
+NNUNET_RAW = EnvironmentVariable("nnUNet_raw", "folder of the raw datasets")
+NNUNET_PREPROCESSED = EnvironmentVariable("nnUNet_preprocessed", "folder of the preprocessed datasets and their plans")
+NNUNET_RESULTS = EnvironmentVariable("nnUNet_results", "folder of the trained models")
+NNUNET_PATHS = (NNUNET_RAW, NNUNET_PREPROCESSED, NNUNET_RESULTS)
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -90,16 +87,38 @@ def run_environment() -> dict[str, str]:
     }
 
 
+def nnunet_folders(*variables: EnvironmentVariable) -> list[Path]:
+    """Return the folders that some of ``NNUNET_PATHS`` name.
+
+    Raises:
+        ConfigurationError: One is not set.
+    """
+    values = {variable.name: variable.get() for variable in variables}
+    if unset := [name for name, value in values.items() if value is None]:
+        msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and run the same command again."
+        raise ConfigurationError(msg)
+    return [Path(str(value)) for value in values.values()]
+
+
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+def changed_environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for a moment, or unset those whose value is None."""
+    before = {name: os.environ.get(name) for name in changes}
+    _change_environment(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _change_environment(before)
+
+
+def _change_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def one_thread_each() -> AbstractContextManager[None]:
+    """Let processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
+    return changed_environment(dict.fromkeys(_THREAD_VARIABLES, "1"))

@@ -11,8 +11,7 @@ import torch
 
 from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.files import naming
-from nnunetv2_meddino.json_files import read_json, write_json
+from nnunetv2_meddino.files import naming, read_json, write_json
 from nnunetv2_meddino.weights.files import write_torch
 
 STOCK_TRAINER = "nnUNetTrainer"

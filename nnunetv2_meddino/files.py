@@ -1,36 +1,47 @@
-"""Writing files: whole or not at all, with the name of the file in every error, and nothing computed is lost."""
+"""Files: written whole or not at all, named in every error, rescued where they cannot be written; JSON."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from nnunetv2_meddino.errors import OutputError
+from nnunetv2_meddino.errors import MedDINOError, OutputError
 
 T = TypeVar("T")
+
+PARTIAL_SUFFIX = ".partial"
+"""Ending of files that are being written; what has it after a crash can be deleted."""
 
 _OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO))
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, which becomes ``path`` at the end or vanishes after an error.
+def replacing(path: Path, *, fsync: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``, which is renamed to ``path`` at the end or deleted after an error.
+
+    Args:
+        path: The file to be written; its folder is made where it is missing.
+        fsync: Whether the content must be on the disk before it gets its name, so that it survives a power cut.
 
     Raises:
         OSError: It cannot be written; also where a library has wrapped that in an error of its own.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
         try:
             yield temporary
+            if fsync:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except OSError:
             raise
@@ -45,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an ``OSError`` tell the file that was to be written: one of a write tells none, others a temporary name."""
+    """Make an ``OSError`` name the file that was to be written: a failed write names none, others a temporary one."""
     try:
         yield
     except OSError as error:
@@ -54,8 +65,36 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(content: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
+    """Write a JSON file whole or not at all, in the layout of nnU-Net's own plans files."""
+    write_text(json.dumps(content, indent=4), path)
+
+
+def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        error_type: What to raise, whatever is wrong with it.
+        advice: Sentences that end the message: what to do about this very file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise error_type(f"{path} cannot be read as JSON: {error}. {advice}") from error
+    if not isinstance(content, dict):
+        raise error_type(f"{path} does not hold a JSON object. {advice}")
+    return content
+
+
 def check_writable(path: Path) -> None:
-    """Make the folder of a file, and see that a file can be written there, before hours are spent on its content.
+    """Make the folder of a file and try to write there, before hours are spent on its content.
 
     Raises:
         OSError: It cannot.

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded; processes share the cores
 
@@ -30,14 +31,24 @@ def shared_path(relative: str) -> Path:
 
 @pytest.fixture(scope="session")
 def preprocessed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with raw, preprocessed and results; Dataset998_Discs planned and preprocessed by stock nnU-Net."""
+    """A folder with raw, preprocessed and results; Dataset998_Discs planned and preprocessed by stock nnU-Net.
+
+    Made once for all worker processes of a run; nothing may be written to it.
+    """
     from tests.nnunet import command, nnunet_environment, write_dataset
 
-    home = tmp_path_factory.mktemp("nnunet")
-    for name in ("raw", "preprocessed", "results"):
-        (home / name).mkdir()
-    write_dataset(home / "raw")
-    command(nnunet_environment(home), "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1)
+    of_the_run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        of_the_run = of_the_run.parent
+    home, complete = of_the_run / "nnunet", of_the_run / "nnunet.complete"
+    with FileLock(of_the_run / "nnunet.lock"):
+        if not complete.exists():
+            for name in ("raw", "preprocessed", "results"):
+                (home / name).mkdir(parents=True, exist_ok=True)
+            write_dataset(home / "raw")
+            env = nnunet_environment(home)
+            command(env, "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1)
+            complete.touch()
     return home
 
 

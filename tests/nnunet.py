@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunetv2_meddino.environment import run_environment
 from nnunetv2_meddino.trainers import find_trainer
+from tests.forked import run_installed
 
 CASES = 5
 
@@ -71,17 +70,9 @@ def nnunet_environment(home: Path, **variables: str) -> dict[str, str]:
 
 def command(env: dict[str, str], name: str, *arguments: object, fails: bool = False) -> str:
     """Run an installed command and return what it printed; it must fail where ``fails`` says so and succeed else."""
-    program = Path(sys.executable).with_name(name)
-    done = subprocess.run(
-        [program, *map(str, arguments)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode != 0) == fails, f"{name} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}"
-    return done.stdout
+    code, printed = run_installed(name, [*map(str, arguments)], env)
+    assert (code != 0) == fails, f"{name} {arguments} ended with {code}:\n{printed[-3000:]}"
+    return printed
 
 
 def make_trainer(home: Path, name: str = "MedDINOv3Trainer", configuration: str = "2d", fold: int = 0, **plans_changes):

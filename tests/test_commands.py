@@ -27,22 +27,18 @@ def work():
 sys.exit(ended(work, interrupted="The same command continues."))
 """
 
-EVALUATES = """
+WORKS_IN_PROCESSES = """
 import os, signal, sys
-import nnunetv2_meddino.evaluation.cases as folders
+from nnunetv2_meddino import process_pool
 from nnunetv2_meddino.command_line import ended
 
-class Case:
-    def __reduce__(self):
-        return (tell, ())
-
-def tell():
+def tell(item):
     with open("pids", "a") as file:
         file.write(f"{os.getpid()}\\n")
     signal.pause()
 
 if __name__ == "__main__":
-    sys.exit(ended(lambda: folders._run([(0, Case()), (1, Case())], {}, {}, 2, print)))
+    sys.exit(ended(lambda: process_pool.run(tell, [0, 1], processes=2, lost=print, keep=print)))
 """
 
 
@@ -88,8 +84,8 @@ def test_a_command_that_fails_tells_its_status_and_takes_its_workers_with_it(tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_of_an_evaluation_end_with_it(tmp_path, number):
-    parent = started(EVALUATES, tmp_path)
+def test_workers_of_a_pool_end_with_it(tmp_path, number):
+    parent = started(WORKS_IN_PROCESSES, tmp_path)
     until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().count("\n") == 2)
     parent.send_signal(number)
     parent.communicate(timeout=LIMIT_S)

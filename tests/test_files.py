@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import signal
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunetv2_meddino.errors import OutputError
-from nnunetv2_meddino.files import check_writable, naming, replacing, written_or_rescued
+from nnunetv2_meddino.errors import DataError, OutputError, PlanError
+from nnunetv2_meddino.files import check_writable, naming, read_json, replacing, write_json, written_or_rescued
 from nnunetv2_meddino.weights.files import write_safetensors, write_torch
 
 
@@ -25,6 +26,19 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise KeyError("a fault of the program")
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_must_survive_a_power_cut_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "scores.json", []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.pread(descriptor, 100, 0), path.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with replacing(path, fsync=True) as temporary:
+        temporary.write_text("scores")
+    assert synced == [(b"scores", False)]
+    assert path.exists()
 
 
 def test_an_error_of_a_write_gets_the_name_of_the_file(tmp_path):
@@ -98,3 +112,21 @@ def test_results_that_can_be_written_nowhere_are_the_first_error(tmp_path, monke
         written_or_rescued(write, Path("wanted") / "scores.json")
     assert caught.value.errno == errno.EDQUOT
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error_type", [DataError, PlanError])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1, 2]", b"\xff\xfe{}"])
+def test_whatever_is_wrong_with_a_json_file_ends_with_the_callers_advice(tmp_path, error_type, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error_type) as caught:
+        read_json(path, error_type, "Curate it anew.")
+    assert str(caught.value).startswith(f"{path} ")
+    assert str(caught.value).endswith(" Curate it anew.")
+    assert "plan" not in str(caught.value).replace(str(path), "")
+
+
+def test_json_that_is_written_is_read(tmp_path):
+    write_json({"a": [1, {"b": None}]}, tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json", DataError, "") == {"a": [1, {"b": None}]}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_meddino.console import cores, progress, say
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import written_or_rescued
 from nnunetv2_meddino.locks import locked
@@ -59,7 +59,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="of trainings (default: %(default)s)")
     command.add_argument(
-        "-np", dest="processes", type=int, default=_cores(), metavar="N", help="processes (default: %(default)s)"
+        "-np", dest="processes", type=int, default=cores(), metavar="N", help="processes (default: %(default)s)"
     )
 
 
@@ -70,8 +70,6 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _compare_alone(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from nnunetv2_meddino.comparison.folders import Folders
     from nnunetv2_meddino.comparison.results import Selection
 
@@ -83,7 +81,6 @@ def _compare_alone(options: argparse.Namespace) -> int:
         plans=options.plans,
     )
     folders = Folders.from_environment()
-    console = Console()
     failed = 0
     if options.run_missing or options.submit:
         from nnunetv2_meddino.comparison.analysis import choose_reference
@@ -93,20 +90,20 @@ def _compare_alone(options: argparse.Namespace) -> int:
         steps = plan_steps(selection, folders, device=options.device, processes=options.processes)
         choose_reference(options.reference, selection.methods(str(selection.plans)))  # or the report fails, days later
         if options.submit and steps:
-            return _submit(options, selection, steps, console)
-        from nnunetv2_meddino.comparison.jobs.run import run_steps
+            return _submit(options, selection, steps)
+        from nnunetv2_meddino.comparison.jobs.run import run_missing
 
         if not steps:
-            _say(console, "Everything is trained and validated.")
-        failed = len(run_steps(steps, options.out, console))
+            say("Everything is trained and validated.")
+        failed = len(run_missing(steps, options.out))
         if failed:
-            _say(console, f"{failed} of {len(steps)} steps were not done; the same command continues with them.")
+            say(f"{failed} of {len(steps)} steps were not done; the same command continues with them.")
     try:
-        _report(options, selection, folders, console)
+        _report(options, selection, folders)
     except DataError as error:
         if not failed:
             raise
-        _say(console, f"No report: {error}")
+        say(f"No report: {error}")
     return SOME_FAILED if failed else 0
 
 
@@ -125,24 +122,28 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigurationError(msg) from error
 
 
-def _report(options: argparse.Namespace, selection: Selection, folders: Folders, console: Any) -> None:
+def _report(options: argparse.Namespace, selection: Selection, folders: Folders) -> None:
     from nnunetv2_meddino.comparison.analysis import choose_reference
     from nnunetv2_meddino.comparison.fairness import notices
     from nnunetv2_meddino.comparison.report.report import write_report
     from nnunetv2_meddino.comparison.results import collect
 
-    with console.status("reading results") as status:
-        datasets = collect(selection, folders, processes=options.processes, report=status.update)
+    with progress() as show:
+
+        def report(what: str) -> None:
+            show("report", 0, None, what)
+
+        datasets = collect(selection, folders, processes=options.processes, report=report)
         reference = choose_reference(options.reference, [row.method for d in datasets for row in d.rows])
-        status.update("writing the report")
-        report = written_or_rescued(lambda out: write_report(datasets, reference, folders, out), options.out)
+        report("writing")
+        written = written_or_rescued(lambda out: write_report(datasets, reference, folders, out), options.out)
     for notice in notices(datasets):
         if notice.is_warning:
-            _say(console, f"warning: {notice.dataset}: {notice.text}")
-    _say(console, f"{sum(len(dataset.rows) for dataset in datasets)} rows, reference method {reference.name}: {report}")
+            say(f"warning: {notice.dataset}: {notice.text}")
+    say(f"{sum(len(dataset.rows) for dataset in datasets)} rows, reference method {reference.name}: {written}")
 
 
-def _submit(options: argparse.Namespace, selection: Selection, steps: Any, console: Any) -> int:
+def _submit(options: argparse.Namespace, selection: Selection, steps: Any) -> int:
     from nnunetv2_meddino.comparison.jobs.slurm import submit, write_jobs
 
     command = ["meddino", "compare", "-d", *selection.datasets, "--trainers", *selection.trainers]
@@ -151,14 +152,5 @@ def _submit(options: argparse.Namespace, selection: Selection, steps: Any, conso
     command += ["--reference", options.reference] if options.reference else []
     jobs = write_jobs(steps, command, options.out, device=options.device)
     for line in submit(jobs, options.sbatch_arguments):
-        _say(console, line)
+        say(line)
     return 0
-
-
-def _say(console: Any, text: str) -> None:
-    """Print a line as it is: no markup, no line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

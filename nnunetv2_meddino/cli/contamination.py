@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import ConfigurationError, DataError, WeightsError
 
 SEEN, UNKNOWN = 1, 2
@@ -44,12 +45,12 @@ def _seen(options: argparse.Namespace) -> int:
         )
         raise WeightsError(msg)
     lines = [f"{case}: {'seen in ' + ', '.join(sources[case]) if sources[case] else 'not listed'}" for case in cases]
-    _print("\n".join(lines))
+    say("\n".join(lines))
     if unknown:
         text = f"Made from {', '.join(unknown)}, of which the cases are not listed.{_collections(unknown)}"
-        _print(text, stderr=True)
+        say(text, stderr=True)
     if not all(sources.values()):
-        _print("'not listed' is no proof: meddino-pretrain seen CORPUS IMAGE compares the contents.", stderr=True)
+        say("'not listed' is no proof: meddino-pretrain seen CORPUS IMAGE compares the contents.", stderr=True)
     return SEEN if any(sources.values()) else UNKNOWN if unknown else 0
 
 
@@ -76,9 +77,3 @@ def _cases_of(folder: Path) -> list[str]:
     if not cases:
         raise DataError(f"{folder} holds no images of nnU-Net (case_0000.nii.gz). Give the imagesTr of a dataset.")
     return cases
-
-
-def _print(text: str, *, stderr: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=stderr).print(text, markup=False, highlight=False, soft_wrap=True)

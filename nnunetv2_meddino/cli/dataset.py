@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
+
+from nnunetv2_meddino.console import progress, say
 
 
 def add_dataset(commands: argparse._SubParsersAction) -> None:
@@ -19,21 +22,12 @@ def add_dataset(commands: argparse._SubParsersAction) -> None:
 
 
 def _dataset(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from nnunetv2_meddino.datasets.convert import convert_dataset
 
-    messages = Console(stderr=True)
-    columns = (TextColumn("checking and linking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        result = convert_dataset(
-            options.name,
-            options.source,
-            options.dataset,
-            on_case=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with progress() as show:
+        on_case = partial(show, "checking and linking")
+        on_case(0, None)
+        result = convert_dataset(options.name, options.source, options.dataset, on_case=on_case)
     tests = f" and {result.test_images} test images" if result.test_images else ""
     lines = [
         str(result.folder),
@@ -44,5 +38,5 @@ def _dataset(options: argparse.Namespace) -> int:
         count, example = len(result.corrected_headers), result.corrected_headers[0]
         lines.append(f"label maps that got the header of their image: {count} ({example}, ...)")
     lines.append(f"next: meddino plan -d {options.dataset} --overlay {options.name}")
-    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))
     return 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_meddino.console import cores, print_table, progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.files import check_writable, written_or_rescued
 
 if TYPE_CHECKING:
-    from nnunetv2_meddino.evaluation.cases import Evaluation, LabelSet, Pairing, Tolerances
+    from nnunetv2_meddino.evaluation.cases import Evaluation, LabelSet, Tolerances
 
 SOME_FAILED = 1
 NOTHING_EVALUATED = 2
@@ -49,15 +50,14 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         "{name: mm or [mm]}",
     )
     command.add_argument(
-        "-np", dest="processes", type=int, default=_cores(), metavar="N", help="processes (default: %(default)s)"
+        "-np", dest="processes", type=int, default=cores(), metavar="N", help="processes (default: %(default)s)"
     )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from nnunetv2_meddino.evaluation.cases import LabelSet, tolerances_by_class
+    from nnunetv2_meddino.evaluation.cases import LabelSet, evaluate_files, tolerances_by_class
     from nnunetv2_meddino.evaluation.files import pair_files
+    from nnunetv2_meddino.evaluation.reports import table
 
     _check_out(options.out)
     if options.processes < 1:
@@ -65,50 +65,38 @@ def _evaluate(options: argparse.Namespace) -> int:
     labels = LabelSet.from_json(_read_json(options.labels), str(options.labels))
     tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), labels)
     pairing = pair_files(options.reference, options.prediction)
-    messages = Console(stderr=True)
-    evaluation = _with_progress(pairing, labels, tolerances, options.processes, messages)
+    with progress() as show:
+        show("evaluating", 0, len(pairing.pairs))
+        evaluation = evaluate_files(
+            pairing, labels, tolerances, processes=options.processes, on_case=partial(show, "evaluating")
+        )
     for note in evaluation.notes:
-        _say(messages, f"note: {note}")
+        say(f"note: {note}", stderr=True)
     for failure in evaluation.failures:
-        _say(messages, f"FAILED {failure.case}: {failure.message}")
+        say(f"FAILED {failure.case}: {failure.message}", stderr=True)
     if not evaluation.results:
-        _say(messages, "No case was evaluated; nothing is written.")
+        say("No case was evaluated; nothing is written.", stderr=True)
         return NOTHING_EVALUATED
-    results = Console()
-    _print_table(evaluation, results)
+    print_table(table(evaluation), narrow=table(evaluation, stacked_heads=True))
     if options.out is not None:
-        beside = _written(evaluation, options.out, results)
-        _say(results, f"{options.out}\n{beside}")
+        beside = _written(evaluation, options.out)
+        say(f"{options.out}\n{beside}")
     if evaluation.failures:
         done = len(evaluation.results)
-        _say(messages, f"{len(evaluation.failures)} of {done + len(evaluation.failures)} cases were not evaluated.")
+        say(f"{len(evaluation.failures)} of {done + len(evaluation.failures)} cases were not evaluated.", stderr=True)
         return SOME_FAILED
     return 0
 
 
-def _written(evaluation: Evaluation, out: Path, results: Any) -> Path:
+def _written(evaluation: Evaluation, out: Path) -> Path:
     """Write the reports; where that is possible nowhere, print the JSON."""
     from nnunetv2_meddino.evaluation.reports import summary_dict, write_reports
 
     try:
         return written_or_rescued(lambda path: write_reports(evaluation, path), out)
     except OSError:
-        _say(results, json.dumps(summary_dict(evaluation)))
+        say(json.dumps(summary_dict(evaluation)))
         raise
-
-
-def _print_table(evaluation: Evaluation, console: Any) -> None:
-    """Print the headline; rich would cut columns that do not fit, so the heads are stacked, then lines overflow."""
-    from rich.measure import Measurement
-
-    from nnunetv2_meddino.evaluation.reports import table
-
-    unlimited = console.options.update(width=1000)
-    wide, narrow = table(evaluation), table(evaluation, stacked_heads=True)
-    fits = not console.is_terminal or Measurement.get(console, unlimited, wide).maximum <= console.width
-    shown = wide if fits else narrow
-    console.width = max(console.width, Measurement.get(console, unlimited, shown).maximum)
-    console.print(shown)
 
 
 def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
@@ -139,26 +127,6 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
     return (dict.fromkeys(labels.classes, default) if default else {}) | for_one
 
 
-def _with_progress(
-    pairing: Pairing, labels: LabelSet, tolerances: Tolerances, processes: int, console: Any
-) -> Evaluation:
-    """Evaluate with a bar on a terminal, quietly elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from nnunetv2_meddino.evaluation.cases import evaluate_files
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(pairing.pairs))
-        return evaluate_files(
-            pairing,
-            labels,
-            tolerances,
-            processes=processes,
-            on_case=lambda done, total: progress.update(task, completed=done),
-        )
-
-
 def _check_out(out: Path | None) -> None:
     """Refuse a file that could not be written before hours are spent."""
     if out is None:
@@ -173,12 +141,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from error
-
-
-def _say(console: Any, text: str) -> None:
-    """Print a line as it is: no markup, no line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

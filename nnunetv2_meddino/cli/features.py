@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.files import check_writable
 
 
@@ -37,13 +38,10 @@ def add_features(commands: argparse._SubParsersAction) -> None:
 
 
 def _features(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.markup import escape
-
     from nnunetv2_meddino.visualization.feature_panels import feature_picture
 
     check_writable(options.out)
-    with Console(stderr=True).status("") as status:
+    with progress() as show:
         out = feature_picture(
             options.image,
             options.weights,
@@ -52,7 +50,7 @@ def _features(options: argparse.Namespace) -> int:
             index=options.index,
             point=options.point and tuple(options.point),
             channel=options.channel,
-            on_step=lambda step: status.update(escape(step)),
+            on_step=lambda step: show("features", 0, None, step),
         )
-    Console().print(str(out), markup=False, highlight=False, soft_wrap=True)
+    say(str(out))
     return 0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import nnunetv2
 
-from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, NNUNET_PATHS
-from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, NNUNET_PATHS, nnunet_folders
+from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.trainers import TRAINERS
 
 FOLD_ALL = "all"
@@ -53,11 +53,7 @@ class Folders:
         Raises:
             ConfigurationError: One is not set.
         """
-        values = {variable.name: variable.get() for variable in NNUNET_PATHS}
-        if unset := [name for name, value in values.items() if value is None]:
-            msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and compare again."
-            raise ConfigurationError(msg)
-        return cls(*(Path(str(value)) for value in values.values()))
+        return cls(*nnunet_folders(*NNUNET_PATHS))
 
     def dataset(self, identifier: str) -> str:
         """Return the full name of a dataset that is given by its number or name.

@@ -7,8 +7,7 @@ import io
 import json
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_meddino.comparison.folders import Method
-from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, ext_trainer_value
+from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, changed_environment, ext_trainer_value
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def read_model(model_folder: Path, method: Method) -> ModelFacts:
 def _count(
     plans: PlansManager, configuration: ConfigurationManager, dataset_json: Mapping[str, Any], trainer: str
 ) -> Network:
-    with _trainers_findable(), contextlib.redirect_stdout(io.StringIO()):
+    with changed_environment({NNUNET_EXT_TRAINER.name: ext_trainer_value()}), contextlib.redirect_stdout(io.StringIO()):
         trainer_class: Any = recursive_find_trainer_class_by_name(trainer)
         channels = determine_num_input_channels(plans, configuration, dataset_json)
         heads = plans.get_label_manager(dataset_json).num_segmentation_heads
@@ -126,20 +125,6 @@ def _count(
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         gflops=counter.get_total_flops() / 1e9,
     )
-
-
-@contextlib.contextmanager
-def _trainers_findable() -> Iterator[None]:
-    """Let nnU-Net's lookup see this package's trainers meanwhile."""
-    before = os.environ.get(NNUNET_EXT_TRAINER.name)
-    os.environ[NNUNET_EXT_TRAINER.name] = ext_trainer_value()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[NNUNET_EXT_TRAINER.name]
-        else:
-            os.environ[NNUNET_EXT_TRAINER.name] = before
 
 
 def read_training(fold_folder: Path) -> Training:

@@ -26,7 +26,7 @@ from nnunetv2_meddino.evaluation.validation import (
     unlisted_cases,
     validation_cases,
 )
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 logger = logging.getLogger(__name__)
 

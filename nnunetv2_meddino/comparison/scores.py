@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 
 @dataclass(frozen=True)

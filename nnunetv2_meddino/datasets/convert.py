@@ -18,12 +18,11 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Release, find_release, problem_list
 from nnunetv2_meddino.datasets.names import check_names
-from nnunetv2_meddino.environment import NNUNET_PATHS
+from nnunetv2_meddino.environment import NNUNET_PREPROCESSED, NNUNET_RAW, nnunet_folders
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.evaluation.files import Segmentation, check_same_grid, read_segmentation
-from nnunetv2_meddino.files import naming, replacing
+from nnunetv2_meddino.files import replacing, write_json
 from nnunetv2_meddino.imaging.io import read_grid
-from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.planning.presets import BenchmarkDataset, load_overlay
 
 logger = logging.getLogger(__name__)
@@ -87,8 +86,7 @@ def convert_dataset(
     partial = folder.with_name(f".{folder.name}.partial")
     corrected = _place_files(layout, release, facts, partial, on_case)
     write_json(_dataset_json(layout, facts, len(release.cases)), partial / "dataset.json")
-    preprocessed.mkdir(parents=True, exist_ok=True)
-    _write_split(split, splits_file)
+    write_json([split], splits_file)
     partial.rename(folder)
     return ConversionResult(
         folder, splits_file, len(split["train"]), len(split["val"]), len(release.test_images), corrected
@@ -108,13 +106,9 @@ def split_cases(names: Sequence[str]) -> dict[str, list[str]]:
 
 def _target_folders(layout: Layout, dataset_id: int) -> tuple[Path, Path]:
     """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, neither of which is made here."""
-    values = {variable.name: variable.get() for variable in NNUNET_PATHS[:2]}
-    if unset := [name for name, value in values.items() if value is None]:
-        msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and convert again."
-        raise ConfigurationError(msg)
+    raw, preprocessed = nnunet_folders(NNUNET_RAW, NNUNET_PREPROCESSED)
     if not 1 <= dataset_id <= 999:
         raise ConfigurationError(f"The dataset id must be 1 to 999, not {dataset_id}.")
-    raw, preprocessed = (Path(str(value)) for value in values.values())
     name = f"Dataset{dataset_id:03d}_{layout.dataset_name}"
     if (raw / name).exists():
         if (raw / name / "imagesTs").is_dir():
@@ -205,33 +199,24 @@ def _header(path: Path) -> Segmentation:
 
 
 def _write_on_grid_of(case: LabelledCase, labels: Segmentation, target: Path) -> None:
-    """Write a label map with the header of its image, under a temporary name first."""
+    """Write a label map with the header of its image, as a new file: the old one may be a link to the release's."""
     header: Any = nibabel.load(case.image).header.copy()
     header.set_data_dtype(np.uint8)
     image = nibabel.Nifti1Image(labels.labels.T.astype(np.uint8), None, header)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        with naming(target):
-            nibabel.save(image, temporary)
-            _copy_times(case.labels, temporary)
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        temporary.write_bytes(image.to_bytes())
+        _copy_times(case.labels, temporary)
 
 
 def _place(source: Path, target: Path) -> None:
     """Hard-link a file, or copy it where that is impossible (another file system, say)."""
     if _is_placed(source, target):
         return
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(source.resolve(), temporary)
         except OSError:
             shutil.copy2(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_placed(source: Path, target: Path) -> bool:
@@ -277,9 +262,3 @@ def _refuse_other_split(path: Path, split: dict[str, list[str]]) -> None:
         same = False
     if not same:
         raise DataError(f"{path} holds another split and is left as it is. Remove it, or choose another id.")
-
-
-def _write_split(split: dict[str, list[str]], path: Path) -> None:
-    """Write the file that nnU-Net reads its folds from: a list with one fold."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps([split], indent=4))

@@ -40,7 +40,7 @@ class Layout:
     reader: str | None = None
     """``overwrite_image_reader_writer`` of dataset.json; None leaves the choice to nnU-Net."""
     labels_lie_on_image: bool = False
-    """Label maps have the image's voxels whatever their header says: where it differs, the image's replaces it."""
+    """Label maps have the image's voxels whatever their header says, which is replaced; for uncompressed ``.nii``."""
 
 
 LAYOUTS = {

@@ -21,7 +21,7 @@ import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from nnunetv2_meddino.json_files import write_json
+from nnunetv2_meddino.files import write_json
 
 DATASET_NAME = "Dataset990_MedDINODemo"
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidneys": 3, "spine": 4}

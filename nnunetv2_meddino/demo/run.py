@@ -10,21 +10,28 @@ import json
 import math
 import os
 import re
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.command_line import Terminated
-from nnunetv2_meddino.commands import BarWatch, PredictionWatch, Report, TrainingWatch, Watch, run_command
+from nnunetv2_meddino.commands import (
+    BarWatch,
+    PredictionWatch,
+    Report,
+    TrainingWatch,
+    Watch,
+    check_installed,
+    run_command,
+)
+from nnunetv2_meddino.console import say
 from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
 from nnunetv2_meddino.environment import (
     MEDDINO_BACKBONE,
@@ -33,13 +40,14 @@ from nnunetv2_meddino.environment import (
     NNUNET_WANDB,
     run_environment,
 )
-from nnunetv2_meddino.errors import CommandError, DataError, DemoError
+from nnunetv2_meddino.errors import DataError, DemoError
 from nnunetv2_meddino.evaluation.files import read_segmentation
+from nnunetv2_meddino.files import write_json
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
-from nnunetv2_meddino.json_files import write_json
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked
+from nnunetv2_meddino.steps import run_steps
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, richest_slice, save_overlay
 
 TRAINER = "MedDINOv3Trainer_demo"
@@ -72,50 +80,47 @@ class DemoResult:
     """Wall time of all steps, those of earlier calls included."""
 
 
-def run_demo(*, work_dir: Path | None = None, data: Path | None = None, console: Console | None = None) -> DemoResult:
+def run_demo(*, work_dir: Path | None = None, data: Path | None = None) -> DemoResult:
     """Run the whole pipeline on phantoms or on a real dataset, and print the scores and where everything is.
 
     Args:
         work_dir: Folder for everything the demo writes, ``./meddino_demo`` by default. A folder of an earlier call with
             the same settings is continued.
         data: A dataset in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; only read.
-        console: Where progress and results are shown.
 
     Returns:
         Scores and paths.
 
     Raises:
         DataError: ``data`` is not an nnU-Net raw dataset with at least five training cases.
-        DemoError: The work folder is not ours, an nnU-Net command is missing, or a step failed.
+        ConfigurationError: An nnU-Net command is missing.
+        DemoError: The work folder is not ours, or a step failed.
     """
-    console = console or Console()
-    if missing := [name for name in _COMMANDS if not _executable(name).is_file()]:
-        raise DemoError(f"{', '.join(missing)} not found beside {sys.executable}: install nnunetv2 for this Python")
+    check_installed(_COMMANDS)
     demo = _Demo((work_dir or Path("meddino_demo")).absolute(), _checked_dataset(data.absolute()) if data else None)
     demo.refuse_other_folders()
     with locked(demo.work_dir):
-        result = _run_steps(demo, console)
-    _print_result(result, console)
+        result = _run(demo)
+    _print_result(result)
     return result
 
 
-def _run_steps(demo: _Demo, console: Console) -> DemoResult:
+def _run(demo: _Demo) -> DemoResult:
     finished_s = demo.open()
-    console.print(Text(f"Work folder: {demo.work_dir}"), soft_wrap=True)
+    say(f"Work folder: {demo.work_dir}")
     steps = demo.steps()
+    done = list(takewhile(lambda step: step.name in finished_s and step.output.exists(), steps))
+    finished_s = {step.name: finished_s[step.name] for step in done}
+    demo.save(finished_s)
     try:
-        for index, step in enumerate(steps):
-            label = f"[{index + 1}/{len(steps)}] {step.title}"
-            if step.name in finished_s and step.output.exists():
-                console.print(Text(f"{label}: already done"))
-                continue
-            for later in steps[index:]:
-                finished_s.pop(later.name, None)
-            demo.save(finished_s)
-            finished_s[step.name] = _perform(step, label, console)
+        for outcome in run_steps(steps, lambda step, report: step.run(report), done=len(done)):
+            if not outcome.succeeded:
+                raise DemoError(f"step {outcome.label}: {outcome.message}")
+            say(f"{outcome.label}: {outcome.message}")
+            finished_s.setdefault(outcome.step.name, outcome.seconds)
             demo.save(finished_s)
     except (KeyboardInterrupt, Terminated):
-        console.print("Stopped. The same command continues from here.")
+        say("Stopped. The same command continues from here.")
         raise
     return demo.result(sum(finished_s.values()))
 
@@ -127,6 +132,7 @@ class _Step:
     run: Callable[[Report], None]
     output: Path
     """Present once the step has succeeded."""
+    needs: tuple[str, ...] = ()
 
 
 class _Demo:
@@ -226,9 +232,8 @@ class _Demo:
         environment = os.environ | run_environment()
         environment |= {variable.name: str(self.work_dir / variable.name) for variable in NNUNET_PATHS}
         environment |= {MEDDINO_BACKBONE.name: "tiny", MEDDINO_WEIGHTS.name: "none"}
-        environment |= {"nnUNet_def_n_proc": "1", NNUNET_WANDB.name: "0", "PYTHONUNBUFFERED": "1"}
+        environment |= {"nnUNet_def_n_proc": "1", NNUNET_WANDB.name: "0"}
         environment.pop("nnUNet_n_proc_DA", None)  # 0 there would crash the planner
-        command = [str(_executable(command[0])), *command[1:]]
         run_command(command, environment | variables, self.logs / f"{log_name}.log", watch)
 
     def _draw(self, report: Report) -> None:
@@ -271,10 +276,6 @@ class _Demo:
         return DemoResult(scores, mean_dice, scored_on, paths, duration_s)
 
 
-def _executable(command: str) -> Path:
-    return Path(sys.executable).parent / command
-
-
 def _cases(dataset: Path, folder: str) -> set[str]:
     """Return the names of the cases in one of the folders of a raw dataset."""
     ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
@@ -314,28 +315,8 @@ def _check_files(dataset: Path, report: Report) -> None:
         raise DataError(msg + "\n".join(faults))
 
 
-def _perform(step: _Step, label: str, console: Console) -> float:
-    """Run one step under a progress bar and return its seconds."""
-    start = time.monotonic()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[detail]}"))
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(label, total=None, detail="")
-
-        def report(fraction: float | None, detail: str) -> None:
-            progress.update(task, total=1 if fraction is not None else None, completed=fraction, detail=detail)
-
-        try:
-            step.run(report)
-        except CommandError as error:
-            raise DemoError(f"step {label} failed: {error}") from None
-    duration_s = time.monotonic() - start
-    console.print(Text(f"{label}: done in {duration_s:.0f} s"))
-    return duration_s
-
-
-def _print_result(result: DemoResult, console: Console) -> None:
-    console.print(f"\nDice on {result.scored_on}:", highlight=False)
+def _print_result(result: DemoResult) -> None:
+    say(f"\nDice on {result.scored_on}:")
     table = Table()
     table.add_column("structure")
     table.add_column("Dice", justify="right")
@@ -343,9 +324,9 @@ def _print_result(result: DemoResult, console: Console) -> None:
         table.add_row(Text(name), "absent" if math.isnan(dice) else f"{dice:.3f}")
     table.add_section()
     table.add_row("mean", f"{result.mean_dice:.3f}", style="bold")
+    console = Console()
     console.print(table)
     console.print(Text(STATEMENT, style="yellow"))
     for name, path in result.paths.items():
-        console.print(Text(f"{name:>12}  {path}"), soft_wrap=True)
-    console.print(f"{'time':>12}  {result.duration_s / 60:.1f} min", highlight=False)
-    console.print(Text(_NEXT), soft_wrap=True)
+        say(f"{name:>12}  {path}")
+    say(f"{'time':>12}  {result.duration_s / 60:.1f} min\n{_NEXT}")

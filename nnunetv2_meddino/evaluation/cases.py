@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunetv2_meddino.commands import end_with_parent
-from nnunetv2_meddino.environment import one_thread_each
+from nnunetv2_meddino import process_pool
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing, check_same_grid, read_segmentation
 from nnunetv2_meddino.evaluation.metrics import evaluate_case
@@ -173,23 +169,19 @@ def evaluate_files(
         ConfigurationError: A tolerance makes no sense, or worker processes cannot start.
     """
     tolerances = tolerances_by_class(tolerances_mm, labels)
-    done: dict[int, CaseResult | Failure] = {}
+    outcomes: list[CaseResult | Failure] = []
 
-    def keep(index: int, outcome: CaseResult | Failure) -> None:
-        done[index] = outcome
+    def keep(outcome: CaseResult | Failure) -> None:
+        outcomes.append(outcome)
         if on_case is not None:
-            on_case(len(done), len(pairing.pairs))
+            on_case(len(outcomes), len(pairing.pairs))
 
-    if min(processes, len(pairing.pairs)) <= 1:
-        for index, pair in enumerate(pairing.pairs):
-            keep(index, evaluate_pair(pair, labels, tolerances))
-    else:
-        _evaluate_in_processes(pairing.pairs, labels, tolerances, processes, keep)
-    outcomes = [done[index] for index in range(len(pairing.pairs))]
+    work = partial(evaluate_pair, labels=labels, tolerances_mm=tolerances)
+    process_pool.run(work, pairing.pairs, processes=processes, lost=_killed, keep=keep)
     return Evaluation(
         labels=labels,
         tolerances_mm=tolerances,
-        results=[o for o in outcomes if isinstance(o, CaseResult)],
+        results=sorted((o for o in outcomes if isinstance(o, CaseResult)), key=lambda result: result.pair.case),
         failures=sorted(
             [*pairing.failures, *(o for o in outcomes if isinstance(o, Failure))], key=lambda failure: failure.case
         ),
@@ -224,6 +216,10 @@ def evaluate_pair(pair: Pair, labels: LabelSet, tolerances_mm: Mapping[str, tupl
     return CaseResult(pair, (z, y, x), metrics)
 
 
+def _killed(pair: Pair) -> Failure:
+    return Failure(pair.case, f"{pair.prediction}: the process was killed, most likely for its memory.")
+
+
 def _check_declared(labels: NDArray[Any], path: Path, undeclared: Sequence[int]) -> None:
     found = np.intersect1d(np.unique(labels), undeclared).astype(np.int64).tolist() if undeclared else []
     if found:
@@ -231,54 +227,3 @@ def _check_declared(labels: NDArray[Any], path: Path, undeclared: Sequence[int])
         values = ", ".join(map(str, found[:10]))
         msg = f"{path} holds labels that are not declared: {values}{more}. Declare them, or correct the file."
         raise DataError(msg)
-
-
-def _evaluate_in_processes(
-    pairs: Sequence[Pair],
-    labels: LabelSet,
-    tolerances: Mapping[str, tuple[float, ...]],
-    processes: int,
-    keep: Callable[[int, CaseResult | Failure], None],
-) -> None:
-    """Evaluate in spawned processes; where one is killed, evaluate what was lost again, each case in one of its own."""
-    lost = _run(list(enumerate(pairs)), labels, tolerances, processes, keep)
-    for index, pair in lost:
-        if _run([(index, pair)], labels, tolerances, 1, keep):
-            keep(index, Failure(pair.case, f"{pair.prediction}: the process was killed, most likely for its memory."))
-
-
-def _run(
-    pairs: Sequence[tuple[int, Pair]],
-    labels: LabelSet,
-    tolerances: Mapping[str, tuple[float, ...]],
-    processes: int,
-    keep: Callable[[int, CaseResult | Failure], None],
-) -> list[tuple[int, Pair]]:
-    """Evaluate in a pool and return the cases that were lost with it."""
-    lost = []
-    with one_thread_each():
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(processes, len(pairs)), spawn, end_with_parent)
-        try:
-            try:
-                pool.submit(os.getpid).result()
-            except BrokenProcessPool as error:
-                msg = "Worker processes cannot start. A script must call this under: if __name__ == '__main__':"
-                raise ConfigurationError(msg) from error
-            futures: dict[Future[CaseResult | Failure], tuple[int, Pair]] = {}
-            for index, pair in pairs:
-                try:
-                    futures[pool.submit(evaluate_pair, pair, labels, tolerances)] = (index, pair)
-                except BrokenProcessPool:
-                    lost.append((index, pair))
-            waiting = set(futures)
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    try:
-                        keep(futures[future][0], future.result())
-                    except BrokenProcessPool:
-                        lost.append(futures[future])
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return sorted(lost, key=lambda entry: entry[0])

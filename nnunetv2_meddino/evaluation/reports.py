@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.evaluation.cases import CaseResult, Evaluation
-from nnunetv2_meddino.files import replacing
-from nnunetv2_meddino.json_files import write_json
+from nnunetv2_meddino.files import write_json, write_text
 
 DEFINITIONS = {
     "voxel": "surface = boundary voxels, each of weight 1; HD95 interpolated (MONAI, MedDINOv3)",
@@ -150,8 +149,7 @@ def write_csv(evaluation: Evaluation, path: Path) -> Path:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_text(text.getvalue(), path)
     return path
 
 

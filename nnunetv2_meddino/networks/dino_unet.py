@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.networks.padding import pad_to_multiple
+from nnunetv2_meddino.networks.layers import pad_to_multiple, refuse_deep_supervision
 from nnunetv2_meddino.networks.precision import network_autocast
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
 from nnunetv2_meddino.networks.vit_adapter import ViTAdapter
@@ -137,10 +137,7 @@ class DINOUNet(nn.Module):
     ) -> None:
         super().__init__()
         config = ViTConfig(**vit)
-        if deep_supervision:
-            raise ConfigurationError(
-                "DINO U-Net is trained without deep supervision; set enable_deep_supervision = False."
-            )
+        refuse_deep_supervision("DINO U-Net", deep_supervision)
         if (
             list(blocks) != sorted(set(blocks))
             or len(blocks) != len(FEATURES)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.layers import refuse_deep_supervision
 from nnunetv2_meddino.networks.precision import network_autocast
 from nnunetv2_meddino.networks.token_decoder import TokenDecoder
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
@@ -50,11 +51,7 @@ class MedDINOv3(nn.Module):
     ) -> None:
         super().__init__()
         config = ViTConfig(**vit)
-        if deep_supervision:
-            msg = (
-                "MedDINOv3 decodes at one resolution and has no deep supervision; set enable_deep_supervision = False."
-            )
-            raise ConfigurationError(msg)
+        refuse_deep_supervision("MedDINOv3", deep_supervision)
         if list(blocks) != sorted(set(blocks)) or not blocks or blocks[0] < 0 or blocks[-1] != config.depth - 1:
             msg = (
                 f"blocks is {list(blocks)} for a ViT of {config.depth} blocks: indices must ascend from 0 and end with "

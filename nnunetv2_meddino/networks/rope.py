@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+ROPE_BASE = 100.0
+"""Base of the rotary periods in every released DINOv3."""
+
 
 def rope_table(
     height: int,
     width: int,
     head_dim: int,
     *,
-    base: float = 100.0,
     scales: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
@@ -21,7 +23,7 @@ def rope_table(
     """Return sine and cosine of every patch's rotation angles.
 
     Patch centres ``(i + 0.5) / height`` and ``(j + 0.5) / width`` are mapped to ``[-1, 1]``; an angle is
-    ``2 pi x coordinate / period`` with periods ``base ** (2k / (head_dim / 2))``, ``k < head_dim / 4``. A token's
+    ``2 pi x coordinate / period`` with periods ``ROPE_BASE ** (2k / (head_dim / 2))``, ``k < head_dim / 4``. A token's
     angles are those of its row, then those of its column, the whole repeated once (DINOv3, section on RoPE; the
     order of operations is the reference's, so that float32 agrees bit for bit and bfloat16 to one unit).
 
@@ -29,7 +31,6 @@ def rope_table(
         height: Rows of the patch grid.
         width: Columns of the patch grid.
         head_dim: Width of one attention head, a multiple of 4.
-        base: Base of the periods; 100 in every DINOv3 model.
         scales: ``(S,)``; one table for each, its coordinates multiplied by it (an augmentation of pretraining).
         dtype: Every step is computed in this type; the released MedDINOv3 used bfloat16.
         device: Where the table is made.
@@ -38,7 +39,7 @@ def rope_table(
         ``(height * width, 2 * head_dim)``: the sines, then the cosines. With scales ``(S, height * width, ...)``.
     """
     factory = {"dtype": dtype, "device": device}
-    periods = base ** (2 * torch.arange(head_dim // 4, **factory) / (head_dim // 2))
+    periods = ROPE_BASE ** (2 * torch.arange(head_dim // 4, **factory) / (head_dim // 2))
     rows = torch.arange(0.5, height, **factory) / height
     columns = torch.arange(0.5, width, **factory) / width
     coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)

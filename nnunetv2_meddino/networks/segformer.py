@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.layers import (
+    check_channels,
+    pad_to_multiple,
+    refuse_deep_supervision,
+    stem_input_channels,
+)
 from nnunetv2_meddino.networks.mit import MiTConfig
-from nnunetv2_meddino.networks.padding import pad_to_multiple
 from nnunetv2_meddino.networks.precision import network_autocast
-from nnunetv2_meddino.networks.stem import stem_input_channels
 
 STRIDE = 32
 """Pixels to one token of the last stage."""
@@ -35,9 +38,6 @@ class MixTransformer(SegformerModel):
     """
 
     def __init__(self, config: MiTConfig, in_channels: int = 3, drop_path: float = 0.1) -> None:
-        if in_channels < 1:
-            msg = f"The images have {in_channels} channels; SegFormer needs at least 1. Check dataset.json."
-            raise ConfigurationError(msg)
         super().__init__(
             _library_config(config, num_channels=stem_input_channels(in_channels), drop_path_rate=drop_path)
         )
@@ -49,12 +49,7 @@ class MixTransformer(SegformerModel):
         Raises:
             ConfigurationError: The image has another number of channels than the network.
         """
-        if image.shape[1] != self.in_channels:
-            msg = (
-                f"The image has {image.shape[1]} channels, the network was built for {self.in_channels}. Predict "
-                "images with the channels that the model was trained on."
-            )
-            raise ConfigurationError(msg)
+        check_channels(image, self.in_channels)
         features = image.expand(-1, self.config.num_channels, -1, -1)
         maps = []
         for stage in self.stages:
@@ -89,8 +84,7 @@ class SegFormer(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        if deep_supervision:
-            raise ConfigurationError("SegFormer has no deep supervision; set enable_deep_supervision = False.")
+        refuse_deep_supervision("SegFormer", deep_supervision)
         config = MiTConfig.from_dict(mit)
         self.encoder = MixTransformer(config, input_channels, drop_path)
         self.decoder = SegformerDecodeHead(_library_config(config, num_labels=num_classes))

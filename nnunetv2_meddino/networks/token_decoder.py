@@ -10,22 +10,22 @@ class logits, the smallest tensor of all, are rearranged into an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunetv2_meddino.errors import ConfigurationError, WeightsError
+from nnunetv2_meddino.errors import ConfigurationError
 
 AGGREGATIONS = ("concat", "project")
 
 NORM_EPS = 1e-6
 """Epsilon of the reference decoder's LayerNorm over channels."""
 
-REFERENCE_PREFIX = "up_projection.decode."
-"""Where the published Primus networks keep their decoder."""
+CHUNK_TOKENS = 256
+"""Tokens decoded at a time without gradients: the full-resolution features then exist for a strip of the image only."""
 
 
 def leaf_order(stages: int, device: torch.device | None = None) -> Tensor:
@@ -79,9 +79,7 @@ class TokenDecoder(nn.Module):
         patch_size: Side of a patch in pixels, a power of 2.
         aggregation: ``concat`` decodes the concatenated ``num_maps x D`` channels, as MedDINOv3; ``project`` first maps
             them linearly to D channels, at about a tenth of the cost.
-        chunk_tokens: Without gradients, decode about so many tokens at a time: the full-resolution features then
-            exist for a strip of the image only. With gradients, only where ``checkpointing`` is set.
-        checkpointing: With gradients, decode in chunks too and compute them again in the backward.
+        checkpointing: With gradients, decode in strips too and compute them again in the backward.
 
     Raises:
         ConfigurationError: ``aggregation`` is unknown, the patch size is no power of 2, or the width is too small.
@@ -95,7 +93,6 @@ class TokenDecoder(nn.Module):
         *,
         patch_size: int = 16,
         aggregation: str = "concat",
-        chunk_tokens: int = 256,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -118,7 +115,6 @@ class TokenDecoder(nn.Module):
         nn.init.zeros_(self.seg_layers[0].bias)
         self.patch_size = patch_size
         self.num_classes = num_classes
-        self.chunk_tokens = chunk_tokens
         self.checkpointing = checkpointing
         self.register_buffer("leaves", leaf_order(stages), persistent=False)
 
@@ -147,9 +143,9 @@ class TokenDecoder(nn.Module):
             return self._decode_into_image(maps)
 
     def _strips(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Cut ``(B, h, w, D)`` maps into strips of whole token rows, about ``chunk_tokens`` tokens each."""
+        """Cut ``(B, h, w, D)`` maps into strips of whole token rows, about ``CHUNK_TOKENS`` tokens each."""
         batch, _, columns, _ = maps[0].shape
-        rows = max(1, self.chunk_tokens // (batch * columns))
+        rows = max(1, CHUNK_TOKENS // (batch * columns))
         return list(zip(*(m.split(rows, dim=1) for m in maps), strict=True))
 
     def _decode_into_image(self, maps: Sequence[Tensor]) -> Tensor:
@@ -178,57 +174,3 @@ class TokenDecoder(nn.Module):
         logits = logits.view(batch * rows * columns, size * size, -1).index_select(1, self.leaves)
         logits = logits.view(batch, rows, columns, size, size, -1).permute(0, 5, 1, 3, 2, 4)
         return logits.reshape(batch, -1, rows * size, columns * size)
-
-    def reference_state_dict(self) -> dict[str, Tensor]:
-        """Return the weights in the layout of the published Primus networks (``up_projection.decode.*``).
-
-        Raises:
-            ConfigurationError: This is the ``project`` variant, which the reference does not have.
-        """
-        if self.project is not None:
-            msg = "The 'project' decoder has no counterpart in the reference layout; only 'concat' converts."
-            raise ConfigurationError(msg)
-        state = {}
-        for i, stage in enumerate(self.stages):
-            out_channels, in_channels = stage.bias.numel(), stage.weight.shape[1]
-            weight = stage.weight.detach().view(2, 2, out_channels, in_channels).permute(3, 2, 0, 1)
-            state[f"{REFERENCE_PREFIX}{i}.0.weight"] = weight.contiguous()
-            state[f"{REFERENCE_PREFIX}{i}.0.bias"] = stage.bias.detach().clone()
-            state[f"{REFERENCE_PREFIX}{i}.1.weight"] = stage.norm.weight.detach().clone()
-            state[f"{REFERENCE_PREFIX}{i}.1.bias"] = stage.norm.bias.detach().clone()
-        head = self.seg_layers[0]
-        last = f"{REFERENCE_PREFIX}{len(self.stages)}"
-        state[f"{last}.weight"] = head.weight.detach()[:, :, None, None].clone()
-        state[f"{last}.bias"] = head.bias.detach().clone()
-        return state
-
-    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load, in place, the decoder of a published Primus network.
-
-        Args:
-            state: Tensors named ``up_projection.decode.*``, all of them and no others.
-
-        Raises:
-            WeightsError: A tensor is missing, unknown or of another shape.
-        """
-        own = self.reference_state_dict()
-        if own.keys() != state.keys():
-            msg = (
-                "These are not the weights of this decoder in the reference layout: missing "
-                f"{sorted(own.keys() - state.keys())}, unknown {sorted(state.keys() - own.keys())}."
-            )
-            raise WeightsError(msg)
-        for name, tensor in own.items():
-            if state[name].shape != tensor.shape:
-                msg = f"{name} has shape {tuple(state[name].shape)}, this decoder needs {tuple(tensor.shape)}."
-                raise WeightsError(msg)
-        with torch.no_grad():
-            for i, stage in enumerate(self.stages):
-                weight = state[f"{REFERENCE_PREFIX}{i}.0.weight"].permute(2, 3, 1, 0)
-                stage.weight.copy_(weight.reshape(stage.weight.shape))
-                stage.bias.copy_(state[f"{REFERENCE_PREFIX}{i}.0.bias"])
-                stage.norm.weight.copy_(state[f"{REFERENCE_PREFIX}{i}.1.weight"])
-                stage.norm.bias.copy_(state[f"{REFERENCE_PREFIX}{i}.1.bias"])
-            last = f"{REFERENCE_PREFIX}{len(self.stages)}"
-            self.seg_layers[0].weight.copy_(state[f"{last}.weight"][:, :, 0, 0])
-            self.seg_layers[0].bias.copy_(state[f"{last}.bias"])

@@ -18,9 +18,8 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.networks.padding import pad_to_multiple
+from nnunetv2_meddino.networks.layers import STEM_CHANNELS, Stem, check_channels, pad_to_multiple, stem_input_channels
 from nnunetv2_meddino.networks.rope import RotationDtype, rope_table
-from nnunetv2_meddino.networks.stem import STEM_CHANNELS, Stem, stem_input_channels
 
 ROPE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -121,11 +120,6 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig, in_channels: int = STEM_CHANNELS, drop_path: float = 0.0) -> None:
         super().__init__()
-        if in_channels < 1:
-            msg = (
-                f"The images have {in_channels} channels; a ViT needs at least 1. Check channel_names in dataset.json."
-            )
-            raise ConfigurationError(msg)
         width, registers, patch = config.embed_dim, config.num_registers, config.patch_size
         self.config = config
         self.in_channels = in_channels
@@ -185,12 +179,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigurationError: The image has another number of channels than the network.
         """
-        if image.shape[1] != self.in_channels:
-            msg = (
-                f"The image has {image.shape[1]} channels, the network was built for {self.in_channels}. Predict "
-                "images with the channels that the model was trained on."
-            )
-            raise ConfigurationError(msg)
+        check_channels(image, self.in_channels)
         return self.patch_embed.proj(image).flatten(2).transpose(1, 2)
 
     def with_prefix(self, patches: Tensor) -> Tensor:

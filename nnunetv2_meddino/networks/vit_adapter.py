@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from nnunetv2_meddino.networks.stem import stem_input_channels
+from nnunetv2_meddino.networks.layers import stem_input_channels
 
 SPATIAL_WIDTH = 64
 """Channels of the first stage of the spatial prior (ViT-Adapter)."""

@@ -26,11 +26,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_meddino import __version__
-from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_PATHS
+from nnunetv2_meddino.environment import (
+    NNUNET_N_PROC_DA,
+    NNUNET_PREPROCESSED,
+    NNUNET_RAW,
+    changed_environment,
+    nnunet_folders,
+)
 from nnunetv2_meddino.errors import DataError, PlanError
-from nnunetv2_meddino.files import is_of_the_disk, naming
+from nnunetv2_meddino.files import is_of_the_disk, naming, read_json, write_json
 from nnunetv2_meddino.imaging.io import read_grid
-from nnunetv2_meddino.json_files import read_json, write_json
 from nnunetv2_meddino.planning.presets import (
     SAME_FIELD_OF_VIEW,
     TOKEN_PX,
@@ -284,14 +289,9 @@ def _make_plans(raw: Path, preprocessed: Path, plans_name: str, workers: int) ->
             raise DataError(f"{msg}\nCorrect the files or dataset.json, then plan again.") from error
     read_json(fingerprint, DataError, "Move it away and plan again, which extracts it anew.")
     # The planner gives this to torch.set_num_threads, which refuses 0, a good value for training on a CPU.
-    augmentation_processes = os.environ.pop(NNUNET_N_PROC_DA.name, None)
-    try:
-        with redirect_stdout(io.StringIO()) as said:
-            planner = MedDINOPlanner(raw.name, plans_name=plans_name)
-            plans = planner.plan_experiment()
-    finally:
-        if augmentation_processes is not None:
-            os.environ[NNUNET_N_PROC_DA.name] = augmentation_processes
+    with changed_environment({NNUNET_N_PROC_DA.name: None}), redirect_stdout(io.StringIO()) as said:
+        planner = MedDINOPlanner(raw.name, plans_name=plans_name)
+        plans = planner.plan_experiment()
     logger.debug("%s", said.getvalue())
     _warn_unless_axial(next(iter(planner.dataset.values()))["images"][0], plans["image_reader_writer"])
     return plans
@@ -330,10 +330,7 @@ def _warn_unless_axial(image: str, reader: str) -> None:
 
 def _dataset_folders(dataset: int | str) -> tuple[Path, Path]:
     """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``; the second may not exist yet."""
-    values = {variable.name: variable.get() for variable in NNUNET_PATHS[:2]}
-    if unset := [name for name, value in values.items() if value is None]:
-        raise PlanError(f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and plan again.")
-    raw, preprocessed = (Path(str(value)) for value in values.values())
+    raw, preprocessed = nnunet_folders(NNUNET_RAW, NNUNET_PREPROCESSED)
     names = [str(dataset)] if re.fullmatch(r"Dataset\d{3}_.+", str(dataset)) else []
     if str(dataset).isdecimal():
         names = [name for name in find_candidate_datasets(int(dataset)) if (raw / name).is_dir()]

@@ -14,7 +14,7 @@ from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_meddino.errors import DataError, PlanError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -15,30 +15,37 @@ from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
 from nnunetv2_meddino.trainers.checkpoints import (
     check_other_folds,
     check_two_dimensional,
     checkpoint_architecture,
-    restore_rng,
-    rng_state,
 )
-from nnunetv2_meddino.trainers.lr_schedules import Rate, Schedule, polynomial
+from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_state
+from nnunetv2_meddino.trainers.lr_schedules import LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
+from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.contamination import with_counts
-from nnunetv2_meddino.weights.load import LoadReport
 from nnunetv2_meddino.weights.trained import PROVENANCE
 
 
-class PluginTrainer(nnUNetTrainer):
+class BaseTrainer(nnUNetTrainer):
     """nnU-Net trainer for a 2D network with an ``encoder``, which may be pretrained, and other, new, parameters.
 
-    A subclass says in ``new_architecture`` what network a fresh training builds, in ``weights`` where its encoder's
-    pretrained weights come from, and in ``load_encoder`` how they get there. All are asked when a fresh training starts
-    and never again: the architecture travels in the plans that nnU-Net saves with the model, the provenance of the
-    weights in every checkpoint.
+    A subclass names its network, the family of its encoder and the weights that it begins with. They are looked at when
+    a fresh training starts and never again: the architecture travels in the plans that nnU-Net saves with the model,
+    the provenance of the weights in every checkpoint.
     """
+
+    network_class: ClassVar[str]
+    """Where nnU-Net finds the network."""
+
+    family: ClassVar[BackboneFamily]
+    """Architectures that its encoder can have."""
+
+    pretrained: ClassVar[Mapping[str, str]]
+    """Backbone name and the catalog weights for it, the default first; empty for random initialisation."""
 
     encoder_lr: ClassVar[float]
     """Learning rate of the encoder."""
@@ -87,17 +94,22 @@ class PluginTrainer(nnUNetTrainer):
         self._initial_version = 0
         self._resumed_rng: dict[str, Tensor] | None = None
 
+    def network_options(self, backbone: Any) -> dict[str, Any]:
+        """Return the network's arguments besides the architecture of its encoder, as JSON values."""
+        return {}
+
     def new_architecture(self) -> dict[str, Any]:
         """Return nnU-Net's ``architecture`` entry of the network that a fresh training builds."""
-        raise NotImplementedError
+        backbone = choose_backbone(self.pretrained, self.family).config
+        return {
+            "network_class_name": self.network_class,
+            "arch_kwargs": {self.family.argument: backbone.to_dict(), **self.network_options(backbone)},
+            "_kw_requires_import": [],
+        }
 
     def weights(self) -> str | None:
-        """Return where a fresh training takes the encoder's weights from; None is random, on purpose."""
-        raise NotImplementedError
-
-    def load_encoder(self, spec: str) -> tuple[LoadReport, dict[str, Any]]:
-        """Copy pretrained weights into the encoder, in place; return what was loaded and its provenance."""
-        raise NotImplementedError
+        """Return the weights that ``MEDDINO_WEIGHTS`` names, else this trainer's own; None is random, on purpose."""
+        return choose_backbone(self.pretrained, self.family).weights
 
     @property
     def plain_network(self) -> nn.Module:
@@ -142,13 +154,14 @@ class PluginTrainer(nnUNetTrainer):
         if spec is None:
             self.my_init_kwargs[PROVENANCE] = {"weights": {"name": "none", "source": "random initialisation"}}
             return
-        report, provenance = self.load_encoder(spec)
-        self.my_init_kwargs[PROVENANCE] = {"weights": provenance}
+        weights = self.family.read(spec)
+        report = self.family.load(self.plain_network.encoder, weights)
+        self.my_init_kwargs[PROVENANCE] = {"weights": weights.provenance}
         self.print_to_log_file(f"Loaded {len(report.loaded)} encoder tensors from {spec}")
         for name, reason in report.dropped.items():
             self.print_to_log_file(f"Not used: {name}: {reason}", also_print_to_console=False)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Schedule]:
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Return AdamW over what is trained, new parameters first, each group at its rate, and its schedule."""
         encoder: list[nn.Parameter] = []
         new: list[nn.Parameter] = []
@@ -162,15 +175,15 @@ class PluginTrainer(nnUNetTrainer):
             weight_decay=self.weight_decay,
             fused=self.device.type == "cuda",
         )
-        return optimizer, self.schedule(optimizer)
+        return optimizer, self.make_scheduler(optimizer)
 
-    def rate(self) -> Rate:
+    def lr_curve(self) -> LRCurve:
         """Return the curve of the learning rates: linear to 0; a warm-up needs ``IterationSchedule`` too."""
         return polynomial()
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> Schedule:
+    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         """Return the schedule of this training's length."""
-        return Schedule(optimizer, self.num_epochs, self.num_iterations_per_epoch, self.rate())
+        return LRScheduler(optimizer, self.num_epochs, self.num_iterations_per_epoch, self.lr_curve())
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: there is no deep supervision to switch, and nnU-Net calls this regardless."""

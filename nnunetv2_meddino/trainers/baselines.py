@@ -13,19 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from nnunetv2_meddino.networks.mit import MIT_BACKBONES
-from nnunetv2_meddino.trainers.base import PluginTrainer
-from nnunetv2_meddino.trainers.iteration_schedule import IterationSchedule
-from nnunetv2_meddino.trainers.lr_schedules import Rate, Schedule, polynomial
+from nnunetv2_meddino.networks.mit import MiTConfig
+from nnunetv2_meddino.trainers.base import BaseTrainer
+from nnunetv2_meddino.trainers.lr_schedules import IterationSchedule, LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
-from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
-from nnunetv2_meddino.weights.load import LoadReport
-from nnunetv2_meddino.weights.mit import load_into_mit, mit_architecture_of, mit_name, read_mit_weights
-
-MIT = BackboneFamily(MIT_BACKBONES, "mit_b2", mit_architecture_of, mit_name)
+from nnunetv2_meddino.weights.mit import MIT
 
 
-class SegFormerTrainer(IterationSchedule, PluginTrainer):
+class SegFormerTrainer(IterationSchedule, BaseTrainer):
     """SegFormer-B2 from ImageNet weights, with its authors' optimizer.
 
     Source: Xie et al. 2021, arXiv:2105.15203, and its released ADE20K configuration: AdamW at 6e-5, ten times that for
@@ -37,33 +32,20 @@ class SegFormerTrainer(IterationSchedule, PluginTrainer):
     decoder_lr = 6e-4
     betas = (0.9, 0.999)
     decay = 0.01
+    network_class = "nnunetv2_meddino.networks.segformer.SegFormer"
+    family = MIT
     pretrained: ClassVar[Mapping[str, str]] = MappingProxyType({"mit_b2": "mit_b2_imagenet1k"})
-    """Backbone name and the catalog weights for it, the default first; empty for random initialisation."""
 
     drop_path = 0.1
     """Stochastic depth of the encoder's last block."""
 
-    def rate(self) -> Rate:
+    def lr_curve(self) -> LRCurve:
         """Return the linear decay after a warm-up."""
         return polynomial(warmup=1500 / 160_000)
 
-    def new_architecture(self) -> dict[str, Any]:
-        """Return the network for the chosen backbone."""
-        mit = choose_backbone(self.pretrained, MIT).config
-        return {
-            "network_class_name": "nnunetv2_meddino.networks.segformer.SegFormer",
-            "arch_kwargs": {"mit": mit.to_dict(), "drop_path": self.drop_path},
-            "_kw_requires_import": [],
-        }
-
-    def weights(self) -> str | None:
-        """Return the weights that ``MEDDINO_WEIGHTS`` names, else this trainer's own."""
-        return choose_backbone(self.pretrained, MIT).weights
-
-    def load_encoder(self, spec: str) -> tuple[LoadReport, dict[str, Any]]:
-        """Copy pretrained weights into the Mix Transformer."""
-        weights = read_mit_weights(spec)
-        return load_into_mit(self.plain_network.encoder, weights), weights.provenance
+    def network_options(self, backbone: MiTConfig) -> dict[str, Any]:
+        """Return stochastic depth."""
+        return {"drop_path": self.drop_path}
 
 
 class SegFormerScratchTrainer(SegFormerTrainer):
@@ -79,7 +61,7 @@ class SegFormerScratchTrainer(SegFormerTrainer):
     decay = 5e-2
     pretrained: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
-    def rate(self) -> Rate:
+    def lr_curve(self) -> LRCurve:
         """Return nnU-Net's polynomial decay."""
         return polynomial(0.9)
 
@@ -97,14 +79,14 @@ class DINOUNetTrainer(ViTTrainer):
     pretrained = DINOV3_WEIGHTS
     network_class = "nnunetv2_meddino.networks.dino_unet.DINOUNet"
 
-    def rate(self) -> Rate:
+    def lr_curve(self) -> LRCurve:
         """Return nnU-Net's polynomial decay."""
         return polynomial(0.9)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Schedule]:
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Return SGD over everything but the ViT, and its schedule."""
         trained = [p for p in self.plain_network.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
             trained, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
         )
-        return optimizer, self.schedule(optimizer)
+        return optimizer, self.make_scheduler(optimizer)

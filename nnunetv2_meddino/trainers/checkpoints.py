@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import Tensor
 
 from nnunetv2_meddino.errors import ConfigurationError, PlanError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 
 
 def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None:
@@ -63,18 +62,3 @@ def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[
             "this fold with the settings of the others, or move that folder away to start anew."
         )
         raise ConfigurationError(msg)
-
-
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Return torch's random state on the CPU and, for a GPU, on that."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_rng(state: dict[str, Tensor], device: torch.device) -> None:
-    """Set the random state that ``rng_state`` returned; a state of another kind of device is left alone."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -11,8 +11,6 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from nnunetv2_meddino.trainers.checkpoints import restore_rng, rng_state
-
 
 class GradientAccumulation(nnUNetTrainer):
     """Mixin: the step of the whole batch, with activations of one micro-batch at a time.
@@ -68,3 +66,18 @@ class GradientAccumulation(nnUNetTrainer):
         """Run the network under autocast on a GPU, as nnU-Net does."""
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             return self.network(images)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return torch's random state on the CPU and, for a GPU, on that."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, Tensor], device: torch.device) -> None:
+    """Set the random state that ``rng_state`` returned; a state of another kind of device is left alone."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -7,41 +7,43 @@ group keeps its own rate, where nnU-Net's schedules write one rate into all grou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-Rate = Callable[[float, float], float]
+LRCurve = Callable[[float, float], float]
 """Base rate of a group and position in the training, from 0 to 1 -> rate."""
 
 
-class Schedule:
+class LRScheduler:
     """Learning rates that follow the position in the training.
 
     Args:
         optimizer: Its groups' present rates are their base rates.
         num_epochs: Epochs of the training.
         iterations_per_epoch: Iterations of each.
-        rate: The curve.
+        curve: The rates.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, num_epochs: int, iterations_per_epoch: int, rate: Rate
+        self, optimizer: torch.optim.Optimizer, num_epochs: int, iterations_per_epoch: int, curve: LRCurve
     ) -> None:
         self.optimizer = optimizer
         self.num_epochs = num_epochs
         self.iterations_per_epoch = iterations_per_epoch
-        self.rate = rate
+        self.curve = curve
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
 
     def step(self, epoch: int, iteration: int = 0) -> None:
         """Set the rates of an iteration, both counted from 0; nnU-Net calls it with the epoch alone."""
         position = (epoch + iteration / self.iterations_per_epoch) / self.num_epochs
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = self.rate(base, position)
+            group["lr"] = self.curve(base, position)
 
 
-def polynomial(power: float = 1.0, *, warmup: float = 0.0) -> Rate:
+def polynomial(power: float = 1.0, *, warmup: float = 0.0) -> LRCurve:
     """Return ``base x (1 - position) ** power``, multiplied by a linear ramp from 0 in the first ``warmup``."""
 
     def rate(base: float, position: float) -> float:
@@ -51,7 +53,7 @@ def polynomial(power: float = 1.0, *, warmup: float = 0.0) -> Rate:
     return rate
 
 
-def warmup_cosine(warmup: float, final: float) -> Rate:
+def warmup_cosine(warmup: float, final: float) -> LRCurve:
     """Return a linear ramp from 0 to the base rate, then half a cosine down to ``final``, the same for every group.
 
     Args:
@@ -65,3 +67,18 @@ def warmup_cosine(warmup: float, final: float) -> Rate:
         return final + (base - final) * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup))) / 2
 
     return rate
+
+
+class IterationSchedule(nnUNetTrainer):
+    """Mixin: before every training step, tell the schedule which iteration it is; nnU-Net only tells the epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        """Start counting the epoch's iterations."""
+        super().on_train_epoch_start()
+        self._iteration = 0
+
+    def train_step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Take one step at the rate of this very iteration."""
+        self.lr_scheduler.step(self.current_epoch, self._iteration)
+        self._iteration += 1
+        return super().train_step(batch)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from nnunetv2_meddino.networks.vit import ViTConfig
 from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
 
 
@@ -31,9 +32,10 @@ class MedDINOv3Trainer(ViTTrainer):
     drop_path = 0.2
     """Stochastic depth of the ViT (code)."""
 
-    def network_options(self) -> dict[str, Any]:
-        """Return stochastic depth, the aggregation of the tokens (paper: concatenated) and the precision."""
-        return {"drop_path": self.drop_path, "aggregation": "concat", "precision": self.precision}
+    def network_options(self, backbone: ViTConfig) -> dict[str, Any]:
+        """Return the blocks, stochastic depth, how tokens are aggregated (paper: concatenated) and the precision."""
+        own = {"drop_path": self.drop_path, "aggregation": "concat", "precision": self.precision}
+        return super().network_options(backbone) | own
 
 
 class DINOv3Trainer(MedDINOv3Trainer):

@@ -6,9 +6,8 @@ from torch import nn
 
 from nnunetv2_meddino.trainers.baselines import DINOUNetTrainer, SegFormerTrainer
 from nnunetv2_meddino.trainers.gradient_accumulation import GradientAccumulation
-from nnunetv2_meddino.trainers.iteration_schedule import IterationSchedule
 from nnunetv2_meddino.trainers.losses import DiceAndBalancedCrossEntropy
-from nnunetv2_meddino.trainers.lr_schedules import Rate, warmup_cosine
+from nnunetv2_meddino.trainers.lr_schedules import IterationSchedule, LRCurve, warmup_cosine
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
 
 
@@ -23,7 +22,7 @@ class MedDINOv3CosineTrainer(IterationSchedule, MedDINOv3Trainer, GradientAccumu
     precision = "float16"
     micro_batch_size = 4
 
-    def rate(self) -> Rate:
+    def lr_curve(self) -> LRCurve:
         """Return the warm-up over the first tenth and the cosine."""
         return warmup_cosine(warmup=0.1, final=1e-6)
 

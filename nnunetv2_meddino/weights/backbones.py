@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.networks.vit import BACKBONES
-from nnunetv2_meddino.weights.load import architecture_of, backbone_name
+from nnunetv2_meddino.weights.load import (
+    LoadReport,
+    PretrainedWeights,
+    architecture_of,
+    backbone_name,
+    load_into,
+    read_weights,
+)
 
 NO_WEIGHTS = "none"
 """Value of ``MEDDINO_WEIGHTS`` that asks for random initialisation."""
@@ -17,8 +24,10 @@ NO_WEIGHTS = "none"
 
 @dataclass(frozen=True)
 class BackboneFamily:
-    """The architectures among which a trainer can choose."""
+    """The architectures among which a trainer can choose, and what is known of their pretrained weights."""
 
+    argument: str
+    """Argument of a segmentation network that takes the architecture's fields."""
     backbones: Mapping[str, Any]
     """Architectures by the name that ``MEDDINO_BACKBONE`` takes."""
     default: str
@@ -27,9 +36,13 @@ class BackboneFamily:
     """Finds the architecture of pretrained weights."""
     name_of: Callable[[Any], str | None]
     """Finds the name of an architecture."""
+    read: Callable[[str], PretrainedWeights]
+    """Reads pretrained weights."""
+    load: Callable[[Any, PretrainedWeights], LoadReport]
+    """Copies them into an encoder."""
 
 
-VIT = BackboneFamily(BACKBONES, "vitb16", architecture_of, backbone_name)
+VIT = BackboneFamily("vit", BACKBONES, "vitb16", architecture_of, backbone_name, read_weights, load_into)
 
 
 class BackboneChoice(NamedTuple):

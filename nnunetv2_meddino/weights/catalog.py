@@ -48,11 +48,6 @@ class CatalogEntry:
     collections: tuple[str, ...] = ()
     """Public medical collections whose images the pretraining read; empty where none is named by the publisher."""
 
-    @property
-    def download_url(self) -> str:
-        """Address from which a browser downloads the file."""
-        return f"https://huggingface.co/{self.repository}/resolve/main/{self.filename}"
-
 
 PHOTOGRAPHS = InputStatistics(
     mean=(0.485, 0.456, 0.406),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
-from nnunetv2_meddino.networks.stem import STEM_CHANNELS
+from nnunetv2_meddino.networks.layers import STEM_CHANNELS
+from nnunetv2_meddino.networks.rope import ROPE_BASE
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.formats import TABLES, drop_reason, find_backbone, flatten, listing, translate, unwrapped
 
@@ -21,8 +22,6 @@ FORMATS = tuple(TABLES)
 """Formats that can be written: ``meddino``, ``timm``, ``meta``, ``meddinov3``, ``transformers``."""
 HEAD_DIM = 64
 """Width of an attention head in every released DINOv3; used where a file does not show it."""
-ROPE_BASE = 100.0
-"""Base of the rotary periods in every released DINOv3, and in ``rope_table``."""
 PERIODS_TOLERANCE = 0.02
 """Relative. Periods computed in bfloat16 are up to 1.2 % off; another base is further off."""
 CANNOT_HOLD = {
@@ -43,20 +42,6 @@ class Converted:
     dropped: dict[str, str]
     """Name in the checkpoint -> why it was left behind."""
     format: str
-
-
-def detect_format(tensors: Mapping[str, Any]) -> str:
-    """Return the layout of a checkpoint: ``meta``, ``meddinov3``, ``timm`` or ``transformers``.
-
-    Our own files have timm's names; their header tells them apart (see ``load.read_weights``).
-
-    Args:
-        tensors: Name -> tensor, nested or not, wrappers and prefixes as the file has them.
-
-    Raises:
-        WeightsError: It is none of these layouts.
-    """
-    return find_backbone(unwrapped(name) for name in flatten(tensors))[1]
 
 
 def to_native(tensors: Mapping[str, Any], declared: ViTConfig | None = None) -> Converted:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE
 from nnunetv2_meddino.errors import ConfigurationError, WeightsError
-from nnunetv2_meddino.networks.stem import STEM_CHANNELS, adapt_stem
+from nnunetv2_meddino.networks.layers import STEM_CHANNELS, adapt_stem
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.catalog import CatalogEntry
 from nnunetv2_meddino.weights.contamination import with_counts
@@ -45,9 +45,10 @@ TORCH_FORMATS = ("meta", "meddinov3")
 class PretrainedWeights:
     """Weights in our names, and where they are from."""
 
-    config: ViTConfig
+    config: Any
+    """The architecture: a ``ViTConfig``, or the one of another family (``backbones``)."""
     tensors: dict[str, Tensor]
-    """Exactly the state dict of ``VisionTransformer(config)``."""
+    """Exactly the state dict of the encoder with this architecture."""
     dropped: dict[str, str]
     """What the file held besides -> why it was left behind."""
     provenance: dict[str, Any]
@@ -170,21 +171,6 @@ def load_into(vit: VisionTransformer, weights: PretrainedWeights) -> LoadReport:
         for name, tensor in source.items():
             target[name].copy_(tensor)
     return LoadReport(sorted(source), dropped)
-
-
-def save_weights(path: Path, tensors: Mapping[str, Tensor], config: ViTConfig, provenance: Mapping[str, Any]) -> None:
-    """Write our own format: safetensors in our names, with architecture and provenance in the header.
-
-    Args:
-        path: Ends in ``.safetensors``; the file appears under this name only when it is complete.
-        tensors: The state dict of ``VisionTransformer(config)``.
-        config: The architecture.
-        provenance: JSON values; ``licence`` and ``input_statistics`` are handed on when the file is read.
-
-    Raises:
-        WeightsError: The tensors are not of this architecture or not finite, or the name ends otherwise.
-    """
-    write_weights(path, tensors, config, provenance, "meddino")
 
 
 def convert_file(src_spec: str, dst_path: Path, format: str) -> PretrainedWeights:  # noqa: A002

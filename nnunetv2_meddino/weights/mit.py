@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.networks.layers import STEM_CHANNELS, adapt_stem
 from nnunetv2_meddino.networks.mit import MIT_BACKBONES, MiTConfig
 from nnunetv2_meddino.networks.segformer import MixTransformer
-from nnunetv2_meddino.networks.stem import STEM_CHANNELS, adapt_stem
+from nnunetv2_meddino.weights.backbones import BackboneFamily
 from nnunetv2_meddino.weights.convert import require_finite
 from nnunetv2_meddino.weights.files import read_file
 from nnunetv2_meddino.weights.formats import listing
 from nnunetv2_meddino.weights.hub import fetch
-from nnunetv2_meddino.weights.load import LoadReport
+from nnunetv2_meddino.weights.load import LoadReport, PretrainedWeights
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
 from nnunetv2_meddino.weights.trained import FORMAT, trained_model
 
@@ -46,19 +45,6 @@ HEADS = ("classifier.", "decode_head.")
 """Parts of the published files that are no encoder."""
 
 
-@dataclass(frozen=True)
-class MiTWeights:
-    """Weights of an encoder, and where they are from."""
-
-    config: MiTConfig
-    tensors: dict[str, Tensor]
-    """Exactly the state dict of ``MixTransformer(config)``."""
-    dropped: dict[str, str]
-    """What the file held besides -> why it was left behind."""
-    provenance: dict[str, Any]
-    """As ``PretrainedWeights.provenance``."""
-
-
 def mit_architecture_of(spec: str) -> MiTConfig:
     """Return the architecture of pretrained weights; a catalog name reads no file.
 
@@ -71,7 +57,7 @@ def mit_architecture_of(spec: str) -> MiTConfig:
     return read_mit_weights(spec).config
 
 
-def read_mit_weights(spec: str) -> MiTWeights:
+def read_mit_weights(spec: str) -> PretrainedWeights:
     """Read pretrained MiT weights in the layout of the transformers library, downloading them if need be.
 
     Args:
@@ -100,11 +86,11 @@ def read_mit_weights(spec: str) -> MiTWeights:
     config = _architecture(tensors, path)
     if trained:
         provenance = file_provenance(path, spec, entry, FORMAT, trained.provenance)
-        return MiTWeights(config, tensors, trained.dropped, provenance)
-    return MiTWeights(config, tensors, dropped, file_provenance(path, spec, entry, "transformers"))
+        return PretrainedWeights(config, tensors, trained.dropped, provenance)
+    return PretrainedWeights(config, tensors, dropped, file_provenance(path, spec, entry, "transformers"))
 
 
-def load_into_mit(encoder: MixTransformer, weights: MiTWeights) -> LoadReport:
+def load_into_mit(encoder: MixTransformer, weights: PretrainedWeights) -> LoadReport:
     """Copy pretrained weights into an encoder's own tensors, all or nothing; the stem is adapted to its channels.
 
     Raises:
@@ -143,3 +129,6 @@ def _no_mit(spec: str, found: str) -> WeightsError:
         f"{spec} holds no Mix Transformer that SegFormer knows ({', '.join(MIT_BACKBONES)}): {found}. Unset "
         "MEDDINO_WEIGHTS to use this trainer's own, or name weights such as mit_b2_imagenet1k or nvidia/mit-b2."
     )
+
+
+MIT = BackboneFamily("mit", MIT_BACKBONES, "mit_b2", mit_architecture_of, mit_name, read_mit_weights, load_into_mit)

@@ -6,15 +6,14 @@ Each sub-command imports what it needs, so that help is quick.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnunetv2_meddino.command_line import EXIT_ERROR, ended
+from nnunetv2_meddino.console import cores, print_table, progress, say
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.cli.submit import add_submit
 from pretraining.cli.train import add_export, add_train
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from pretraining.curation.collections import Source
     from pretraining.curation.exclusions import ExclusionList
     from pretraining.curation.gather import SourceFolder
-    from pretraining.progress import Progress
 
 NOTHING_CURATED = 1
 DAMAGED = 1
@@ -118,7 +116,7 @@ def _add_curate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--part-id", type=int, default=0, metavar="I", help="which part to do, from 0")
     command.add_argument("--num-parts", type=int, default=1, metavar="N", help="into how many parts to divide the work")
     command.add_argument(
-        "-np", dest="processes", type=int, default=_cores(), metavar="N", help="processes (default: %(default)s)"
+        "-np", dest="processes", type=int, default=cores(), metavar="N", help="processes (default: %(default)s)"
     )
 
 
@@ -162,9 +160,9 @@ def _sources(options: argparse.Namespace) -> int:
     found = {name: len(find_cases(entry.source, entry.folder)) for name, entry in folders.items()}
     if options.names:
         for source in (known.get(name) or _named_source(name) for name in options.names):
-            _say(source_text(source, found.get(source.name)) + "\n")
+            say(source_text(source, found.get(source.name)) + "\n")
         return 0
-    _print_table(sources_table(known, found))
+    print_table(sources_table(known, found))
     return 0
 
 
@@ -178,7 +176,7 @@ def _curate(options: argparse.Namespace) -> int:
     settings = StoreSettings(options.store_size, options.spacing)
     exclusions = _exclusions(options)
     sources = [_source_folder(argument) for argument in options.source]
-    with _progress() as progress:
+    with progress() as show:
         summary = curate(
             sources,
             options.out,
@@ -187,16 +185,16 @@ def _curate(options: argparse.Namespace) -> int:
             keep_near=options.keep_near_duplicates,
             division=division,
             processes=options.processes,
-            progress=progress,
+            progress=show,
         )
         if division.num_parts == 1:
-            content = merge(options.out, progress)
+            content = merge(options.out, show)
     if division.num_parts > 1:
         of = f"part {division.part_id} of {division.num_parts}"
-        _say(f"{of}: {summary.curated} volumes curated, {summary.refused} refused, {summary.images} images compared")
-        _say(f"when all parts are finished: meddino-pretrain merge {shlex.quote(str(options.out))}")
+        say(f"{of}: {summary.curated} volumes curated, {summary.refused} refused, {summary.images} images compared")
+        say(f"when all parts are finished: meddino-pretrain merge {shlex.quote(str(options.out))}")
         return 0
-    _say(corpus_text(content, options.out))
+    say(corpus_text(content, options.out))
     return 0 if content["volumes"] else NOTHING_CURATED
 
 
@@ -204,9 +202,9 @@ def _merge(options: argparse.Namespace) -> int:
     from pretraining.curation.merge import merge
     from pretraining.inspection.report import corpus_text
 
-    with _progress() as progress:
-        content = merge(options.corpus, progress)
-    _say(corpus_text(content, options.corpus))
+    with progress() as show:
+        content = merge(options.corpus, show)
+    say(corpus_text(content, options.corpus))
     return 0 if content["volumes"] else NOTHING_CURATED
 
 
@@ -218,15 +216,15 @@ def _inspect(options: argparse.Namespace) -> int:
     from pretraining.inspection.report import inspection_text
     from pretraining.inspection.summary import inspect_corpus
 
-    with _progress() as progress:
-        inspection = inspect_corpus(options.corpus, progress)
-    _say(json.dumps(inspection, indent=4) if options.json else inspection_text(inspection))
+    with progress() as show:
+        inspection = inspect_corpus(options.corpus, show)
+    say(json.dumps(inspection, indent=4) if options.json else inspection_text(inspection))
     if options.out is not None:
         from pretraining.inspection.montage import save_histograms, save_slices
         from pretraining.inspection.views import save_views
 
-        with _progress() as progress:
-            slices = save_slices(options.corpus, options.out / "montage.png", progress)
+        with progress() as show:
+            slices = save_slices(options.corpus, options.out / "montage.png", show)
         histograms = save_histograms(inspection, options.out / "histograms.png")
         views = save_views(options.corpus, options.out / "views.png")
         sys.stderr.write(f"{slices}\n{histograms}\n{views}\n")
@@ -247,9 +245,9 @@ def _seen(options: argparse.Namespace) -> int:
             continue
         seen = seen or bool(matches)
         for match in matches:
-            _say(f"{image}: {match.kind} {match.similarity:.3f} {', '.join(scans.names(match))}")
+            say(f"{image}: {match.kind} {match.similarity:.3f} {', '.join(scans.names(match))}")
         if not matches:
-            _say(f"{image}: not seen")
+            say(f"{image}: not seen")
     return EXIT_ERROR if failed else SEEN if seen else 0
 
 
@@ -259,11 +257,11 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json or options.out is not None:
         msg = "--verify prints no numbers and draws nothing: leave out --json and -o, or run inspect twice."
         raise ConfigurationError(msg)
-    with _progress() as progress:
-        damaged = verify_corpus(options.corpus, progress)
+    with progress() as show:
+        damaged = verify_corpus(options.corpus, show)
     for message in damaged:
-        _say(message)
-    _say(f"{options.corpus}: {len(damaged)} volumes are damaged" if damaged else f"{options.corpus}: no damage found")
+        say(message)
+    say(f"{options.corpus}: {len(damaged)} volumes are damaged" if damaged else f"{options.corpus}: no damage found")
     return DAMAGED if damaged else 0
 
 
@@ -311,51 +309,6 @@ def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:
         read_exclusions(file, options.fold if file.suffix.lower() == ".json" else None, images)
         for file, images in zip(options.exclude, folders, strict=True)
     ]
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a bar for each step on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total)
-            bars.update(tasks[step], completed=done, total=total)
-
-        yield update
-
-
-def _print_table(table: Any) -> None:
-    """Print a table in full, as wide as it is where it goes to a file."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = Measurement.get(console, console.options.update(width=1000), table).maximum
-    console.print(table)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def _train(options: argparse.Namespace) -> int:
     timeout_s = max(config.engine.timeout_s for config in configs)
     with StopRequest(options.out / STOP).listening() as stop, joined_processes(options.device, timeout_s) as ranks:
         logging.basicConfig(level=logging.INFO if ranks.first else logging.ERROR, format="%(message)s")
-        with _progress(shown=ranks.first) as progress:
-            finished = train_stages(configs, options.corpus, options.out, ranks, stop=stop, progress=progress)
+        with _progress(shown=ranks.first) as report:
+            finished = train_stages(configs, options.corpus, options.out, ranks, stop=stop, progress=report)
         if ranks.first:
             last = configs[-1].stage
             stage = shlex.quote(str(options.out / last))
@@ -111,29 +112,21 @@ def _train(options: argparse.Namespace) -> int:
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[Callable[[str], Progress]]:
     """Show a bar for each stage on a terminal, and a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    live = shown and console.is_terminal
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
-    with Bars(*columns, console=console, disable=not live) as bars:
+    lines = shown and not sys.stderr.isatty()
+    with progress(shown=shown) as show:
 
         def of_stage(name: str) -> Progress:
-            task = bars.add_task(name, total=None, said="")
-            said_at = -LINE_EVERY_S
+            said, said_at = "", -LINE_EVERY_S
 
             def update(done: int, total: int, metrics: dict[str, float]) -> None:
-                nonlocal said_at
-                said = _in_words(metrics)
-                bars.update(task, completed=done, total=total)
-                if said:
-                    bars.update(task, said=said)
+                nonlocal said, said_at
+                new = _in_words(metrics)
+                said = new or said
+                show(name, done, total, f"{done}/{total} {said}")
                 now = time.monotonic()
-                if shown and not live and said and (now - said_at >= LINE_EVERY_S or done == total):
+                if lines and new and (now - said_at >= LINE_EVERY_S or done == total):
                     said_at = now
-                    sys.stderr.write(f"{name} {done}/{total} {said}\n")
+                    say(f"{name} {done}/{total} {new}", stderr=True)
 
             return update
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 from pretraining.corpus.slice_statistics import SliceStatistics
 
 FORMAT, VERSION = "nnunetv2_meddino corpus", 1

@@ -7,7 +7,6 @@ and reading a random slice decodes one chunk (about 0.3 ms on one core).
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +18,10 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.files import replacing
 
 MAX_SIZE_PX = 512
 """Slices with a longer side are downsampled: nearly all CT is reconstructed at this size, and no crop needs more."""
-
-PARTIAL_SUFFIX = ".partial"
-"""Ending of files that are being written; whatever bears it after a crash is rubbish."""
 
 CURATE_AGAIN = "Curate this volume again: delete the file and run the curation."
 """What to do about a damaged volume. A file of the right size counts as finished until it is deleted."""
@@ -179,22 +176,14 @@ def open_volume(path: Path) -> blosc2.NDArray:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, see it to the disk, and rename it.
+    """Write a file whole or not at all, safe from a power cut.
 
     Raises:
         DataError: The disk is full, or the folder cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, fsync=True) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise write_error(path, error) from error
 

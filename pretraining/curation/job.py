@@ -17,10 +17,10 @@ from typing import Any
 from uuid import uuid4
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import PARTIAL_SUFFIX, read_json
 from nnunetv2_meddino.locks import locked, refuse_if_held
 from pretraining.corpus.format import CORPUS_FILE, read_corpus
-from pretraining.corpus.storage import PARTIAL_SUFFIX, StoreSettings, write_error, write_whole
+from pretraining.corpus.storage import StoreSettings, write_error, write_whole
 from pretraining.curation.collections import Source
 from pretraining.curation.exclusions import ExclusionList
 from pretraining.curation.process_volume import file_name

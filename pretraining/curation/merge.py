@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.files import PARTIAL_SUFFIX
 from pretraining.corpus.format import (
     CORPUS_FILE,
     DUPLICATES_FILE,
@@ -24,7 +25,7 @@ from pretraining.corpus.format import (
     VOLUMES_FILE,
     VOLUMES_FOLDER,
 )
-from pretraining.corpus.storage import PARTIAL_SUFFIX, write_error, write_whole
+from pretraining.corpus.storage import write_error, write_whole
 from pretraining.curation import job as jobs
 from pretraining.curation import tables
 from pretraining.curation.deduplicate import EXACT, NEAR, SPACING_FLAG, ContentIndex, Deduplicated, Match, deduplicate

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 
 from nnunetv2_meddino.errors import CheckpointError, ConfigurationError, DataError
-from nnunetv2_meddino.files import naming
-from nnunetv2_meddino.json_files import read_json, write_json
+from nnunetv2_meddino.files import naming, read_json, write_json
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases

@@ -53,14 +53,14 @@ assert first is second is MedDINOv3Trainer is pickle.loads(pickle.dumps(first))
 def test_train_sets_the_environment_before_torch_is_loaded(tmp_path):
     script = """
 import os, sys
-from nnunetv2_meddino import cli
+from nnunetv2_meddino.cli import main
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
             print("OMP", os.environ.get("OMP_WAIT_POLICY"), os.environ.get("nnUNet_extTrainer"))
             raise SystemExit(0)
 sys.meta_path.insert(0, Watch())
-cli.main(["train", "1", "2d", "0"])
+main.main(["train", "1", "2d", "0"])
 """
     env = nnunet_environment(tmp_path)
     del env["OMP_WAIT_POLICY"], env["nnUNet_extTrainer"]

@@ -10,18 +10,18 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import colors, image
-from rich.console import Console
 
 from nnunetv2_meddino.commands import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.demo import run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
-from nnunetv2_meddino.errors import BusyError, DataError, DemoError
+from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, DemoError
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.visualization.style import COLOURS
 
@@ -79,14 +79,15 @@ STEPS = ("plan_and_preprocess", "train", "predict", "evaluate_folder")
 
 
 class Stage:
-    """A work folder, a terminal that can be read back, and the diary of the stand-ins."""
+    """A work folder, what was printed, and the diary of the stand-ins."""
 
     def __init__(self, folder: Path):
         self.folder, self.work_dir, self.diary = folder, folder / "work", folder / "diary"
         self.screen = io.StringIO()
 
     def play(self, data: Path | None = None) -> run.DemoResult:
-        return run_demo(work_dir=self.work_dir, data=data, console=Console(file=self.screen, width=200))
+        with redirect_stdout(self.screen):
+            return run_demo(work_dir=self.work_dir, data=data)
 
     def calls(self) -> list[dict]:
         return [json.loads(line) for line in self.diary.read_text().splitlines()] if self.diary.exists() else []
@@ -269,7 +270,7 @@ def test_a_work_folder_of_other_settings_is_refused(stage: Stage, real_data: Pat
 
 def test_a_missing_command_is_named_before_anything_is_written(stage: Stage) -> None:
     (stage.folder / "bin" / "nnUNetv2_predict").unlink()
-    with pytest.raises(DemoError, match="nnUNetv2_predict not found"):
+    with pytest.raises(ConfigurationError, match="nnUNetv2_predict not found"):
         stage.play()
     assert not stage.work_dir.exists()
 
@@ -368,7 +369,8 @@ def test_the_real_pipeline_learns_from_phantoms_and_draws_them(tmp_path: Path, m
     monkeypatch.setattr(run, "TRAINER", "MedDINOv3Trainer_demo_of_the_test")
     monkeypatch.setattr(run, "_PHANTOM", {"num_training": 5, "num_test": 1, "seed": 0})
     screen = io.StringIO()
-    result = run_demo(work_dir=tmp_path / "work", console=Console(file=screen, width=200))
+    with redirect_stdout(screen):
+        result = run_demo(work_dir=tmp_path / "work")
     assert list(result.scores) == ["liver", "spleen", "kidneys", "spine"]
     assert result.scores["spine"] > 0.5  # the easiest: bone, always in the same place
     assert all(path.exists() for path in result.paths.values())

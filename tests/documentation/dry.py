@@ -32,7 +32,7 @@ import nnunetv2_meddino.demo.run
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
 import pretraining.engine.stages
-from nnunetv2_meddino.trainers.base import PluginTrainer
+from nnunetv2_meddino.trainers.base import BaseTrainer
 from nnunetv2_meddino.weights.catalog import CATALOG
 from nnunetv2_meddino.weights.load import write_weights
 from nnunetv2_meddino.weights.resolve import resolve
@@ -167,7 +167,7 @@ def _train(
     data = Path(trainer.preprocessed_dataset_folder)
     assert data.is_dir(), f"nothing is preprocessed in {data.name}"
     trainer.initialize()
-    if isinstance(trainer, PluginTrainer):
+    if isinstance(trainer, BaseTrainer):
         trainer._load_pretrained_weights()
     model = Path(trainer.output_folder).parent
     for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):

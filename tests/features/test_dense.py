@@ -24,7 +24,7 @@ from nnunetv2_meddino.features.dense import (
 from nnunetv2_meddino.features.image import ImageSlice
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
 from nnunetv2_meddino.weights.catalog import CT, PHOTOGRAPHS
-from nnunetv2_meddino.weights.load import save_weights
+from nnunetv2_meddino.weights.load import write_weights
 from tests.features.images import ct_slice
 
 CT_WINDOW = (-1000.0, 1000.0)
@@ -49,7 +49,9 @@ def network() -> VisionTransformer:
 @pytest.fixture(scope="module")
 def weights(network: VisionTransformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "ours.safetensors"
-    save_weights(path, network.state_dict(), network.config, {"name": "ours", "input_statistics": asdict(CT)})
+    write_weights(
+        path, network.state_dict(), network.config, {"name": "ours", "input_statistics": asdict(CT)}, "meddino"
+    )
     return path
 
 
@@ -228,7 +230,7 @@ def test_weights_bring_their_input_statistics(weights: Path, network: VisionTran
 def test_weights_that_state_no_statistics_are_taken_for_photograph_weights(
     network: VisionTransformer, tmp_path: Path
 ) -> None:
-    save_weights(tmp_path / "w.safetensors", network.state_dict(), network.config, {"name": "w"})
+    write_weights(tmp_path / "w.safetensors", network.state_dict(), network.config, {"name": "w"}, "meddino")
     encoder = read_encoder(str(tmp_path / "w.safetensors"))
     assert (encoder.mean, encoder.std, encoder.window_hu) == (PHOTOGRAPHS.mean, PHOTOGRAPHS.std, None)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.plain_primus import load_published
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.networks.meddinov3 import MedDINOv3
 from nnunetv2_meddino.networks.precision import autocast_dtype, needs_loss_scaling
@@ -31,7 +32,8 @@ def golden(name: str, rope_dtype: str) -> tuple[MedDINOv3, dict[str, torch.Tenso
     blocks = settings["interaction_indices"] or [vit["depth"] - 1]
     network = MedDINOv3(1, settings["num_classes"], vit=vit, blocks=blocks).eval()
     network.encoder.load_state_dict(encoder.tensors)
-    network.decoder.load_reference_state_dict({k: v for k, v in state.items() if k.startswith("up_projection.")})
+    prefix = "up_projection."
+    load_published(network.decoder, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     return network, load_file(folder / f"{name}.io.safetensors")
 
 

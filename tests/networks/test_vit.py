@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from timm.models.eva import Eva
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.layers import adapt_stem, stem_input_channels
 from nnunetv2_meddino.networks.rope import rope_table
-from nnunetv2_meddino.networks.stem import adapt_stem, stem_input_channels
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig, evenly_spaced_blocks
 from nnunetv2_meddino.weights.convert import to_native
 from tests.conftest import shared_path

@@ -28,7 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.demo.phantom import DATASET_NAME, make_phantom_dataset
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
-from nnunetv2_meddino.errors import DataError, PlanError
+from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.planning import planner
 from nnunetv2_meddino.planning.planner import _warn_unless_axial as warn_unless_axial
 from nnunetv2_meddino.planning.planner import largest_batch, plan_dataset
@@ -338,7 +338,7 @@ def test_refuses_plans_names_that_nnunet_cannot_handle(ct: Path, plans_name: str
 @pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
 def test_refuses_unset_folders(ct: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.delenv(variable)
-    with pytest.raises(PlanError, match=f"Not set: {variable}"):
+    with pytest.raises(ConfigurationError, match=f"Not set: {variable}"):
         plan_dataset(900)
 
 

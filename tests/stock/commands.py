@@ -14,7 +14,7 @@ from tests.nnunet import command, nnunet_environment
 
 TRAINER = "MedDINOv3TestTrainer"
 DEVICE = ("-device", "cpu")
-PREDICT = (*DEVICE, "-npp", 1, "-nps", 1, "--disable_tta")
+PREDICT = (*DEVICE, "-npp", 0, "-nps", 0, "--disable_tta")
 
 
 def home_with(folder: Path, dataset: Path | None = None) -> Path:
@@ -34,8 +34,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 def plan_and_preprocess(home: Path, dataset_id: int) -> None:
     env = nnunet_environment(home)
-    arguments = ("-d", dataset_id, "-c", "2d", "-np", 2, "-npfp", 2, "--verify_dataset_integrity")
-    command(env, "nnUNetv2_plan_and_preprocess", *arguments)
+    command(env, "nnUNetv2_plan_and_preprocess", "-d", dataset_id, "-c", "2d", "-np", 1, "-npfp", 1)
 
 
 def labels_of(folder: Path) -> dict[str, np.ndarray]:

@@ -10,19 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.nnunet import command, write_dataset
-from tests.stock.commands import DEVICE, TRAINER, environment, home_with, plan_and_preprocess
+from tests.nnunet import command
+from tests.stock.commands import DEVICE, TRAINER, environment
 from tests.trainers.test_trainers import tiny_weights
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory) -> Path:
-    home = home_with(tmp_path_factory.mktemp("discs"))
-    write_dataset(home / "raw")
-    plan_and_preprocess(home, 998)
-    return home
 
 
 def truncated(path: Path) -> Path:
@@ -44,16 +36,16 @@ def foreign(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "advice"), [(truncated, "again"), (renamed, "backbone|DINOv3"), (foreign, "backbone|DINOv3")]
 )
-def test_bad_weights_end_with_one_paragraph(discs, tmp_path, make, advice):
+def test_bad_weights_end_with_one_paragraph(nnunet_home, tmp_path, make, advice):
     path = make(tmp_path / ("w.safetensors" if make is truncated else "w.pth"))
-    env = environment(discs, MEDDINO_WEIGHTS=str(path))
+    env = environment(nnunet_home, MEDDINO_WEIGHTS=str(path))
     out = command(env, "nnUNetv2_train", 998, "2d", 0, "-tr", TRAINER, *DEVICE, fails=True)
     message = out[out.index("WeightsError") :]
     assert str(path) in message or path.name in message
     assert re.search(advice, message)
     assert "Traceback" not in out
     assert message.count("\n") <= 3
-    assert not list((discs / "results").rglob("*.pth"))
+    assert not list((nnunet_home / "results").rglob("*.pth"))
 
 
 @pytest.mark.parametrize(
@@ -64,29 +56,29 @@ def test_bad_weights_end_with_one_paragraph(discs, tmp_path, make, advice):
         ({}, "2d_896", "PlanError.*meddino plan"),
     ],
 )
-def test_bad_settings_end_with_one_paragraph(discs, variables, configuration, message):
-    env = environment(discs, **variables)
+def test_bad_settings_end_with_one_paragraph(nnunet_home, variables, configuration, message):
+    env = environment(nnunet_home, **variables)
     out = command(env, "nnUNetv2_train", 998, configuration, 0, "-tr", TRAINER, *DEVICE, fails=True)
     assert re.search(message, out)
     assert "Traceback" not in out
-    assert not list((discs / "results").rglob("*.pth"))
+    assert not list((nnunet_home / "results").rglob("*.pth"))
 
 
-def test_without_the_variable_nnunet_says_where_to_look_and_so_do_we(discs):
-    env = environment(discs, nnUNet_extTrainer="")
+def test_without_the_variable_nnunet_says_where_to_look_and_so_do_we(nnunet_home):
+    env = environment(nnunet_home, nnUNet_extTrainer="")
     out = command(env, "nnUNetv2_train", 998, "2d", 0, "-tr", "MedDINOv3Trainer", *DEVICE, fails=True)
     assert "nnUNet_extTrainer" in out.splitlines()[-1]
     check = command(env, "meddino", "env", "--check")
     assert 'eval "$(meddino env)"' in check
 
 
-def test_a_plan_without_2d_is_refused(discs, tmp_path):
-    copy = shutil.copytree(discs / "preprocessed", tmp_path / "preprocessed")
+def test_a_plan_without_2d_is_refused(nnunet_home, tmp_path):
+    copy = shutil.copytree(nnunet_home / "preprocessed", tmp_path / "without_2d")
     file = copy / "Dataset998_Discs/nnUNetPlans.json"
     plans = json.loads(file.read_text())
     del plans["configurations"]["2d"]
     file.write_text(json.dumps(plans))
-    env = environment(discs, nnUNet_preprocessed=str(copy))
+    env = environment(nnunet_home, nnUNet_preprocessed=str(copy))
     out = command(env, "meddino", "plan", "-d", 998, fails=True)
     assert "no 2d configuration" in out
     assert "Traceback" not in out

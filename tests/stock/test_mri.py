@@ -15,7 +15,6 @@ from tests.conftest import shared_path
 from tests.nnunet import command
 from tests.stock.commands import (
     DEVICE,
-    PREDICT,
     TRAINER,
     environment,
     home_with,
@@ -106,7 +105,7 @@ def run_printed(home: Path, line: str, out: Path) -> None:
     """Run the command that ``meddino export`` printed as it is, on the CPU, without our variable."""
     filled = {"IMAGES": home / "raw/Dataset901_MRMini/imagesTs", "OUT": out}
     name, *arguments = (filled.get(word, word) for word in shlex.split(line.removeprefix("predict with: ")))
-    command(environment(home, nnUNet_extTrainer=""), name, *arguments, *PREDICT)
+    command(environment(home, nnUNet_extTrainer=""), name, *arguments, *DEVICE, "-npp", 1, "-nps", 1, "--disable_tta")
 
 
 def test_exported_stock_model_predicts_the_same_without_our_variable(mri, tmp_path):
@@ -158,11 +157,11 @@ def test_pretrained_weights_of_nnunet_win_over_ours(mri):
 def test_best_configuration_and_ensemble(mri, tmp_path):
     env = environment(mri, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
     command(env, "meddino", "plan", "-d", 901, "--patch-size", 64)
-    command(env, "nnUNetv2_preprocess", "-d", 901, "-plans_name", "nnUNetPlans", "-c", "2d_64", "-np", 2)
+    command(env, "nnUNetv2_preprocess", "-d", 901, "-plans_name", "nnUNetPlans", "-c", "2d_64", "-np", 1)
     command(env, "nnUNetv2_train", 901, "2d_64", 0, "-tr", TRAINER, *DEVICE, "--npz")
-    arguments = ("-c", "2d", "2d_64", "-tr", TRAINER, "-f", 0, "-np", 2)
+    arguments = ("-c", "2d", "2d_64", "-tr", TRAINER, "-f", 0, "-np", 1)
     out = command(env, "nnUNetv2_find_best_configuration", 901, *arguments)
     assert re.search(rf"{TRAINER}__nnUNetPlans__2d(_64)?: [\d.]+|ensemble", out)
     predict(mri, tmp_path / "2d_64", "-c", "2d_64", "-tr", TRAINER, "--save_probabilities")
-    command(env, "nnUNetv2_ensemble", "-i", mri / "predicted", tmp_path / "2d_64", "-o", tmp_path / "both", "-np", 2)
+    command(env, "nnUNetv2_ensemble", "-i", mri / "predicted", tmp_path / "2d_64", "-o", tmp_path / "both", "-np", 1)
     assert len(labels_of(tmp_path / "both")) == 6

@@ -13,11 +13,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.environment import ext_trainer_value
 from nnunetv2_meddino.trainers import TRAINERS, find_trainer
-from nnunetv2_meddino.trainers.base import PluginTrainer
+from nnunetv2_meddino.trainers.base import BaseTrainer
 from tests.nnunet import make_trainer
 from tests.pretended_cuda import pretended_backward, pretended_cuda, to_cuda
 
-OURS = [name for name in TRAINERS if issubclass(find_trainer(name), PluginTrainer)]
+OURS = [name for name in TRAINERS if issubclass(find_trainer(name), BaseTrainer)]
 
 
 @pytest.fixture(autouse=True)

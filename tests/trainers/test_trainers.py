@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError, PlanError, WeightsError
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
 from nnunetv2_meddino.trainers import TRAINERS, find_trainer
-from nnunetv2_meddino.weights.load import save_weights
+from nnunetv2_meddino.weights.load import write_weights
 from tests.nnunet import make_trainer
 
 FULL_LENGTH = ["MedDINOv3Trainer", "DINOv3Trainer", "DINOv3PrimusTrainer", "DINOv3PrimusScratchTrainer"]
@@ -35,7 +35,7 @@ def tiny_weights(path: Path, seed: int = 7, **changes) -> Path:
     vit = VisionTransformer(config)
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    save_weights(path, vit.state_dict(), config, {"name": "tiny-test", "licence": "CC0-1.0"})
+    write_weights(path, vit.state_dict(), config, {"name": "tiny-test", "licence": "CC0-1.0"}, "meddino")
     return path
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from nnunetv2_meddino.networks.precision import autocast_dtype, needs_loss_scaling
 from nnunetv2_meddino.trainers.losses import balanced_binary_cross_entropy, balanced_cross_entropy
-from nnunetv2_meddino.trainers.lr_schedules import Schedule, polynomial, warmup_cosine
+from nnunetv2_meddino.trainers.lr_schedules import LRScheduler, polynomial, warmup_cosine
 from tests.nnunet import make_trainer
 
 NAME = "MedDINOv3CosineTrainer"
@@ -27,10 +27,10 @@ def random_tiny(nnunet_home, monkeypatch):
     monkeypatch.setenv("MEDDINO_BACKBONE", "tiny")
 
 
-def schedule(rate, epochs: int = 10, iterations: int = 20) -> tuple[Schedule, list[dict]]:
+def schedule(rate, epochs: int = 10, iterations: int = 20) -> tuple[LRScheduler, list[dict]]:
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(parameters, (1e-3, 1e-4), strict=True)])
-    return Schedule(optimizer, epochs, iterations, rate), optimizer.param_groups
+    return LRScheduler(optimizer, epochs, iterations, rate), optimizer.param_groups
 
 
 def test_cosine_equals_torchs_schedulers():

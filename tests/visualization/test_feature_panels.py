@@ -17,7 +17,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError,
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
 from nnunetv2_meddino.visualization.feature_panels import FeatureRow, draw_rows, feature_picture
 from nnunetv2_meddino.weights.catalog import CT
-from nnunetv2_meddino.weights.load import save_weights
+from nnunetv2_meddino.weights.load import write_weights
 from tests.features.images import ct_slice, write, write_ct
 
 
@@ -31,7 +31,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     network = VisionTransformer(BACKBONES["tiny"])
     path = tmp_path_factory.mktemp("weights") / "ours.safetensors"
-    save_weights(path, network.state_dict(), network.config, {"name": "ours", "input_statistics": asdict(CT)})
+    write_weights(
+        path, network.state_dict(), network.config, {"name": "ours", "input_statistics": asdict(CT)}, "meddino"
+    )
     return path
 
 

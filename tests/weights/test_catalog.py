@@ -29,7 +29,6 @@ def test_entries_are_complete(entry):
         assert "NVIDIA" in entry.licence
     assert entry.licence_url.startswith("https://")
     assert len(entry.input_statistics.mean) == len(entry.input_statistics.std)
-    assert entry.download_url == f"https://huggingface.co/{entry.repository}/resolve/main/{entry.filename}"
 
 
 @pytest.mark.parametrize("name", LVD)

@@ -15,7 +15,7 @@ from nnunetv2_meddino.weights.contamination import (
     with_counts,
     without_cases,
 )
-from nnunetv2_meddino.weights.load import inspect_file, read_weights, save_weights
+from nnunetv2_meddino.weights.load import inspect_file, read_weights, write_weights
 from tests.weights.checkpoints import SMALL, random_tensors
 
 DINOV3, CT_3M = {"name": "dinov3_vitb16_lvd1689m"}, {"name": "meddinov3_vitb16_ct3m"}
@@ -113,7 +113,7 @@ def test_lists_are_merged_emptied_and_counted():
 @pytest.fixture
 def weights(tmp_path):
     def write(provenance):
-        save_weights(tmp_path / "w.safetensors", random_tensors(), SMALL, provenance)
+        write_weights(tmp_path / "w.safetensors", random_tensors(), SMALL, provenance, "meddino")
         return str(tmp_path / "w.safetensors")
 
     return write

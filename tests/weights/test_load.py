@@ -23,7 +23,7 @@ from nnunetv2_meddino.weights.load import (
     inspect_file,
     load_into,
     read_weights,
-    save_weights,
+    write_weights,
 )
 from tests.conftest import shared_path
 from tests.weights.checkpoints import SMALL, features, pretrained, random_tensors
@@ -76,7 +76,7 @@ def test_our_own_file_keeps_architecture_and_origin(tmp_path, release):
     first = read_weights(str(release))
     config = replace(first.config, rope_dtype="bfloat16")
     path = tmp_path / "ours.safetensors"
-    save_weights(path, first.tensors, config, {"licence": "mine", "steps": 7})
+    write_weights(path, first.tensors, config, {"licence": "mine", "steps": 7}, "meddino")
     weights = read_weights(str(path))
     assert weights.config == config == architecture_of(str(path))
     assert weights.provenance["format"] == "meddino"
@@ -111,16 +111,16 @@ def test_formats_have_their_own_file_ending(tmp_path, release):
     with pytest.raises(WeightsError, match=r"meta format is written to a \.pth file"):
         convert_file(str(release), tmp_path / "a.safetensors", "meta")
     with pytest.raises(WeightsError, match=r"written to a \.safetensors file"):
-        save_weights(tmp_path / "a.pth", random_tensors(), SMALL, {})
+        write_weights(tmp_path / "a.pth", random_tensors(), SMALL, {}, "meddino")
 
 
 def test_saving_refuses_what_is_not_the_architecture(tmp_path):
     tensors = random_tensors()
     tensors["norm.bias"] = tensors["norm.bias"] * float("nan")
     with pytest.raises(WeightsError, match=r"NaN.*norm\.bias"):
-        save_weights(tmp_path / "a.safetensors", tensors, SMALL, {})
+        write_weights(tmp_path / "a.safetensors", tensors, SMALL, {}, "meddino")
     with pytest.raises(WeightsError, match="missing"):
-        save_weights(tmp_path / "a.safetensors", random_tensors(), replace(SMALL, depth=3), {})
+        write_weights(tmp_path / "a.safetensors", random_tensors(), replace(SMALL, depth=3), {}, "meddino")
     assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +137,7 @@ def test_saving_refuses_what_is_not_the_architecture(tmp_path):
 )
 def test_a_header_that_is_wrong_is_an_error(tmp_path, key, value, expected):
     path = tmp_path / "a.safetensors"
-    save_weights(path, random_tensors(), SMALL, {})
+    write_weights(path, random_tensors(), SMALL, {}, "meddino")
     header = read_file(path).metadata
     save_file(random_tensors(), path, header | {key: value})
     with pytest.raises(WeightsError, match=expected):

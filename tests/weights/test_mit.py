@@ -15,7 +15,7 @@ from nnunetv2_meddino.networks.mit import MIT_BACKBONES
 from nnunetv2_meddino.networks.segformer import MixTransformer
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
 from nnunetv2_meddino.weights import mit
-from nnunetv2_meddino.weights.load import save_weights
+from nnunetv2_meddino.weights.load import write_weights
 from nnunetv2_meddino.weights.mit import load_into_mit, mit_architecture_of, read_mit_weights
 
 TINY = MIT_BACKBONES["tiny"]
@@ -105,7 +105,7 @@ def test_catalog_entry_brings_licence_and_needs_no_file(monkeypatch, tmp_path, s
 
 def test_what_is_no_mit_is_named(tmp_path):
     vit = VisionTransformer(BACKBONES["tiny"])
-    save_weights(tmp_path / "vit.safetensors", vit.state_dict(), BACKBONES["tiny"], {})
+    write_weights(tmp_path / "vit.safetensors", vit.state_dict(), BACKBONES["tiny"], {}, "meddino")
     with pytest.raises(WeightsError, match="no Mix Transformer.*mit_b2_imagenet1k"):
         read_mit_weights(str(tmp_path / "vit.safetensors"))
     with pytest.raises(WeightsError, match="it is vitb16.*Unset MEDDINO_WEIGHTS"):

@@ -17,7 +17,7 @@ from nnunetv2_meddino.networks.mit import MIT_BACKBONES
 from nnunetv2_meddino.networks.segformer import MixTransformer
 from nnunetv2_meddino.networks.vit import BACKBONES
 from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
-from nnunetv2_meddino.weights.load import architecture_of, convert_file, read_weights, save_weights
+from nnunetv2_meddino.weights.load import architecture_of, convert_file, read_weights, write_weights
 from nnunetv2_meddino.weights.mit import read_mit_weights
 from tests.nnunet import make_trainer
 from tests.weights.checkpoints import ORIGIN, SMALL, Plants, checkpoint, features, network_of, random_tensors
@@ -78,7 +78,7 @@ def test_commands_read_a_checkpoint(tmp_path, capsys):
 def test_checkpoints_that_nnunet_writes_are_weights_for_the_next_training(nnunet_home, monkeypatch, trainer):
     torch.manual_seed(0)
     tensors = random_tensors(BACKBONES["tiny"])
-    save_weights(nnunet_home / "tiny.safetensors", tensors, BACKBONES["tiny"], ORIGIN)
+    write_weights(nnunet_home / "tiny.safetensors", tensors, BACKBONES["tiny"], ORIGIN, "meddino")
     monkeypatch.setenv("MEDDINO_WEIGHTS", str(nnunet_home / "tiny.safetensors"))
     first = make_trainer(nnunet_home, trainer)
     first.on_train_start()

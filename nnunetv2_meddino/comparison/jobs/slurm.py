@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_meddino.comparison.jobs.steps import Step
-from nnunetv2_meddino.comparison.report.tables import write_text
 from nnunetv2_meddino.environment import (
     MEDDINO_BACKBONE,
     MEDDINO_WEIGHTS,
@@ -18,6 +17,7 @@ from nnunetv2_meddino.environment import (
     run_environment,
 )
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import write_text
 from nnunetv2_meddino.slurm import job_path, run_sbatch, sbatch_command, write_script
 
 _TRAIN = """

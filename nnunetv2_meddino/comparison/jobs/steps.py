@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_meddino.comparison.folders import Folders, Method, has_checkpoint, known_trainers, listed, suggestion
 from nnunetv2_meddino.comparison.results import Selection
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 from nnunetv2_meddino.planning.planner import COPY_OF_RAW
 
 STOCK_PLANS = "nnUNetPlans"

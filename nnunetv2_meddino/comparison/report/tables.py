@@ -13,7 +13,7 @@ from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import METRICS
 from nnunetv2_meddino.comparison.statistics import Interval
-from nnunetv2_meddino.files import replacing
+from nnunetv2_meddino.files import write_text
 
 ALL_CLASSES = "all classes"
 """Stands in the column ``class`` for the mean over classes; the column ``label`` is empty there."""
@@ -114,9 +114,3 @@ def _write(rows: Sequence[Mapping[str, Value]], path: Path) -> None:
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
     write_text(text.getvalue(), path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file under a temporary name and rename it."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

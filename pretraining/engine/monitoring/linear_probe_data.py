@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.cases import LabelSet
-from nnunetv2_meddino.json_files import read_json
+from nnunetv2_meddino.files import read_json
 from pretraining.curation.readers.read import candidates_of, read_volume
 from pretraining.curation.volume import IntensityRule, Refused, Volume
 from pretraining.engine.monitoring.fixed_slices import WholeSlice, whole_slice

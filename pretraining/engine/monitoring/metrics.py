@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.files import naming
-from pretraining.corpus.storage import write_whole
+from nnunetv2_meddino.files import naming, replacing
 from pretraining.engine.monitoring.loggers import Mirror, TensorBoard, WandB
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,8 @@ def _drop_from(path: Path, start_step: int) -> None:
             kept.append(line + b"\n")
     if dropped := len(lines) - len(kept):
         logger.info("%s: %d lines from step %d on are dropped; training goes on from there.", path, dropped, start_step)
-    write_whole(path, b"".join(kept))
+    with replacing(path, fsync=True) as temporary:
+        temporary.write_bytes(b"".join(kept))
 
 
 def _step_of(line: bytes) -> int | None:

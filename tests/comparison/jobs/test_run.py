@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from nnunetv2_meddino.comparison.folders import Method
-from nnunetv2_meddino.comparison.jobs.run import run_steps
+from nnunetv2_meddino.comparison.jobs.run import run_missing
 from nnunetv2_meddino.comparison.jobs.steps import Fold, Step
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.locks import locked
@@ -25,8 +25,8 @@ def python(name: str, code: str, *needs: str) -> Step:
 
 
 def run(steps: list[Step], out: Path) -> tuple[list[str], str]:
-    screen = io.StringIO()
-    failed = run_steps(steps, out, Console(file=screen, width=200))
+    with redirect_stdout(io.StringIO()) as screen:
+        failed = run_missing(steps, out)
     return [f"{f.step.name}: {f.message}" for f in failed], screen.getvalue()
 
 
@@ -95,13 +95,12 @@ def test_an_interrupt_ends_the_running_command(tmp_path):
     script = f"""
 import signal
 from pathlib import Path
-from rich.console import Console
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are born with Ctrl-C ignored
 from nnunetv2_meddino.comparison.folders import Method
-from nnunetv2_meddino.comparison.jobs.run import run_steps
+from nnunetv2_meddino.comparison.jobs.run import run_missing
 from nnunetv2_meddino.comparison.jobs.steps import Fold, Step
 code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
-run_steps([Step("long", "long", ({PYTHON!r}, "-c", code))], Path("."), Console())
+run_missing([Step("long", "long", ({PYTHON!r}, "-c", code))], Path("."))
 """
     running = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180

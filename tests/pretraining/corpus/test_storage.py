@@ -148,7 +148,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DataError, match="No space left on device. Make room there and run the same command again"):
         write_whole(tmp_path / "v.b2nd", b"1")
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from nnunetv2_meddino.errors import BusyError, CheckpointError, ConfigurationErr
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.networks.vit import VisionTransformer
 from nnunetv2_meddino.weights.contamination import seen_cases, unlisted
-from nnunetv2_meddino.weights.load import load_into, read_weights, save_weights
+from nnunetv2_meddino.weights.load import load_into, read_weights, write_weights
 from pretraining.corpus.format import read_corpus
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.export import export_teacher, find_teacher
@@ -260,7 +260,7 @@ def test_export_has_the_teachers_features_in_every_layout(run, tmp_path, layout)
 
 def test_export_without_header_keeps_what_is_known(run, tmp_path):
     weights = read_weights(str(find_teacher(run)))
-    save_weights(tmp_path / "a.safetensors", weights.tensors, weights.config, {"licence": "of its own"})
+    write_weights(tmp_path / "a.safetensors", weights.tensors, weights.config, {"licence": "of its own"}, "meddino")
     export_teacher(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "meddino")
     assert read_weights(str(tmp_path / "b.safetensors")).provenance["licence"] == "of its own"
 

@@ -1,9 +1,11 @@
-"""The first layer of a network pretrained on photographs, for images of any number of channels."""
+"""What the networks share: a first layer for any number of channels, images of any size."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nnunetv2_meddino.errors import ConfigurationError
 
 STEM_CHANNELS = 3
 """Channels of every pretrained stem (RGB)."""
@@ -13,7 +15,13 @@ def stem_input_channels(image_channels: int) -> int:
     """Return how many input channels the stem's weight has for images of ``image_channels`` channels.
 
     A one-channel image uses the three-channel weight (see ``Stem``); any other number has a weight of its own.
+
+    Raises:
+        ConfigurationError: There is no channel.
     """
+    if image_channels < 1:
+        msg = f"The images have {image_channels} channels; at least 1 is needed. Check channel_names in dataset.json."
+        raise ConfigurationError(msg)
     return STEM_CHANNELS if image_channels == 1 else image_channels
 
 
@@ -52,3 +60,41 @@ class Stem(nn.Conv2d):
             weight = self.weight.sum(dim=1, keepdim=True)
             return F.conv2d(x, weight, self.bias, stride=self.stride)
         return super().forward(x)
+
+
+def pad_to_multiple(image: Tensor, multiple: int, *, at_least: int = 0) -> Tensor:
+    """Add zeros below and right; zero is the mean intensity after nnU-Net's normalisation.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        multiple: Of which H and W become multiples.
+        at_least: Smallest H and W to pad to, a multiple of ``multiple``.
+    """
+    height, width = (max(at_least, -(-side // multiple) * multiple) for side in image.shape[-2:])
+    if (height, width) == tuple(image.shape[-2:]):
+        return image
+    return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+
+
+def refuse_deep_supervision(network: str, asked: bool) -> None:
+    """Refuse what nnU-Net passes to every network and these, which decode at one resolution, do not have.
+
+    Raises:
+        ConfigurationError: It is asked for.
+    """
+    if asked:
+        raise ConfigurationError(f"{network} has no deep supervision; set enable_deep_supervision = False.")
+
+
+def check_channels(image: Tensor, expected: int) -> None:
+    """Check that images ``(B, C, H, W)`` have the channels that a network was built for.
+
+    Raises:
+        ConfigurationError: They have another number.
+    """
+    if image.shape[1] != expected:
+        msg = (
+            f"The image has {image.shape[1]} channels, the network was built for {expected}. Predict images with the "
+            "channels that the model was trained on."
+        )
+        raise ConfigurationError(msg)
