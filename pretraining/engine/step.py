@@ -17,7 +17,6 @@ from pretraining.groups import Share
 from pretraining.losses import (
     LossConfig,
     Losses,
-    ScheduledWeights,
     Targets,
     koleo_term,
     objective,
@@ -29,7 +28,7 @@ from pretraining.model.heads import ProjectionHead
 from pretraining.model.student_teacher import Network, StudentOutputs, StudentTeacher
 from pretraining.optim.ema import update_ema
 from pretraining.optim.optimizer import clip_gradients, set_step
-from pretraining.optim.schedules import StepValues
+from pretraining.schedules import StepValues
 from pretraining.views.pipeline import Views
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
@@ -157,7 +156,7 @@ class TrainingStep:
             targets,
             masks.weights,
             config=self.losses,
-            weights=ScheduledWeights(values.local_loss_weight, values.gram_loss_weight),
+            values=values,
             gram_patches=gram,
             masks=masks.masks,
             group=self.group,
