@@ -69,7 +69,7 @@ def test_open_volumes_are_bounded_and_the_least_recently_used_one_is_closed(corp
     assert list(dataset._open) == [0, 2]
 
 
-def test_a_data_set_sent_to_another_process_leaves_its_open_files_behind(corpus):
+def test_a_dataset_sent_to_another_process_leaves_its_open_files_behind(corpus):
     dataset = SliceDataset(corpus)
     batch = dataset.__getitems__([0, 6])
     copy = pickle.loads(pickle.dumps(dataset))

@@ -110,7 +110,7 @@ def test_a_killed_worker_is_a_clear_error(corpus):
     assert str(corpus) in str(error.value)
 
 
-def test_too_little_shared_memory_is_said_before_the_kernel_kills_a_worker(corpus, monkeypatch):
+def test_too_little_shared_memory_is_an_error_before_the_kernel_kills_a_worker(corpus, monkeypatch):
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda path: full)
     with pytest.raises(DataError, match="shared memory"):
