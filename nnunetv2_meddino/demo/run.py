@@ -59,7 +59,7 @@ _NEXT = """
 On your own data, as briefly as here:   meddino demo --data /path/to/nnUNet_raw/DatasetXXX_Name --work-dir NEW_FOLDER
 In earnest, with pretrained weights:    nnUNetv2_plan_and_preprocess -d XXX -c 2d
                                         meddino train XXX 2d 0 -tr MedDINOv3Trainer"""
-_PHANTOM = {"num_training": 6, "num_test": 2, "seed": 0}
+PHANTOMS = {"num_training": 6, "num_test": 2, "seed": 0}
 _MARK = "meddino_demo.json"
 _COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder")
 
@@ -155,7 +155,7 @@ class _Demo:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"trainer": TRAINER, "data": str(self.data) if self.data else _PHANTOM}
+        return {"trainer": TRAINER, "data": str(self.data) if self.data else PHANTOMS}
 
     def refuse_other_folders(self) -> None:
         """Raise an error where the work folder holds something that is no demo."""
@@ -198,7 +198,7 @@ class _Demo:
 
     def _provide_data(self, report: Report) -> None:
         if self.data is None:
-            make_phantom_dataset(self.raw.parent, **_PHANTOM)
+            make_phantom_dataset(self.raw.parent, **PHANTOMS)
         elif not self.raw.is_symlink():
             _check_files(self.data, report)
             self.raw.symlink_to(self.data, target_is_directory=True)
