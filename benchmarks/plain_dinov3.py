@@ -25,7 +25,7 @@ from pretraining.model.heads import ProjectionHead
 from pretraining.model.student_teacher import StudentTeacher
 from pretraining.optim import set_step
 from pretraining.optim.param_groups import parameter_groups
-from pretraining.optim.schedules import StepValues
+from pretraining.schedules import StepValues
 from pretraining.views.pipeline import Views
 
 
@@ -144,10 +144,10 @@ class PlainStep:
 def _total(terms: dict[str, Tensor], views: Views, losses: LossConfig, values: StepValues) -> Tensor:
     """Weight the terms; each pair of crops counts alike but for the weight of the local ones."""
     local_pairs = 2 * 2 * len(views.local_crops) // len(views.global_crops)
-    dino = local_pairs * values.local_loss_weight * terms["dino_local"] + 2 * terms["dino_global"]
+    dino = local_pairs * values.local_weight * terms["dino_local"] + 2 * terms["dino_global"]
     total = losses.dino_weight * dino / (local_pairs + 2) + losses.ibot_weight * terms["ibot"]
     total = total + losses.koleo_weight * 2 * terms["koleo"]
-    return total + values.gram_loss_weight * terms["gram"] if "gram" in terms else total
+    return total + values.gram_weight * terms["gram"] if "gram" in terms else total
 
 
 def sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:

@@ -105,7 +105,7 @@ def predict(config: RunConfig, batch: int, depth: int | None = None) -> dict[str
     model = StudentTeacher(config.model, replace(vit, depth=depth or vit.depth), gram=config.gram_teacher.enabled)
     for block in model.student.backbone.blocks:
         block.checkpointed = config.engine.checkpoint_activations
-    values = config.optim.schedules(config.engine.steps, config.data.batch_size).at(config.engine.steps // 2)
+    values = config.schedules().at(config.engine.steps // 2)
     views, count = config.views, StorageCount()
     grid = views.global_size // views.masks.patch_size
     masks = draw_masks(2 * batch, grid, views.masks, seed=0, step=0, first=0)

@@ -140,7 +140,7 @@ def build(method: str, case: Case, config: RunConfig, autocast: torch.dtype | No
     if method == OURS_WHOLE:
         config = replace(config, model=replace(config.model, drop_path=0.0))
     model = networks(case, config)
-    values = config.optim.schedules(config.engine.steps, config.data.batch_size).at(config.engine.steps // 2)
+    values = config.schedules().at(config.engine.steps // 2)
     if method == PLAIN:
         plain = PlainStep(model, config, autocast)
         if case.compiled:

@@ -15,7 +15,8 @@ from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.files import check_writable, written_or_rescued
 
 if TYPE_CHECKING:
-    from nnunetv2_meddino.evaluation.cases import Evaluation, LabelSet, Tolerances
+    from nnunetv2_meddino.evaluation.cases import Evaluation
+    from nnunetv2_meddino.evaluation.classes import LabelSet, Tolerances
 
 SOME_FAILED = 1
 NOTHING_EVALUATED = 2
@@ -51,13 +52,14 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from nnunetv2_meddino.evaluation.cases import LabelSet, evaluate_files, tolerances_by_class
+    from nnunetv2_meddino.evaluation.cases import evaluate_files
+    from nnunetv2_meddino.evaluation.classes import LabelSet, tolerances_by_class
     from nnunetv2_meddino.evaluation.files import pair_files
     from nnunetv2_meddino.evaluation.reports import table
 
     _check_out(options.out)
     labels = LabelSet.from_json(_read_json(options.labels), str(options.labels))
-    tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), labels)
+    tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), list(labels.classes))
     pairing = pair_files(options.reference, options.prediction)
     with progress() as show:
         show("evaluating", 0, len(pairing.pairs))
@@ -99,7 +101,7 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
     Raises:
         ConfigurationError: An argument is none of these.
     """
-    from nnunetv2_meddino.evaluation.cases import DEFAULT_TOLERANCES_MM
+    from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM
 
     if len(arguments) == 1 and arguments[0].lower().endswith(".json"):
         content = _read_json(Path(arguments[0]))

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
-
-if TYPE_CHECKING:
-    from pretraining.engine.slurm import Job
 
 _EPILOG = """Settings are changed as for train, and checked before the job is queued. A job is asked to stop 5 minutes
 before its time limit, saves its state and is queued again until the training is finished. What else the cluster wants
@@ -27,7 +22,8 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
         help=description,
         description=description,
         epilog=_EPILOG,
-        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.field VALUE ...]",
+        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.setting VALUE ...]",
+        add_help=False,
     )
     command.set_defaults(run=_submit, takes_settings=True)
     add_training_options(command)
@@ -40,15 +36,12 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
         "--sbatch-arguments", default="", metavar="ARGS", help="further ones, as --sbatch-arguments='-A lab'"
     )
     command.add_argument("--setup", default="", metavar="LINE", help="bash to begin with, as 'module load cuda'")
-    command.add_argument(
-        "--submitit", action="store_true", help="submit through submitit, which keeps its own script and log"
-    )
     command.add_argument("--print", dest="print_only", action="store_true", help="write and show the file only")
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from nnunetv2_meddino.slurm import sbatch_command
-    from pretraining.config.configure import stage_configurations
+    from nnunetv2_meddino.slurm import run_sbatch, sbatch_command
+    from pretraining.config.parse import stage_configurations
     from pretraining.corpus.case_ids import corpus_record
     from pretraining.engine.slurm import Job, write_job
     from pretraining.engine.stages import check_settings
@@ -66,38 +59,18 @@ def _submit(options: argparse.Namespace) -> int:
         gpus=options.device == "cuda",
         setup=options.setup,
     )
-    arguments, sbatch_arguments = _training_arguments(options), shlex.split(options.sbatch_arguments)
-    script = write_job(job, options.out, arguments)
-    sys.stdout.write(script.read_text())
-    command = sbatch_command(script, sbatch_arguments)
+    script = write_job(job, options.out, _training_arguments(options))
+    say(script.read_text().rstrip())
+    command = sbatch_command(script, shlex.split(options.sbatch_arguments))
     if options.print_only:
-        sys.stdout.write(f"# not submitted: {shlex.join(command)}\n")
+        say(f"# not submitted: {shlex.join(command)}")
         return 0
-    if options.submitit:
-        submitted = _by_submitit(job, options.out, arguments, sbatch_arguments)
-        sys.stdout.write(f"# job {submitted} by submitit, not by the script above: {script.parent}\n")
-    else:
-        submitted = _by_sbatch(command)
-        sys.stdout.write(f"# job {submitted}: {script}\n")
-    return 0
-
-
-def _by_sbatch(command: list[str]) -> str:
-    from nnunetv2_meddino.slurm import run_sbatch
-
     try:
-        return run_sbatch(command)
+        submitted = run_sbatch(command)
     except CommandError as error:
-        raise CommandError(f"{error} Where Slurm is: {shlex.join(command)}") from error
-
-
-def _by_submitit(job: Job, run: Path, arguments: list[str], sbatch_arguments: list[str]) -> str:
-    try:
-        from pretraining.engine.submitit_job import submit
-    except ModuleNotFoundError as error:
-        message = f"{error}. Install it with pip install 'nnunetv2-meddino[submitit]', or leave --submitit out."
-        raise ConfigurationError(message) from error
-    return submit(job, run, arguments, sbatch_arguments)
+        raise CommandError(f"{error} To submit it where Slurm is: {shlex.join(command)}") from error
+    say(f"# job {submitted}: {script}")
+    return 0
 
 
 def _training_arguments(options: argparse.Namespace) -> list[str]:

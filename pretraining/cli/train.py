@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_meddino.command_line import exit_code_of
 from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -26,9 +27,10 @@ LINE_EVERY_S = 30.0
 EXPORT_FORMATS = {"meddino": "meddino", "timm": "timm", "meta": "meddinov3"}
 """Formats by their names here and in the plugin; ``meta`` is what the MedDINOv3 release's own loader accepts."""
 
-_TRAIN_EPILOG = """Settings of the recipe are changed with --section.field VALUE, for one stage with
---stage2.section.field VALUE; --show prints them all. A training that was stopped, by whatever, goes on where it was
-when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python meddino-pretrain train ...
+_TRAIN_EPILOG = """Settings of the recipe are changed with --section.setting VALUE, for one stage with
+--stage2.section.setting VALUE; STAGE --help explains them, --show prints them as YAML. A training that was stopped
+goes on where it was when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python
+meddino-pretrain train ...
 exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop) and saved, 2 an error."""
 
 
@@ -40,7 +42,8 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         help=description,
         description=description,
         epilog=_TRAIN_EPILOG,
-        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--recipe NAME] [--section.field VALUE ...]",
+        usage="%(prog)s STAGE --corpus CORPUS --out RUN [--recipe NAME] [--section.setting VALUE ...]",
+        add_help=False,
     )
     command.set_defaults(run=_train, takes_settings=True)
     add_training_options(command)
@@ -48,8 +51,26 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--show", action="store_true", help="print the settings as YAML and stop")
 
 
+class _Help(argparse.Action):
+    """Prints the help of a command and, after a stage, all settings with the values of the recipe."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: Any) -> None:
+        parser.exit(exit_code_of(lambda: self._print(parser, options)))
+
+    def _print(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+        parser.print_help()
+        if options.stage is not None:
+            from pretraining.config.parse import print_settings, stage_configurations
+
+            (config,) = stage_configurations(stages_of(options)[:1], options.recipe, options.config)
+            say("")
+            print_settings(config, options.recipe)
+        return 0
+
+
 def add_training_options(command: argparse.ArgumentParser) -> None:
     """Add what says which training is meant."""
+    command.add_argument("-h", "--help", action=_Help, nargs=0, help="show this; after STAGE, all its settings as well")
     command.add_argument("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
     command.add_argument("--corpus", type=Path, required=True, metavar="CORPUS", help="made by meddino-pretrain curate")
     command.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
@@ -84,13 +105,12 @@ def stages_of(options: argparse.Namespace) -> list[str]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from pretraining.config.configure import stage_configurations
-    from pretraining.config.settings import to_yaml
+    from pretraining.config.parse import stage_configurations, to_yaml
 
     configs = stage_configurations(stages_of(options), options.recipe, options.config, options.settings)
     if options.show:
         for config in configs:
-            sys.stdout.write(f"# {config.stage}\n{to_yaml(config)}\n")
+            say(f"# {config.stage}\n{to_yaml(config)}")
         return 0
     from pretraining.engine.distributed import joined_processes
     from pretraining.engine.stages import train_stages
@@ -105,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
             last = configs[-1].stage
             stage = shlex.quote(str(options.out / last))
             done = f"finished: meddino-pretrain export {stage} --out WEIGHTS.safetensors"
-            sys.stdout.write(f"{done if finished else f'stopped by {stop.received}; the same command goes on'}\n")
+            say(done if finished else f"stopped by {stop.received}; the same command goes on")
     return 0 if finished else STOPPED
 
 
@@ -156,5 +176,5 @@ def _export(options: argparse.Namespace) -> int:
 
     teacher = find_teacher(options.run_folder, options.step)
     export_teacher(teacher, options.out, EXPORT_FORMATS[options.format])
-    sys.stdout.write(f"{teacher} -> {options.out}\n")
+    say(f"{teacher} -> {options.out}")
     return 0

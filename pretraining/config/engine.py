@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from nnunetv2_meddino.errors import ConfigurationError
@@ -21,29 +20,26 @@ def _check(condition: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which slices a step sees.
-
-    Attributes:
-        batch_size: Slices of a step over all processes and micro-batches (MedDINOv3).
-        group_size: Slices that are together, whatever the number of processes: KoLeo looks for neighbours among them,
-            and masks, stochastic depth and the scale of the patch coordinates are drawn for them. In the reference
-            these are the slices of a GPU: 64 in DINOv3's ViT-L configuration.
-        micro_batch_size: Most slices that a process holds at once. None: a group, or its part of one. Fewer need less
-            memory and are the same training, but a group of several micro-batches takes a second look at its global
-            crops.
-        workers: Processes that decompress slices, for each training process; one feeds about 1900 slices a second.
-        source_weights: (source, weight) pairs: relative sampling weights; empty counts every slice alike.
-        seed: Of the order of slices, of all views and masks, of initial weights and stochastic depth.
-        resolution_seed: Of the sequence of crop sizes (DINOv3's).
-    """
+    """Which slices a step sees."""
 
     batch_size: int = 512
+    """Slices of a step, over all processes and micro-batches (MedDINOv3)."""
     group_size: int = 64
+    """Slices of a group, whatever the number of processes: KoLeo looks for neighbours in it; masks, stochastic depth
+    and the scale of the patch coordinates are drawn for it. In the reference a group is what a GPU holds: 64 in
+    DINOv3's ViT-L configuration."""
     micro_batch_size: int | None = None
+    """Most slices that a process holds at once; none is a group, or the part of one that a process has. A smaller
+    number is the same training in less memory, but where a group is several micro-batches, its global crops pass
+    through the student once more."""
     workers: int = 2
+    """Processes that decompress slices, for each training process. One delivers about 1,900 slices a second."""
     source_weights: tuple[tuple[str, float], ...] = ()
+    """Pairs of a source and its relative sampling weight; empty: every slice is equally likely."""
     seed: int = 0
+    """Seed of the order of slices, of views, masks, initial weights and stochastic depth."""
     resolution_seed: int = 65537
+    """Seed of the sequence of crop sizes (DINOv3's)."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "group_size", "micro_batch_size"):
@@ -88,30 +84,26 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class GramTeacherConfig:
-    """Where the Gram teacher comes from and when it is renewed.
-
-    Attributes:
-        enabled: Whether there is one.
-        teacher: A file of a teacher (``teachers/*.safetensors`` of a run, or an export), or ``initial``: the teacher
-            that this stage starts from.
-        refresh_every: Steps after which it becomes the current EMA teacher again; None keeps it. Counted from the
-            beginning of the stage.
-        first_refresh: Earliest step of a refresh.
-        max_refreshes: Largest number of refreshes; None is no limit.
-    """
+    """Where the Gram teacher comes from and when it is refreshed; steps count from the beginning of the stage."""
 
     enabled: bool = False
+    """Whether there is a Gram teacher."""
     teacher: str = "initial"
+    """Its weights: ``initial``, the teacher that this stage starts from; ``previous`` or ``previous:20000``, the last
+    teacher of the stage before or that of a step; or a file (``teachers/*.safetensors`` of a run, or an export)."""
     refresh_every: int | None = None
+    """Steps between refreshes, which make it a copy of the current EMA teacher; none keeps it as it is."""
     first_refresh: int = 0
+    """Earliest step of a refresh."""
     max_refreshes: int | None = None
+    """Largest number of refreshes; none is no limit."""
 
     def __post_init__(self) -> None:
         if self.refresh_every is not None:
             _check(self.refresh_every >= 1, f"gram_teacher: refresh_every {self.refresh_every} must be at least 1")
 
     def refreshes_after(self, step: int) -> bool:
-        """Tell whether the Gram teacher is renewed once a step, counted from 0, is done."""
+        """Return whether the Gram teacher is refreshed after a step, counted from 0."""
         if not self.enabled or self.refresh_every is None:
             return False
         done = step + 1
@@ -123,47 +115,32 @@ class GramTeacherConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Length of a stage, and how it is computed and saved.
-
-    Attributes:
-        steps: Optimizer steps of the stage (MedDINOv3).
-        precision: ``bfloat16``, ``float16`` (with loss scaling) or ``float32`` for networks; weights, their averages,
-            losses and the optimizer are float32 (DINOv3).
-        strategy: ``ddp`` or ``fsdp`` for more than one process; DDP suits S and B, whose weights fit many times.
-        compile: Compile the transformer blocks; the first step of each crop size takes a minute longer.
-        checkpoint_activations: Compute blocks again in the backward pass, for a third more work and far less memory.
-        checkpoint_every: Steps between checkpoints (DINOv3's 7B: 1000).
-        keep_checkpoints: Newest checkpoints that are kept (DINOv3).
-        teacher_every: Steps between teachers that are exported to ``teachers`` and kept; DINOv3 evaluates every
-            12,500, and the Gram teacher is one of 20,000 (MedDINOv3).
-        max_bad_steps: Steps with a loss or gradient that is not finite, in a row, after which the run stops (DINOv3).
-        timeout_s: How long processes wait for each other, and for a batch of slices from their workers.
-    """
+    """Length of a stage, and how it is computed and saved."""
 
     steps: int = 100_000
+    """Optimizer steps of the stage (MedDINOv3)."""
     precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of the networks (DINOv3); ``float16`` has loss scaling. Weights, their averages, losses and the
+    optimizer are always float32."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes do with weights: ``ddp`` copies them, which suits ViT-S and B; ``fsdp`` shards them."""
     compile: bool = True
+    """Compile the transformer blocks. The first step of each crop size then takes a minute longer."""
     checkpoint_activations: bool = False
+    """Compute activations again in the backward pass: a third more work, far less memory."""
     checkpoint_every: int = 1000
+    """Steps between checkpoints (DINOv3's 7B: 1000)."""
     keep_checkpoints: int = 3
+    """Number of checkpoints that are kept, the newest (DINOv3)."""
     teacher_every: int = 10_000
+    """Steps between the teachers that are kept in ``teachers``. DINOv3 evaluates every 12,500 steps; MedDINOv3's Gram
+    teacher is that of step 20,000."""
     max_bad_steps: int = 3
+    """Consecutive steps with a loss or gradient that is not finite, after which the run stops (DINOv3)."""
     timeout_s: float = 600.0
+    """Seconds that processes wait for each other, and for slices from their workers."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint_every", "keep_checkpoints", "teacher_every", "max_bad_steps"):
             _check(getattr(self, name) >= 1, f"engine: {name} {getattr(self, name)} must be at least 1")
         _check(self.timeout_s > 0, f"engine: timeout_s {self.timeout_s} must be above 0")
-
-
-@dataclass(frozen=True)
-class InitialConfig:
-    """What a stage starts from.
-
-    Attributes:
-        teacher: Teacher of an earlier stage (``teachers/*.safetensors``), for backbone and both heads of student and
-            teacher; None starts from ``model.weights`` with random heads.
-    """
-
-    teacher: Path | None = None

@@ -10,25 +10,23 @@ from nnunetv2_meddino.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class AlarmConfig:
-    """When a measure counts as ill and when as well again: (raised below, cleared from).
+    """Bounds of the alarms: each measure raises one below the first number and clears it from the second on.
 
     Two bounds keep a measure that wavers around one from being reported again and again. All measures are near 0 in a
     collapse. No publication gives bounds: these are set far from healthy runs, so that an alarm means something.
-
-    Attributes:
-        target_information: Information of the teacher's targets about their image, as a share of the most that so many
-            images can have. 0 is a collapse by definition; five percent is as good as no answer.
-        class_rank: Effective rank of the class tokens, from 0 (all point one way) to 1 (all directions used alike).
-        patch_spread: One minus the mean cosine similarity of the patches of an image, relative to the first
-            measurement of the stage. Gram anchoring exists because it shrinks in long training (DINOv3, section 4.1).
-        grace_steps: A measure that was never well is reported from this step of a stage on; random heads need some
-            thousand steps to say anything (their last layers are frozen for the first 5,000).
     """
 
     target_information: tuple[float, float] = (0.05, 0.1)
+    """Information of the teacher's targets about their image, from 0 (collapse by definition) to 1 (the most that so
+    many images can have)."""
     class_rank: tuple[float, float] = (0.02, 0.04)
+    """Effective rank of the class tokens, from 0 (all point one way) to 1 (all directions are used equally)."""
     patch_spread: tuple[float, float] = (0.5, 0.6)
+    """One minus the mean cosine similarity of the patches of an image, relative to the first measurement of the stage.
+    It shrinks in long training, which Gram anchoring is for (DINOv3, section 4.1)."""
     grace_steps: int = 10_000
+    """First steps of a stage in which a measure that has never been healthy raises no alarm: random heads need some
+    thousand steps to say anything (their last layers are frozen for the first 5,000)."""
 
     def __post_init__(self) -> None:
         for name in ("target_information", "class_rank", "patch_spread"):
@@ -41,36 +39,33 @@ class AlarmConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is recorded of a run, and how often in steps.
-
-    Attributes:
-        log_every: Losses and throughput; 10 as DINOv3 prints them. Each time costs one wait for the accelerator.
-        check_every: Collapse measures; their singular values cost some milliseconds.
-        picture_every: Feature pictures: about fifty of a stage of 100,000 steps.
-        pictures: Slices in a picture: as many as fit a screen.
-        probe_every: Linear probe: often enough to find the best checkpoint, at about a percent of the time.
-        probe_dataset: Folder of a labelled dataset in nnU-Net's raw format for the probe; None for no probe. It should
-            be none of those that the result will be judged on.
-        probe_slices: Labelled slices, a quarter of them for validation; more would change the third digit only.
-        image_size: Longer side in pixels of the slices for pictures and probe; 512 is that of most CT.
-        seed: Of the choice of labelled slices.
-        tensorboard: Whether metrics are shown in TensorBoard too.
-        wandb: Project of Weights & Biases that metrics are sent to; None for none.
-        alarms: When to raise one.
-    """
+    """What is recorded of a run, and how often."""
 
     log_every: int = 10
+    """Steps between records of losses and throughput (DINOv3 prints every 10). Each waits once for the accelerator."""
     check_every: int = 100
+    """Steps between the measures of collapse, whose singular values take some milliseconds."""
     picture_every: int = 2000
+    """Steps between feature pictures: fifty in a stage of 100,000 steps."""
     pictures: int = 8
+    """Slices in a feature picture: as many as fit a screen."""
     probe_every: int = 2500
+    """Steps between linear probes: often enough to find the best checkpoint, for about a percent of the time."""
     probe_dataset: Path | None = None
+    """Folder of the labelled dataset of the probe, in nnU-Net's raw format; none: no probe. Use none that results will
+    be judged on."""
     probe_slices: int = 64
+    """Labelled slices of the probe, a quarter of them for validation; more change only the third digit."""
     image_size: int = 512
+    """Longer side of the slices for pictures and probe in pixels; 512 is that of most CT."""
     seed: int = 0
+    """Seed of the choice of labelled slices."""
     tensorboard: bool = True
+    """Write the metrics for TensorBoard as well."""
     wandb: str | None = None
+    """Weights & Biases project that the metrics are also sent to; none: not sent."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    """Bounds of the alarms: raised below the first number, cleared from the second on."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "check_every", "picture_every", "pictures", "probe_every", "image_size"):

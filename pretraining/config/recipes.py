@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import PREVIOUS, STAGES, DataConfig, EngineConfig, GramTeacherConfig, RunConfig
 from pretraining.config.monitor import MonitorConfig
+from pretraining.losses.config import LossConfig
 from pretraining.model.config import RANDOM_WEIGHTS, HeadConfig, ModelConfig
 from pretraining.optim.config import OptimConfig
-from pretraining.optim.schedules import Schedule
+from pretraining.schedules import Schedule, scheduled
 from pretraining.views.config import ViewConfig
 from pretraining.views.resolutions import Resolution
 
@@ -38,23 +40,17 @@ def meddinov3(stage: str) -> RunConfig:
     """Return MedDINOv3's stage: 100,000, 10,000 and 10,000 steps of 512 slices."""
     if stage == "stage1":
         return RunConfig()
-    settled = {
-        "momentum": Schedule(0.999),
-        "teacher_temperature": Schedule(0.07),
-        "freeze_last_layer_steps": 0,
-    }
+    settled_optim = partial(
+        OptimConfig, momentum=Schedule(0.999), teacher_temperature=Schedule(0.07), freeze_last_layer_steps=0
+    )
     if stage == "stage2":
-        ramp = {"warmup_steps": GRAM_RAMP_STEPS, "warmup_shape": "cosine"}
+        ramp = partial(Schedule, warmup_steps=GRAM_RAMP_STEPS, warmup_shape="cosine")
         return RunConfig(
             stage=stage,
             initial=PREVIOUS,
             views=ViewConfig(gram_size=512),
-            optim=OptimConfig(
-                lr=Schedule(5e-5, warmup_steps=500),
-                local_loss_weight=Schedule(0.5, start=1.0, **ramp),  # type: ignore[arg-type]
-                gram_loss_weight=Schedule(2.0, start=0.0, **ramp),  # type: ignore[arg-type]
-                **settled,  # type: ignore[arg-type]
-            ),
+            losses=LossConfig(local_weight=ramp(0.5, start=1.0), gram_weight=ramp(2.0, start=0.0)),
+            optim=settled_optim(lr=Schedule(5e-5, warmup_steps=500)),
             gram_teacher=GramTeacherConfig(True, f"{PREVIOUS}:{GRAM_TEACHER_STEP}"),
             engine=EngineConfig(steps=10_000),
         )
@@ -62,12 +58,8 @@ def meddinov3(stage: str) -> RunConfig:
         stage=stage,
         initial=PREVIOUS,
         resolutions=FIVE_RESOLUTIONS,
-        optim=OptimConfig(
-            lr=Schedule(2.5e-5, warmup_steps=3_333, warmup_shape="cosine"),
-            local_loss_weight=Schedule(0.5),
-            gram_loss_weight=Schedule(1.5),
-            **settled,  # type: ignore[arg-type]
-        ),
+        losses=LossConfig(local_weight=Schedule(0.5), gram_weight=Schedule(1.5)),
+        optim=settled_optim(lr=Schedule(2.5e-5, warmup_steps=3_333, warmup_shape="cosine")),
         gram_teacher=GramTeacherConfig(True),
         data=DataConfig(group_size=16),  # DINOv3's third stage looks for KoLeo's neighbours among as many
         engine=EngineConfig(steps=10_000, checkpoint_every=250),
@@ -135,18 +127,17 @@ def smoke(stage: str) -> RunConfig:
     )
     if stage == "stage1":
         optim = replace(optim, teacher_temperature=Schedule(0.07, start=0.04, warmup_steps=steps // 3))
+    losses = config.losses
     if stage == "stage2":
-        optim = replace(
-            optim,
-            local_loss_weight=replace(optim.local_loss_weight, warmup_steps=steps // 4),
-            gram_loss_weight=replace(optim.gram_loss_weight, warmup_steps=steps // 4),
-        )
+        ramps = {name: replace(weight, warmup_steps=steps // 4) for name, weight in scheduled(losses).items()}
+        losses = replace(losses, **ramps)  # type: ignore[arg-type]
     teacher = f"{PREVIOUS}:40" if stage == "stage2" else config.gram_teacher.teacher
     return replace(
         config,
         model=ModelConfig(backbone="tiny", weights=RANDOM_WEIGHTS, drop_path=0.1, dino_head=heads, ibot_head=heads),
         views=replace(config.views, global_size=64, local_size=32, num_local=4, gram_size=gram),
         resolutions=high,
+        losses=losses,
         optim=optim,
         gram_teacher=replace(config.gram_teacher, teacher=teacher),
         data=DataConfig(batch_size=16, group_size=8, workers=0),

@@ -11,6 +11,7 @@ from pretraining.groups import Division
 from pretraining.losses.config import LossConfig
 from pretraining.model.config import ModelConfig
 from pretraining.optim.config import OptimConfig
+from pretraining.schedules import Schedules, scheduled
 from pretraining.views.config import ViewConfig
 from pretraining.views.resolutions import Resolution
 
@@ -22,34 +23,32 @@ PREVIOUS = "previous"
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One stage of a training.
-
-    Attributes:
-        stage: Name of its folder in the run.
-        initial: Where backbone and heads come from: ``none``: ``model.weights``, and random heads; ``previous``: the
-            last teacher of the stage before in the same run; else the file of a teacher.
-        model: networks.
-        views: Crops and what is done to them.
-        resolutions: Crop sizes drawn for every step, in place of those of ``views``; empty for those of ``views``.
-        losses: objective.
-        optim: Optimizer, schedules, moving average.
-        gram_teacher: Where the Gram teacher comes from.
-        data: Slices of a step.
-        engine: Length, precision, processes, files.
-        monitor: What is watched.
-    """
+    """One stage of a training."""
 
     stage: str = "stage1"
+    """Name of the stage, and of its folder in the run; the command line's STAGE decides it."""
     initial: str = "none"
+    """Start of backbone and heads: ``none``, the backbone from ``model.weights`` and random heads; ``previous``, the
+    last teacher of the stage before in the same run; or the file of a teacher."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The networks."""
     views: ViewConfig = field(default_factory=ViewConfig)
+    """The crops of a slice, and what is done to them."""
     resolutions: tuple[Resolution, ...] = ()
+    """Crop sizes in pixels that are drawn for every step, each with its share of the steps (0 to 1, together 1); empty:
+    always those of ``views``."""
     losses: LossConfig = field(default_factory=LossConfig)
+    """The objective."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer, schedules and EMA teacher."""
     gram_teacher: GramTeacherConfig = field(default_factory=GramTeacherConfig)
+    """Where the Gram teacher comes from, and when it is refreshed."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The slices of a step."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    """Length, precision, processes and files."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """What is recorded, and how often."""
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -67,12 +66,16 @@ class RunConfig:
                 f"data: group_size {self.data.group_size} must be above the number of neighbours that KoLeo looks for, "
                 f"{self.losses.koleo.top_k}"
             )
-        unfinished = self.optim.schedules(self.engine.steps, self.data.batch_size).unfinished()
+        unfinished = self.schedules().unfinished()
         if unfinished:
             raise ConfigurationError(
                 f"the schedules of {', '.join(unfinished)} do not end within the {self.engine.steps} steps of this "
                 "stage: they would never reach their values. Shorten them, or train longer."
             )
+
+    def schedules(self) -> Schedules:
+        """Return everything that changes from step to step."""
+        return self.optim.schedules(self.engine.steps, self.data.batch_size, scheduled(self.losses))
 
     def division(self, world_size: int) -> Division:
         """Return how processes divide a step.

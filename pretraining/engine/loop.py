@@ -32,7 +32,8 @@ from pretraining.engine.teachers import save_teacher, teacher_path
 from pretraining.groups import Share
 from pretraining.model.backbone import SubsetBlock
 from pretraining.model.student_teacher import StudentTeacher
-from pretraining.optim import StepValues, build_optimizer, copy_parameters
+from pretraining.optim import build_optimizer, copy_parameters
+from pretraining.schedules import StepValues
 from pretraining.views import ViewConfig, Views, make_views
 from pretraining.views.resolutions import resolution_sequence
 
@@ -74,7 +75,7 @@ class StageTraining:
         config = stage.config
         self.stage, self.config, self.ranks = stage, config, ranks
         self.division = config.division(ranks.world_size)
-        self.schedules = config.optim.schedules(config.engine.steps, config.data.batch_size)
+        self.schedules = config.schedules()
         self.model = model.to(ranks.device)
         self.vit = model.student.backbone.config
         for block in model.student.backbone.blocks:
@@ -158,7 +159,7 @@ class StageTraining:
             world_size=self.ranks.world_size,
             workers=data.workers,
             start_step=start,
-            weights=dict(data.source_weights) or None,
+            weights=dict(data.source_weights),
             timeout_s=self.config.engine.timeout_s,
         )
         if start < total:

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from nnunetv2_meddino.errors import CheckpointError, ConfigurationError, DataError
-from nnunetv2_meddino.files import naming, read_json, write_json
+from nnunetv2_meddino.files import naming, read_json, write_json, write_text
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases
 from pretraining.config import PREVIOUS, STAGES, RunConfig
-from pretraining.config.settings import from_dict, read_yaml, save_yaml, to_dict
+from pretraining.config.parse import from_dict, read_yaml, to_dict, to_yaml
 from pretraining.corpus.case_ids import corpus_record
 from pretraining.counter_random import DRAWS_VERSION
 from pretraining.engine.agreement import Agreement
@@ -245,7 +245,7 @@ def _write_settings(config: RunConfig, folder: Path, record: Mapping[str, Any]) 
         folder.mkdir(parents=True, exist_ok=True)
         with naming(folder / CORPUS_HASH):
             (folder / CORPUS_HASH).write_text(f"{record['hash']}\n")
-    save_yaml(config, folder / CONFIG)
+    write_text(to_yaml(config), folder / CONFIG)
 
 
 def _settings_of(path: Path) -> RunConfig:
@@ -254,9 +254,12 @@ def _settings_of(path: Path) -> RunConfig:
     if isinstance(content, dict) and "group_size" not in content.get("data", {}):
         content["data"]["group_size"] = content["data"]["micro_batch_size"]
         koleo = content["losses"]["koleo"]
-        if not koleo.get("distributed"):  # else it is refused: neighbours of several processes made no group
+        if koleo.get("distributed") in (
+            None,
+            "false",
+        ):  # else it is refused: neighbours of several processes made no group
             content["losses"]["koleo"] = {"top_k": koleo["top_k"]}
-    return from_dict(RunConfig, content, str(path))
+    return from_dict(content, str(path))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

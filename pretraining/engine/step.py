@@ -17,7 +17,6 @@ from pretraining.groups import Share
 from pretraining.losses import (
     LossConfig,
     Losses,
-    ScheduledWeights,
     Targets,
     koleo_term,
     objective,
@@ -29,7 +28,7 @@ from pretraining.model.heads import ProjectionHead
 from pretraining.model.student_teacher import Network, StudentOutputs, StudentTeacher
 from pretraining.optim.ema import update_ema
 from pretraining.optim.optimizer import clip_gradients, set_step
-from pretraining.optim.schedules import StepValues
+from pretraining.schedules import StepValues
 from pretraining.views.pipeline import Views
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
@@ -157,7 +156,7 @@ class TrainingStep:
             targets,
             masks.weights,
             config=self.losses,
-            weights=ScheduledWeights(values.local_loss_weight, values.gram_loss_weight),
+            values=values,
             gram_patches=gram,
             masks=masks.masks,
             group=self.group,
@@ -195,7 +194,7 @@ class TrainingStep:
         """
         teacher = self.model.teacher
         with self._autocast(next(teacher.parameters()).device.type):
-            taught = [teacher.teach(views.global_crops, views.masks.indices) for views in batches]
+            taught = [teacher.teacher_forward(views.global_crops, views.masks.indices) for views in batches]
         dino = [self._scores(teacher.dino_head, outputs.dino, keep=len(batches) == 1) for outputs in taught]
         ibot = [self._scores(teacher.ibot_head, outputs.ibot, keep=len(batches) == 1) for outputs in taught]
         iterations = self.losses.sinkhorn_iterations

@@ -1,7 +1,7 @@
 """Losses of self-supervised training on plain tensors: DINO, iBOT, KoLeo, Gram and the teacher's Sinkhorn targets."""
 
 from pretraining.losses.config import GramConfig, KoLeoConfig, LossConfig
-from pretraining.losses.objective import Losses, ScheduledWeights, StudentOutputs, Targets, koleo_term, objective
+from pretraining.losses.objective import Losses, StudentOutputs, Targets, koleo_term, objective
 from pretraining.losses.sinkhorn import sinkhorn_scaling, sinkhorn_targets
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "KoLeoConfig",
     "LossConfig",
     "Losses",
-    "ScheduledWeights",
     "StudentOutputs",
     "Targets",
     "koleo_term",

@@ -15,6 +15,7 @@ from pretraining.losses.dino import GLOBAL_CROPS, dino_loss, pair_shares
 from pretraining.losses.gram import gram_loss
 from pretraining.losses.ibot import ibot_loss
 from pretraining.losses.koleo import koleo_loss
+from pretraining.schedules import StepValues
 
 
 class StudentOutputs(Protocol):
@@ -42,41 +43,23 @@ class StudentOutputs(Protocol):
 
 
 class Targets(NamedTuple):
-    """The teacher's probabilities, from ``sinkhorn_targets``.
-
-    Attributes:
-        dino: ``(2B, K)`` of the global crops.
-        ibot: ``(M, K)`` of the masked patches.
-    """
+    """The teacher's probabilities, from ``sinkhorn_targets``."""
 
     dino: Tensor
+    """``(2B, K)`` of the global crops."""
     ibot: Tensor
-
-
-class ScheduledWeights(NamedTuple):
-    """Weights that change during training.
-
-    Attributes:
-        local: Of the DINO loss of local crops.
-        gram: Of the Gram loss.
-    """
-
-    local: float = 1.0
-    gram: float = 0.0
+    """``(M, K)`` of the masked patches."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The objective of a micro-batch.
-
-    Attributes:
-        total: Scalar with a gradient.
-        terms: Detached scalars before weighting: ``dino_local``, ``dino_global``, ``koleo`` (the mean over the two
-            crops), ``ibot``, and ``gram`` where there is a Gram teacher. On the device: reading one waits for it.
-    """
+    """The objective of a micro-batch."""
 
     total: Tensor
+    """Scalar with a gradient."""
     terms: dict[str, Tensor]
+    """Detached scalars before weighting: ``dino_local``, ``dino_global``, ``koleo`` (the mean over the two crops),
+    ``ibot``, and ``gram`` where there is a Gram teacher. On the device: reading one waits for it."""
 
 
 def objective(
@@ -85,7 +68,7 @@ def objective(
     patch_weights: Tensor,
     *,
     config: LossConfig,
-    weights: ScheduledWeights,
+    values: StepValues,
     gram_patches: Tensor | None = None,
     masks: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
@@ -98,7 +81,7 @@ def objective(
         targets: Of the teacher for the same crops and patches.
         patch_weights: ``(M,)`` one over the number of masked patches in the patch's crop.
         config: Constant weights and options.
-        weights: Of this step.
+        values: Scheduled weights of this step, by their names in the configuration.
         gram_patches: ``(2B, P', D)`` patches of the Gram teacher after the final norm, or None for no Gram loss.
         masks: ``(2B, P)`` bool, the student's; needed where the Gram loss looks at some patches only.
         group: Processes among which KoLeo looks for neighbours; None for this one alone.
@@ -122,7 +105,7 @@ def objective(
     if gram_patches is not None:
         terms["gram"] = gram_loss(student.patches, gram_patches, config.gram, masks)
     num_local = GLOBAL_CROPS * len(student.dino_local) // len(student.dino_global)
-    total = weighted_sum(terms, num_local, config, weights)
+    total = weighted_sum(terms, num_local, config, values)
     return Losses(total, {name: term.detach() for name, term in terms.items()})
 
 
@@ -132,14 +115,14 @@ def koleo_term(global_cls: Tensor, config: LossConfig, group: dist.ProcessGroup 
     return torch.stack([koleo_loss(crop, top_k=config.koleo.top_k, group=group) for crop in crops]).mean()
 
 
-def weighted_sum(terms: Mapping[str, Tensor], num_local: int, config: LossConfig, weights: ScheduledWeights) -> Tensor:
+def weighted_sum(terms: Mapping[str, Tensor], num_local: int, config: LossConfig, values: StepValues) -> Tensor:
     """Return the objective from its terms, those of ``Losses``.
 
     ``w_dino (a_local w_local L_local + a_global L_global) + w_koleo (KoLeo_1 + KoLeo_2) + w_ibot L_ibot + w_gram
     L_gram``, with ``a_local`` and ``a_global`` the shares of pairs of crops (DINOv3).
     """
     local_share, global_share = pair_shares(num_local, ignore_diagonal=config.global_ignore_diagonal)
-    dino = local_share * weights.local * terms["dino_local"] + global_share * terms["dino_global"]
+    dino = local_share * values.local_weight * terms["dino_local"] + global_share * terms["dino_global"]
     koleo = GLOBAL_CROPS * terms["koleo"]
     total = config.dino_weight * dino + config.koleo_weight * koleo + config.ibot_weight * terms["ibot"]
-    return total + weights.gram * terms["gram"] if "gram" in terms else total
+    return total + values.gram_weight * terms["gram"] if "gram" in terms else total

@@ -35,7 +35,7 @@ class ModelConfig:
     """The student, of which the teachers are copies."""
 
     backbone: str = "vitb16"
-    """Architecture: a key of ``BACKBONES``, which ``weights`` must have, too."""
+    """Architecture: ``tiny``, ``vits16``, ``vitb16`` or ``vitl16``; that of ``weights``, where they are given."""
     weights: str = "dinov3_vitb16_lvd1689m"
     """What a first stage starts from: a catalog name, a file, a hub id, or ``none`` (random)."""
     qkv_bias: bool = False
@@ -43,11 +43,11 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from."""
     rope_dtype: str = "float32"
-    """Type in which rotary angles are computed; bfloat16 reproduces the MedDINOv3 release."""
+    """Type of the rotary angles: ``float32``, or ``bfloat16``, which reproduces the MedDINOv3 release."""
     drop_path: float = 0.3
     """Share of samples that skip each residual branch (DINOv3's ViT-L configuration)."""
     rope_rescale: float | None = 2.0
-    """Patch coordinates are multiplied or divided by up to this, drawn for each block and crop size; None: by nothing.
+    """Patch coordinates are multiplied or divided by up to this, drawn for each block and crop size; none: by nothing.
 
     2 as DINOv3's 7B configurations and releases.
     """

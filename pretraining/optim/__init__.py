@@ -4,13 +4,9 @@ from pretraining.optim.config import OptimConfig
 from pretraining.optim.ema import copy_parameters, update_ema
 from pretraining.optim.optimizer import build_optimizer, clip_gradients, set_step
 from pretraining.optim.param_groups import parameter_groups
-from pretraining.optim.schedules import Schedule, Schedules, StepValues
 
 __all__ = [
     "OptimConfig",
-    "Schedule",
-    "Schedules",
-    "StepValues",
     "build_optimizer",
     "clip_gradients",
     "copy_parameters",

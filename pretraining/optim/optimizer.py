@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pretraining.optim.config import OptimConfig
 from pretraining.optim.param_groups import parameter_groups, parameters_by_module
-from pretraining.optim.schedules import StepValues
+from pretraining.schedules import StepValues
 
 FUSED_DEVICES = ("cpu", "cuda")
 

@@ -99,7 +99,7 @@ class ViewConfig:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width by height of a crop's region (torchvision's default, as DINOv3)."""
     gram_size: int | None = None
-    """Side of the Gram teacher's crops in pixels, or None for no such crops (DINOv3 stage 2: 512).
+    """Side of the Gram teacher's crops in pixels; none: no such crops (DINOv3 stage 2: 512).
 
     They show the regions of the global crops without augmentation.
     """

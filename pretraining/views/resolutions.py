@@ -23,7 +23,7 @@ class Resolution:
     gram_size: int | None
     """Side of the Gram teacher's crops in pixels, or None."""
     share: float
-    """Of the steps that have this resolution; all shares add up to 1."""
+    """Share of the steps that have this resolution; all shares add up to 1."""
 
     def applied_to(self, config: ViewConfig) -> ViewConfig:
         """Return views of this resolution."""

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from nnunetv2_meddino.planning.presets import load_overlay
+from pretraining.config import STAGES
+from pretraining.config.parse import stage_configurations
 from pretraining.curation.collections import load_source_file
 from tests.conftest import PROJECT
 from tests.documentation.dry import Dry
@@ -16,6 +18,9 @@ from tests.documentation.world import World
 
 LAYOUTS = {"docs/architecture.md": "the layout of the tree"}
 """Pages whose ``text`` blocks are no commands, and what they are instead."""
+
+SETTINGS = "docs/pretraining.md"
+"""Page whose ``yaml`` blocks hold settings of a training; elsewhere they describe sources."""
 
 _FILE = re.compile(r"[\w./]+\.(?:py|cfg|toml)\b|\.ci/run")
 
@@ -31,7 +36,10 @@ def try_sample(block: Block, world: World, dry: Dry) -> str:
     if block.language == "python":
         return _python(block, world, dry)
     if block.language == "yaml":
-        load_source_file(file)
+        if block.page == SETTINGS:
+            stage_configurations(STAGES, "meddinov3", file)
+        else:
+            load_source_file(file)
         return "read"
     if block.language == "json":
         load_overlay(file)

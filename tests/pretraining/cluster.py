@@ -21,11 +21,10 @@ esac""",
     "squeue": """cat "$SLURM_STATE/state" """,
     # Two nodes on this machine. Where a signal is set for the job, the batch shell gets it, as by --signal=B: of sbatch
     "srun": """
-while [[ $1 == --* ]]; do [[ $1 == --output ]] && shift; shift; done
+while [[ $1 == --* ]]; do shift; done
 if [ -f "$SLURM_STATE/signal" ]; then kill -s "$(cat "$SLURM_STATE/signal")" $PPID; rm "$SLURM_STATE/signal"; fi
 SLURM_PROCID=0 SLURM_NODEID=0 setsid "$@" & one=$!
 SLURM_PROCID=1 SLURM_NODEID=1 setsid "$@" & other=$!
-printf '%s\\n' $one $other > "$SLURM_STATE/tasks"
 status=0
 wait $one || status=$?
 wait $other || status=$?
@@ -71,11 +70,6 @@ class Slurm:
         """Run a job to its end, and return its exit code."""
         with self.start(script, job) as process:
             return process.wait(LIMIT_S)
-
-    def signal_tasks(self, number: int) -> None:
-        """Send a signal to the process group of each task, as Slurm does without --signal=B: of sbatch."""
-        for task in self.lines("tasks"):
-            os.killpg(int(task), number)
 
 
 def on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:

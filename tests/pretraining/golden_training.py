@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pretraining.model.config import HeadConfig, ModelConfig
 from pretraining.model.student_teacher import Network, StudentTeacher
-from pretraining.optim import OptimConfig, StepValues
+from pretraining.optim import OptimConfig
+from pretraining.schedules import StepValues
 from pretraining.views import PatchMasks, Views
 from tests.conftest import shared_path
 from tests.pretraining.golden import native_backbone, under
@@ -78,8 +79,8 @@ class GoldenTraining:
             weight_decay=logged["wd"],
             momentum=logged["momentum"],
             teacher_temperature=logged["teacher_temp"],
-            local_loss_weight=logged["losses"].get("dino_local_loss_weight", 1.0),
-            gram_loss_weight=logged["losses"].get("gram_loss_weight", 0.0),
+            local_weight=logged["losses"].get("dino_local_loss_weight", 1.0),
+            gram_weight=logged["losses"].get("gram_loss_weight", 0.0),
         )
 
 

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretraining.config import RunConfig
-from pretraining.config.recipes import recipe
-from pretraining.config.settings import parse_overrides
+from pretraining.config.parse import stage_configurations
 from pretraining.engine.distributed import Ranks
 from pretraining.engine.stages import train_stages
 from pretraining.engine.stop import StopRequest
@@ -33,7 +32,7 @@ ANY_STAGE = {
     "stage1": ("--optim.teacher-temperature.warmup-steps", "2"),
     "stage2": (
         *("--views.gram-size", "64", "--gram-teacher.teacher", "previous:3"),
-        *("--optim.local-loss-weight.warmup-steps", "2", "--optim.gram-loss-weight.warmup-steps", "2"),
+        *("--losses.local-weight.warmup-steps", "2", "--losses.gram-weight.warmup-steps", "2"),
     ),
     "stage3": (),
 }
@@ -41,7 +40,8 @@ ANY_STAGE = {
 
 def small_config(stage: str = "stage1", *overrides: str) -> RunConfig:
     """Return a stage of a few steps."""
-    return parse_overrides(recipe("smoke", stage), [*SMALL, *ANY_STAGE[stage], *overrides])
+    (config,) = stage_configurations([stage], "smoke", None, [*SMALL, *ANY_STAGE[stage], *overrides])
+    return config
 
 
 def small_corpus(folder: Path) -> Path:

@@ -24,7 +24,7 @@ from pretraining.engine.monitoring.throughput import Throughput
 from pretraining.engine.step import StepResult
 from pretraining.engine.teachers import whole_state
 from pretraining.model.student_teacher import StudentTeacher
-from pretraining.optim.schedules import StepValues
+from pretraining.schedules import StepValues
 
 logger = logging.getLogger(__name__)
 

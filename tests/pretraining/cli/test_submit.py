@@ -156,6 +156,7 @@ def test_refusal_of_sbatch_is_told(slurm, corpus, tmp_path, capsys):
     ("wrong", "message"),
     [
         (("--optim.unheard-of", "1"), "unheard_of"),
+        (("--submitit",), "there is no option submitit"),
         (("--nodes", "3"), "over 3 processes; it can over 1, 2, 4, 8"),
         (("--nodes", "0"), "at least 1"),
         (("--corpus", "nowhere"), "nowhere"),

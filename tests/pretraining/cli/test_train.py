@@ -65,6 +65,31 @@ def test_show_prints_the_settings_and_does_nothing(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "submit"])
+def test_help_after_a_stage_lists_its_settings(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "stage2", "--recipe", "smoke", "--help"])
+    shown = capsys.readouterr().out
+    for text in ("--corpus CORPUS", "--optim.lr NUMBER", "Learning rate", "(default: 0.0002)", "previous:40"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--corpus", "x", "-h", "stage1"]])
+def test_help_before_a_stage_is_short(capsys, arguments):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *arguments])
+    shown = capsys.readouterr().out
+    assert "--corpus CORPUS" in shown
+    assert "--optim.lr " not in shown
+
+
+def test_help_of_an_unknown_stage_or_recipe_says_so(capsys):
+    for arguments in (["stage4"], ["stage1", "--recipe", "smok"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", *arguments, "--help"])
+        assert capsys.readouterr().err.startswith("ConfigurationError: there is no ")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -6,11 +6,10 @@ import ast
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pretraining
 from pretraining.config import RunConfig
-from pretraining.config.options import type_hints, without_none
 
 CHECKS = "__post_init__"
 """What refuses a setting does not use it."""
@@ -18,9 +17,8 @@ CHECKS = "__post_init__"
 
 def leaves(cls: type) -> Iterator[tuple[str, str]]:
     """Yield class and name of every setting."""
-    for name, hint in type_hints(cls).items():
-        inner = without_none(hint)
-        nested = [part for part in (inner, *get_args(inner)) if is_dataclass(part)]
+    for name, hint in get_type_hints(cls).items():
+        nested = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
         if not nested:
             yield cls.__name__, name
         for part in nested:

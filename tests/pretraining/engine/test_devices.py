@@ -44,7 +44,7 @@ def test_step_stays_on_its_device_and_waits_for_it_once(monkeypatch, stage, auto
         )
         for number, view in enumerate(config.all_views()):
             views = [make_views(slices().to("cuda"), view, seed=0, step=number) for _ in range(micro_batches)]
-            values = config.optim.schedules(config.engine.steps, config.data.batch_size).at(number)
+            values = config.schedules().at(number)
             generators = [torch_generator(0, Stream.MODEL, number, place) for place in range(micro_batches)]
             with pretended_backward(model.student):
                 result = take(views, values, generators, measure=True)

@@ -73,7 +73,7 @@ def training_step(device: str, model: StudentTeacher, **settings) -> TrainingSte
 def take(step: TrainingStep, views: Views) -> StepResult:
     """Take the last step of the stage, with stochastic depth and rescaled positions."""
     config = small_config()
-    values = config.optim.schedules(config.engine.steps, config.data.batch_size).at(config.engine.steps - 1)
+    values = config.schedules().at(config.engine.steps - 1)
     return step([views], values, [torch_generator(0, Stream.MODEL, 0, 0)], measure=True)
 
 

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pretraining.losses import GramConfig, KoLeoConfig, LossConfig, ScheduledWeights, Targets, objective
+from pretraining.losses import GramConfig, KoLeoConfig, LossConfig, Targets, objective
 from pretraining.losses.objective import weighted_sum
+from pretraining.schedules import StepValues
 from tests.conftest import shared_path
 
 RUNS = ["stage1", "stage2_gram"]
@@ -37,7 +38,9 @@ def golden_step(run, step):
     record = json.loads(shared_path(f"golden/ssl/{run}/steps.json").read_text())[step]
     losses = record["losses"]
     terms = {ours: torch.tensor(losses[theirs]) for ours, theirs in NAMES.items() if theirs in losses}
-    weights = ScheduledWeights(losses.get("dino_local_loss_weight", 1.0), losses.get("gram_loss_weight", 0.0))
+    weights = StepValues(
+        local_weight=losses.get("dino_local_loss_weight", 1.0), gram_weight=losses.get("gram_loss_weight", 0.0)
+    )
     return terms, weights, torch.tensor(record["total_loss"])
 
 
@@ -58,7 +61,7 @@ def arguments(run):
         "targets": targets,
         "patch_weights": batch["step0/masks_weight"],
         "config": LossConfig(),
-        "weights": golden_step(run, 0)[1],
+        "values": golden_step(run, 0)[1],
         "gram_patches": tensors.get("gram.teacher_patches"),
         "masks": batch["step0/collated_masks"],
     }
@@ -77,7 +80,7 @@ def test_terms_add_up_to_the_total_of_the_reference(run, step):
 def test_every_weight_is_that_of_its_term():
     terms = {name: torch.tensor(10.0**place) for place, name in enumerate(NAMES)}
     config = LossConfig(dino_weight=2.0, koleo_weight=3.0, ibot_weight=4.0)
-    total = weighted_sum(terms, 8, config, ScheduledWeights(local=0.5, gram=5.0))
+    total = weighted_sum(terms, 8, config, StepValues(local_weight=0.5, gram_weight=5.0))
     assert total.item() == pytest.approx(2 * (8 / 9 * 0.5 * 1 + 1 / 9 * 10) + 3 * 2 * 100 + 4 * 1000 + 5 * 10000)
 
 
@@ -98,7 +101,7 @@ def test_a_step_has_the_terms_and_the_total_of_the_reference(run):
 
 
 def test_gradients_carry_the_weights_of_their_terms():
-    given = arguments("stage2_gram") | {"weights": ScheduledWeights(0.5, 3.0)}
+    given = arguments("stage2_gram") | {"values": StepValues(local_weight=0.5, gram_weight=3.0)}
     config = LossConfig(dino_weight=2.0, ibot_weight=3.0, koleo_weight=0.7)
     plain, weighted = (objective(**given | {"config": c}) for c in (LossConfig(koleo_weight=1.0), config))
     before = torch.autograd.grad(plain.total, given["student"])

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 
-from pretraining.optim import OptimConfig, StepValues, build_optimizer, clip_gradients, set_step
+from pretraining.optim import OptimConfig, build_optimizer, clip_gradients, set_step
 from pretraining.optim.param_groups import parameters_by_module
+from pretraining.schedules import StepValues
 from tests.pretraining.optim.students import student
 from tests.pretraining.processes import in_processes
 
@@ -28,8 +29,8 @@ def values(**changes) -> StepValues:
         "weight_decay": 0.1,
         "momentum": 0.99,
         "teacher_temperature": 0.07,
-        "local_loss_weight": 1.0,
-        "gram_loss_weight": 0.0,
+        "local_weight": 1.0,
+        "gram_weight": 0.0,
     }
     return StepValues(**defaults | changes)
 

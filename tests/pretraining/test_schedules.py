@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from nnunetv2_meddino.errors import ConfigurationError
-from pretraining.optim import OptimConfig, Schedule
-from pretraining.optim.schedules import lr_factor
+from pretraining.losses import LossConfig
+from pretraining.optim import OptimConfig
+from pretraining.schedules import Schedule, Schedules, scheduled
 from tests.conftest import shared_path
 
 V1_RUNS = ("vitl_im1k_ws32", "tiny_v1_full")
@@ -24,8 +26,8 @@ NAMES = {
     "weight_decay": "weight_decay",
     "momentum": "momentum",
     "teacher_temp": "teacher_temperature",
-    "dino_local_loss_weight": "local_loss_weight",
-    "gram_loss_weight": "gram_loss_weight",
+    "dino_local_loss_weight": "local_weight",
+    "gram_loss_weight": "gram_weight",
 }
 
 
@@ -33,13 +35,21 @@ def golden(name):
     return json.loads(shared_path("golden/schedules/schedules.json").read_text())[name]
 
 
-def v1_config(run) -> OptimConfig:
+def schedules_of(name, *run_length) -> Schedules:
+    """Return our schedules of a reference's run, by default of its own length and batch size."""
+    run = golden(name)
+    optim, losses = (v1_configs if name in V1_RUNS else v2_configs)(run)
+    run_length = run_length or (run["total_iterations"], run["global_batch"])
+    return optim.schedules(*run_length, scheduled(losses))
+
+
+def v1_configs(run) -> tuple[OptimConfig, LossConfig]:
     epoch, optim, teacher = run["epoch_length"], run["inputs"]["optim"], run["inputs"]["teacher"]
 
     def dinov2(peak, **options):
         return Schedule(peak, family="dinov2", **options)
 
-    return OptimConfig(
+    config = OptimConfig(
         lr=dinov2(VITL_LR, end=optim["min_lr"], warmup_steps=optim["warmup_epochs"] * epoch),
         lr_scaling="sqrt_1024",
         weight_decay=dinov2(optim["weight_decay"], end=optim["weight_decay_end"]),
@@ -51,9 +61,10 @@ def v1_config(run) -> OptimConfig:
         ),
         freeze_last_layer_steps=optim["freeze_last_layer_epochs"] * epoch,
     )
+    return config, LossConfig()
 
 
-def v2_config(run) -> OptimConfig:
+def v2_configs(run) -> tuple[OptimConfig, LossConfig]:
     epoch, inputs = run["epoch_length"], run["inputs"]
 
     def dinov3(record):
@@ -66,28 +77,23 @@ def v2_config(run) -> OptimConfig:
             decay_steps=None if cosine is None else cosine * epoch,
         )
 
-    weights = {
-        ours: dinov3(inputs[key])
-        for key, ours in (("gram_loss_weight", "gram_loss_weight"), ("dino_local_loss_weight", "local_loss_weight"))
-        if key in inputs
-    }
+    keys = ("gram_loss_weight", "dino_local_loss_weight")
     schedules = inputs["schedules"]
-    return OptimConfig(
+    optim = OptimConfig(
         lr=dinov3(schedules["lr"]),
         lr_scaling="sqrt_1024",
         weight_decay=dinov3(schedules["weight_decay"]),
         momentum=dinov3(schedules["momentum"]),
         teacher_temperature=dinov3(schedules["teacher_temp"]),
         freeze_last_layer_steps=schedules["lr"]["freeze_last_layer_epochs"] * epoch,
-        **weights,
     )
+    return optim, LossConfig(**{NAMES[key]: dinov3(inputs[key]) for key in keys if key in inputs})
 
 
 @pytest.mark.parametrize("name", [*V1_RUNS, *V2_RUNS])
 def test_equals_the_reference_at_every_recorded_step(name):
     run = golden(name)
-    config = v1_config(run) if name in V1_RUNS else v2_config(run)
-    schedules = config.schedules(run["total_iterations"], run["global_batch"])
+    schedules = schedules_of(name)
     values = [schedules.at(step) for step in run["iterations"]]
     for key, expected in run["values"].items():
         np.testing.assert_allclose([getattr(v, NAMES[key]) for v in values], expected, rtol=1e-9, err_msg=key)
@@ -97,8 +103,7 @@ def test_equals_the_reference_at_every_recorded_step(name):
 @pytest.mark.parametrize("name", ["tiny_v1_full", "tiny_v2_full"])
 def test_table_equals_single_steps_and_the_reference(name):
     run = golden(name)
-    config = v1_config(run) if name in V1_RUNS else v2_config(run)
-    lr = config.schedules(run["total_iterations"], run["global_batch"]).lr
+    lr = schedules_of(name).by_name["lr"]
     table = lr.values(run["total_iterations"])
     assert table.dtype == np.float64
     np.testing.assert_allclose(table, run["values"]["lr"], rtol=1e-9)
@@ -157,14 +162,6 @@ def test_trunc_extra_is_the_beginning_of_a_longer_cosine(extra, steps, shares):
     np.testing.assert_allclose(cut.values(2 + steps), expected, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("rule", "batch", "expected"),
-    [("none", 512, 1.0), ("sqrt_1024", 512, math.sqrt(8)), ("sqrt_1024", 4096, 8.0), ("linear_256", 512, 2.0)],
-)
-def test_lr_factor(rule, batch, expected):
-    assert lr_factor(rule, batch) == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize(("family", "end"), [("dinov2", 0.1), ("dinov3", 0.4)])
 def test_scaling_changes_the_peak_and_only_in_dinov3_the_end(family, end):
     scaled = Schedule(1.0, start=0.01, end=0.1, warmup_steps=2, family=family).scaled(4.0)
@@ -173,7 +170,7 @@ def test_scaling_changes_the_peak_and_only_in_dinov3_the_end(family, end):
 
 
 def test_defaults_are_the_first_stage_of_100_000_steps_unscaled():
-    schedules = OptimConfig().schedules(100_000, 512)
+    schedules = OptimConfig().schedules(100_000, 512, scheduled(LossConfig()))
     first, warming, frozen, free, last = (schedules.at(step) for step in (0, 2_500, 4_999, 5_000, 99_999))
     assert first.lr == 0.0
     assert warming.lr == pytest.approx(1e-4)
@@ -182,17 +179,33 @@ def test_defaults_are_the_first_stage_of_100_000_steps_unscaled():
     assert (last.lr, last.weight_decay, last.momentum) == (2e-4, 0.04, 0.994)
     assert (first.teacher_temperature, last.teacher_temperature) == (0.04, 0.07)
     assert schedules.at(5_000).teacher_temperature == pytest.approx(0.055)
-    assert (last.local_loss_weight, last.gram_loss_weight) == (1.0, 0.0)
+    assert (last.local_weight, last.gram_weight) == (1.0, 0.0)
+
+
+def test_a_step_has_a_value_of_every_schedule_in_the_configuration():
+    @dataclass(frozen=True)
+    class MoreLosses(LossConfig):
+        more_weight: Schedule = Schedule(2.0, warmup_steps=4)
+
+    schedules = OptimConfig().schedules(100_000, 512, scheduled(MoreLosses()))
+    assert [schedules.at(step).more_weight for step in (0, 1, 4)] == [0.0, 0.5, 2.0]
+    names = {"lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature", "local_weight", "gram_weight"}
+    assert vars(schedules.at(0)).keys() == names | {"more_weight"}
+    with pytest.raises(ConfigurationError, match="losses: more_weight must never be below 0"):
+        MoreLosses(more_weight=Schedule(1.0, end=-0.1))
 
 
 def test_names_what_a_short_run_never_finishes():
     """The reference's second stage, started at step 0 of a short run, keeps a Gram weight of 0."""
-    config = v2_config(golden("stage2_7b_ws256"))
-    short, full = config.schedules(10_000, 512), config.schedules(1_200_000, 512)
-    assert max(short.gram_loss_weight.values(10_000)) == 0.0
-    assert short.unfinished() == ["lr", "teacher_temperature", "local_loss_weight", "gram_loss_weight"]
+    short, full = (schedules_of("stage2_7b_ws256", steps, 512) for steps in (10_000, 1_200_000))
+    assert max(short.by_name["gram_weight"].values(10_000)) == 0.0
+    assert short.unfinished() == ["lr", "teacher_temperature", "local_weight", "gram_weight"]
     assert full.unfinished() == []
-    assert OptimConfig().schedules(4_000, 512).unfinished() == ["lr", "teacher_temperature", "freeze_last_layer_steps"]
+    assert OptimConfig().schedules(4_000, 512, {}).unfinished() == [
+        "lr",
+        "teacher_temperature",
+        "freeze_last_layer_steps",
+    ]
 
 
 @pytest.mark.parametrize(

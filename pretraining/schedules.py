@@ -6,15 +6,15 @@ and the one of its 7B training. They look alike and differ at the ends of the wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError
-
-ScalingRule = Literal["none", "sqrt_1024", "linear_256"]
 
 
 @dataclass(frozen=True)
@@ -27,32 +27,26 @@ class Schedule:
       the cosine begins; the cosine contains both its ends, so ``end`` is reached at step W + D - 1.
     - ``dinov2`` (the default and ViT-L configurations): the linear warm-up reaches ``peak`` at step W - 1 and the
       cosine begins with ``peak`` once more; it would reach ``end`` at step T, one after the last.
-
-    Attributes:
-        peak: Value after the warm-up.
-        start: Value at step 0 of a warm-up; without a warm-up it is not used.
-        end: Value after the cosine; None is ``peak``, so that nothing changes after the warm-up.
-        warmup_steps: Length W of the warm-up.
-        decay_steps: Length D of the cosine; None is all steps after the warm-up. ``dinov3`` only.
-        warmup_shape: ``linear``, or ``cosine`` for a half cosine that contains both its ends (the learning rate of
-            DINOv3's third stage and the loss weights of its second are such ramps).
-        family: ``dinov3`` or ``dinov2``.
-        trunc_extra: Share by which the cosine is made longer than the run, in whole steps and with both its ends; what
-            is left of it is stretched to reach ``end`` at the last step. ``dinov2`` only, where its configuration calls
-            it ``schedule_trunc_extra``.
     """
 
-    MAIN_FIELD: ClassVar[str] = "peak"
-    """A plain number in a file or on the command line is this one."""
-
     peak: float
+    """Value after the warm-up."""
     start: float = 0.0
+    """Value at step 0 of the warm-up; without a warm-up it is not used."""
     end: float | None = None
+    """Value after the cosine; none is the value after the warm-up, so that nothing changes any more."""
     warmup_steps: int = 0
+    """Length W of the warm-up in steps."""
     decay_steps: int | None = None
+    """Length D of the cosine in steps; none is all steps after the warm-up. ``dinov3`` only."""
     warmup_shape: Literal["linear", "cosine"] = "linear"
+    """``linear``, or ``cosine`` for a half cosine that contains both its ends (the learning rate of DINOv3's third
+    stage and the loss weights of its second are such ramps)."""
     family: Literal["dinov3", "dinov2"] = "dinov3"
+    """Which curves: those of DINOv3's 7B training, or those that it inherited from DINOv2."""
     trunc_extra: float = 0.0
+    """Share by which the cosine is made longer than the run, in whole steps and with both its ends; what is left of it
+    is stretched to reach ``end`` at the last step (``schedule_trunc_extra`` of the reference). ``dinov2`` only."""
 
     def __post_init__(self) -> None:
         _check(self.warmup_steps >= 0, f"warmup_steps {self.warmup_steps} must be at least 0")
@@ -64,6 +58,12 @@ class Schedule:
             _check(self.decay_steps is None, "decay_steps cannot be chosen in the family dinov2; leave it out")
         else:
             _check(self.trunc_extra == 0, "trunc_extra belongs to the family dinov2; leave it out")
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        ends = (*((self.start,) if self.warmup_steps else ()), self.peak, self.last_value)
+        return min(ends), max(ends)
 
     @property
     def last_value(self) -> float:
@@ -95,13 +95,13 @@ class Schedule:
         after = steps - self.warmup_steps
         remaining = max(total_steps - self.warmup_steps, 0)
         if self.family == "dinov2":
-            decay, share = remaining, self._dinov2_cosine(after, remaining)
+            cosine_steps, share = remaining, self._dinov2_cosine(after, remaining)
         else:
-            decay = remaining if self.decay_steps is None else self.decay_steps
-            share = _half_cosine(after / max(decay - 1, 1))
-        decaying = self.last_value + (self.peak - self.last_value) * share
-        rested = np.where(after < decay, decaying, self.last_value)
-        return np.where(after < 0, self._warm_up(steps), rested)
+            cosine_steps = remaining if self.decay_steps is None else self.decay_steps
+            share = _half_cosine(after / max(cosine_steps - 1, 1))
+        cosine = self.last_value + (self.peak - self.last_value) * share
+        after_warmup = np.where(after < cosine_steps, cosine, self.last_value)
+        return np.where(after < 0, self._warm_up(steps), after_warmup)
 
     def _dinov2_cosine(self, after: NDArray[np.int64], length: int) -> NDArray[np.float64]:
         """Return 1 at the first step after the warm-up, falling towards 0."""
@@ -118,84 +118,44 @@ class Schedule:
         return self.start + (self.peak - self.start) * (steps / max(length, 1))
 
 
-@dataclass(frozen=True)
-class StepValues:
-    """What the schedules say for one step.
+class StepValues(SimpleNamespace):
+    """The scheduled values of one step, by the names of their settings, and ``last_layer_lr``.
 
-    Attributes:
-        lr: Learning rate, before the multipliers of the parameter groups.
-        last_layer_lr: That of the heads' last layers, 0 while they are frozen.
-        weight_decay: Before the multipliers of the parameter groups.
-        momentum: Share of the old teacher in the new one.
-        teacher_temperature: Of the teacher's targets.
-        local_loss_weight: Of the DINO loss of the local crops.
-        gram_loss_weight: Of the Gram loss.
+    ``lr`` and ``weight_decay`` are those before the multipliers of the parameter groups; ``last_layer_lr``, for the
+    last layers of both heads, is ``lr``, or 0 while they are frozen.
     """
-
-    lr: float
-    last_layer_lr: float
-    weight_decay: float
-    momentum: float
-    teacher_temperature: float
-    local_loss_weight: float
-    gram_loss_weight: float
 
 
 @dataclass(frozen=True)
 class Schedules:
-    """All schedules of a run of known length and batch size; ``OptimConfig.schedules`` makes it.
-
-    Attributes:
-        total_steps: Length T of the run.
-        lr: Learning rate, already scaled to the batch size.
-        weight_decay: As in ``StepValues``, like the rest.
-        momentum: See there.
-        teacher_temperature: See there.
-        local_loss_weight: See there.
-        gram_loss_weight: See there.
-        freeze_last_layer_steps: First steps in which the last layers of both heads stay as they are.
-    """
+    """All schedules of a run of known length."""
 
     total_steps: int
-    lr: Schedule
-    weight_decay: Schedule
-    momentum: Schedule
-    teacher_temperature: Schedule
-    local_loss_weight: Schedule
-    gram_loss_weight: Schedule
+    """Length T of the run."""
+    by_name: Mapping[str, Schedule]
+    """By the names of their settings; the learning rate ``lr`` is already scaled to the batch size."""
     freeze_last_layer_steps: int
+    """First steps in which the last layers of both heads stay as they are."""
 
     def at(self, step: int) -> StepValues:
         """Return the values of a step, counted from 0."""
-        lr = self.lr.at(step, self.total_steps)
-        return StepValues(
-            lr=lr,
-            last_layer_lr=0.0 if step < self.freeze_last_layer_steps else lr,
-            weight_decay=self.weight_decay.at(step, self.total_steps),
-            momentum=self.momentum.at(step, self.total_steps),
-            teacher_temperature=self.teacher_temperature.at(step, self.total_steps),
-            local_loss_weight=self.local_loss_weight.at(step, self.total_steps),
-            gram_loss_weight=self.gram_loss_weight.at(step, self.total_steps),
-        )
+        values = {name: schedule.at(step, self.total_steps) for name, schedule in self.by_name.items()}
+        return StepValues(**values, last_layer_lr=0.0 if step < self.freeze_last_layer_steps else values["lr"])
 
     def unfinished(self) -> list[str]:
         """Return the names of schedules whose warm-up or cosine, or freeze, does not end within the run.
 
         A published configuration of a long run, started for a short one, never reaches its Gram weight this way.
         """
-        ends = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "total_steps"}
-        steps = {name: end.fixed_steps if isinstance(end, Schedule) else end for name, end in ends.items()}
-        return [name for name, end in steps.items() if end > self.total_steps]
+        ends = {name: schedule.fixed_steps for name, schedule in self.by_name.items()}
+        ends["freeze_last_layer_steps"] = self.freeze_last_layer_steps
+        return [name for name, end in ends.items() if end > self.total_steps]
 
 
-def lr_factor(rule: ScalingRule, batch_size: int) -> float:
-    """Return what learning rates are multiplied with.
-
-    Args:
-        rule: ``none``; ``sqrt_1024``: 4 sqrt(batch / 1024), the factor 4 being DINOv3's; ``linear_256``: batch / 256.
-        batch_size: Images of a step, over all processes and micro-batches.
-    """
-    return {"none": 1.0, "sqrt_1024": 4.0 * float(np.sqrt(batch_size / 1024)), "linear_256": batch_size / 256}[rule]
+def scheduled(section: Any) -> dict[str, Schedule]:
+    """Return the schedules among the settings of a section, by name."""
+    settings = {field.name: getattr(section, field.name) for field in fields(section)}
+    return {name: value for name, value in settings.items() if isinstance(value, Schedule)}
 
 
 def _half_cosine(progress: NDArray[np.float64]) -> NDArray[np.float64]:

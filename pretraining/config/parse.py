@@ -1,0 +1,365 @@
+"""Between recipe, YAML file and command line on one side and the configuration of a stage on the other.
+
+Files and the command line are read alike: both give texts by dotted names, such as ``1e-4`` for ``optim.lr``. The types
+of the fields say what a text means; tyro puts the values into the nested dataclasses, and writes the help.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import itertools
+import logging
+import math
+import re
+import textwrap
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.config.recipes import recipe
+from pretraining.config.run import STAGES, RunConfig
+
+Setting = tuple[str, str | None]
+"""Dotted name and text; None where the text is missing."""
+
+COMMAND_LINE = "command line"
+NONE = "none"
+_NULLS = ("", "~", "null", "Null", "NULL")
+"""None as YAML writes it."""
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+_PEAK = "peak"
+"""Field of a schedule that is written as the schedule itself: ``--optim.lr 1e-4``."""
+
+RENAMED = {"optim.local_loss_weight": "losses.local_weight", "optim.gram_loss_weight": "losses.gram_weight"}
+"""Old names of settings, which are read until the release after 0.1."""
+_OLD_NAME = re.compile(rf"((?:{'|'.join(STAGES)})\.)?({'|'.join(map(re.escape, RENAMED))})(?=\.|$)")
+
+logger = logging.getLogger(__name__)
+
+
+def stage_configurations(
+    stages: Sequence[str], name: str, file: Path | None = None, arguments: Sequence[str] = ()
+) -> list[RunConfig]:
+    """Return the configurations of stages: a recipe, changed by a file, then by the command line.
+
+    Settings below ``stage1``, ``stage2`` or ``stage3`` are for that stage, the others for all. On the command line,
+    names may have ``-`` for ``_``, lists have commas or are YAML, and whole sections are YAML (``--optim.lr "{peak: 1,
+    end: 0}"``). The last of a repeated setting counts; what is given in one place is checked together.
+
+    Args:
+        stages: Some of ``STAGES``.
+        name: Name of the recipe.
+        file: YAML file of settings by section.
+        arguments: ``--section.setting VALUE`` and ``--stage2.section.setting VALUE``.
+
+    Raises:
+        ConfigurationError: A setting is unknown or impossible.
+    """
+    in_file = [] if file is None else list(_flat(read_yaml(file), str(file)))
+    in_file.sort(key=lambda setting: setting[0].partition(".")[0] in STAGES)  # those of one stage count more
+    typed = _typed(arguments)
+    for old in dict.fromkeys(name for name, _ in (*in_file, *typed) if _current(name) != name):
+        logger.warning("%s is now called %s; the next release will not know the old name", old, _current(old))
+    configs = []
+    for stage in stages:
+        config = recipe(name, stage)
+        for settings, where in ((in_file, str(file)), (typed, COMMAND_LINE)):
+            config = _changed(config, _of_stage(settings, stage), where)
+        configs.append(replace(config, stage=stage))
+    return configs
+
+
+def from_dict(mapping: Any, where: str, base: RunConfig | None = None) -> RunConfig:
+    """Return the configuration that nested mappings hold.
+
+    Args:
+        mapping: What ``read_yaml`` or ``to_dict`` return, or a part of it.
+        where: What errors call the mapping, such as the name of its file.
+        base: Configuration that gives the settings that the mapping leaves out, by default the defaults.
+
+    Raises:
+        ConfigurationError: A setting is unknown or impossible.
+    """
+    return _changed(RunConfig() if base is None else base, list(_flat(mapping, where)), where)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration as nested mappings of what YAML and JSON hold."""
+    return asdict(config, dict_factory=lambda items: {k: str(v) if isinstance(v, Path) else v for k, v in items})
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a file holds: mappings, lists and texts; an empty file is an empty mapping.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is not YAML.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)  # a SafeLoader
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML: {error}. Correct it.") from error
+    return {} if content is None else content
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return a configuration with all its values as YAML."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=120)
+
+
+def print_settings(config: RunConfig, recipe_name: str) -> None:
+    """Print name, type, meaning and value of every setting of a configuration."""
+    description = f"Settings of {config.stage}, with the values of the recipe {recipe_name}."
+    with suppress(SystemExit):
+        _tyro(config, ["--help"], prog=f"meddino-pretrain train {config.stage}", description=description)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose scalars stay texts, since the types of the fields say what they mean; no key may stand twice."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 (merge keys alone)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _flat(content: Any, where: str, prefix: str = "") -> Iterator[Setting]:
+    """Yield the settings in nested mappings."""
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{where}: the content must be settings by their sections, not {content!r}.")
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        if isinstance(value, dict):
+            yield from _flat(value, where, f"{name}.")
+        else:
+            yield name, value if isinstance(value, str) else _as_yaml(value)
+
+
+def _typed(arguments: Sequence[str]) -> list[Setting]:
+    """Return the settings of a command line."""
+    settings: list[Setting] = []
+    rest = list(arguments)
+    while rest:
+        name, equals, text = rest.pop(0).partition("=")
+        if not name.startswith("--") or name == "--":
+            raise ConfigurationError(f"{COMMAND_LINE}: {name!r} is no option. Options begin with --: --name VALUE.")
+        name = name[2:].replace("-", "_")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                settings.append((name, None))
+                continue
+            text = rest.pop(0)
+        if text.startswith("{"):
+            try:
+                settings += _flat(yaml.load(text, _Loader), COMMAND_LINE, f"{name}.")  # a SafeLoader
+            except yaml.YAMLError as error:
+                raise ConfigurationError(f"{COMMAND_LINE}: {name} is not YAML: {error}.") from error
+        else:
+            settings.append((name, text))
+    return settings
+
+
+def _of_stage(settings: Iterable[Setting], stage: str) -> list[Setting]:
+    """Return the settings that concern a stage, without its name."""
+    kept = []
+    for name, text in settings:
+        first, _, rest = name.partition(".")
+        if first not in STAGES:
+            kept.append((name, text))
+        elif first == stage and (rest or text):  # a file may have a stage without settings
+            kept.append((rest or name, text))
+    return kept
+
+
+def _current(name: str) -> str:
+    """Return the present name of a setting."""
+    return _OLD_NAME.sub(lambda match: f"{match[1] or ''}{RENAMED[match[2]]}", name, count=1)
+
+
+def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunConfig:
+    """Return a configuration with other settings."""
+    if not settings:
+        return config
+    known = [name.removesuffix(f".{_PEAK}") for name, _ in _flat(to_dict(config), where)]
+    arguments = []
+    for written, text in settings:
+        name = _current(written).removesuffix(f".{_PEAK}")
+        if name not in known:
+            raise ConfigurationError(f"{where}: {_unknown(name, known)}")
+        if text is None:
+            option = name.replace("_", "-")
+            raise ConfigurationError(f"{where}: --{option} lacks its value. Write --{option} VALUE.")
+        arguments.append(f"--{name}={name}={text}")  # the value carries its name, so that its error can say it
+    try:
+        return _tyro(config, arguments)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def _tyro(config: RunConfig, arguments: Sequence[str], **texts: Any) -> RunConfig:
+    markers = (tyro.conf.FlagConversionOff,)  # true and false are written
+    return tyro.cli(RunConfig, default=config, args=arguments, config=markers, registry=_REGISTRY, **texts)
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """Return what to say of a name that no setting has."""
+    if inside := [one for one in known if one.startswith(f"{name}.")]:
+        return f"{name} is a section of {len(inside)} settings. Give them by their names, such as {inside[0]}."
+    group, dot, leaf = name.rpartition(".")
+    here = dict.fromkeys(one[len(group + dot) :].split(".")[0] for one in known if one.startswith(group + dot))
+    near = [f"{group}{dot}{one}" for one in difflib.get_close_matches(leaf, here, n=1)]
+    near = near or [one for one in known if one.rpartition(".")[2] == leaf]
+    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known here: {', '.join(here) or 'none'}."
+    return f"there is no option {name}. {advice}"
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.struct_rule
+def _section(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Tell tyro the settings of a section, with the docstrings under them."""
+    if not is_dataclass(info.type):
+        return None
+    hints = get_type_hints(info.type)
+    hints |= {_PEAK: Annotated[hints[_PEAK], tyro.conf.arg(name="")]} if _PEAK in hints else {}
+    settings = (
+        StructFieldSpec(name, hint, getattr(info.default, name), partial(_docstring, info.type, name))
+        for name, hint in hints.items()
+    )
+    return StructConstructorSpec(info.type, tuple(settings))
+
+
+def _docstring(section: type, setting: str) -> str | None:
+    """Return the docstring under a field, with a line for each paragraph; tyro would break lines as the source does."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
+    for field, below in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == setting and isinstance(below, ast.Expr):
+            text = inspect.cleandoc(ast.literal_eval(below.value)).replace("``", "`")
+            return re.sub(r"\n(?![\n-]) *", " ", text)
+    return None
+
+
+@_REGISTRY.primitive_rule
+def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Tell tyro how a setting that is not a section is written."""
+    hint = info.type
+    if is_dataclass(hint):
+        return None
+
+    def value(given: list[str]) -> Any:
+        name, _, text = given[0].partition("=")
+        try:
+            return _value(hint, text)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"{name} must be {_form(hint)}, not {text!r}.") from error
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=_form(hint),
+        instance_from_str=value,
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [_written(value)],
+    )
+
+
+def _value(hint: Any, given: Any) -> Any:
+    """Return a text, or what YAML makes of a list, as a value of a type.
+
+    Raises:
+        ValueError: It is none.
+    """
+    inner = _without_none(hint)
+    if inner is not hint and given in (NONE, *_NULLS):
+        return None
+    if is_dataclass(inner):  # in a list
+        hints = get_type_hints(inner)
+        if not isinstance(given, dict) or given.keys() != hints.keys():
+            raise ValueError
+        return inner(**{name: _value(hints[name], text) for name, text in given.items()})  # type: ignore[operator]
+    if get_origin(inner) is tuple:
+        if isinstance(given, str):
+            given = yaml.load(given, _Loader) if given.startswith("[") else given.split(",")  # a SafeLoader
+        elements = get_args(inner)
+        if elements[-1] is Ellipsis:
+            elements = elements[:1] * len(given)
+        return tuple(_value(element, one) for element, one in zip(elements, given, strict=True))
+    if not isinstance(given, str):
+        raise ValueError
+    if get_origin(inner) is Literal:
+        return get_args(inner)[get_args(inner).index(given)]  # ValueError where it is none of them
+    if inner is bool:
+        if given.lower() not in _BOOLS:
+            raise ValueError
+        return _BOOLS[given.lower()]
+    if inner is float:
+        given = given.replace(".inf", "inf")  # as YAML writes it
+    if (inner is float and math.isnan(float(given))) or (inner is str and given in _NULLS):
+        raise ValueError
+    return inner(given)
+
+
+def _without_none(hint: Any) -> Any:
+    """Return X of ``X | None``, and other types as they are."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    (inner,) = (choice for choice in get_args(hint) if choice is not type(None))
+    return inner
+
+
+def _form(hint: Any) -> str:
+    """Return how values of a type are written."""
+    inner = _without_none(hint)
+    if inner is not hint:
+        return f"{_form(inner)}|{NONE}"
+    if get_origin(hint) is Literal:
+        return "|".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        elements = get_args(hint)
+        if elements[-1] is Ellipsis:
+            return f"[{_form(elements[0])}, ...]"
+        return ",".join(map(_form, elements))
+    if is_dataclass(hint):
+        return f"{{{', '.join(f'{name}: {_form(one)}' for name, one in get_type_hints(hint).items())}}}"
+    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(hint, "PATH")
+
+
+def _written(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    if isinstance(value, tuple) and value and not any(isinstance(one, tuple) or is_dataclass(one) for one in value):
+        return ",".join(map(_written, value))
+    if isinstance(value, tuple):
+        return _as_yaml([vars(one) if is_dataclass(one) else one for one in value])
+    if value is None or isinstance(value, bool):
+        return {None: NONE, True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _as_yaml(value: Any) -> str:
+    # YAML ends a number that stands alone with a line of dots
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
