@@ -276,7 +276,7 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         name, _, text = given[0].partition("=")
         try:
             return _value(hint, text)
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, KeyError, yaml.YAMLError) as error:
             raise ConfigurationError(f"{name} must be {_form(hint)}, not {text!r}.") from error
 
     return PrimitiveConstructorSpec(
@@ -292,7 +292,7 @@ def _value(hint: Any, given: Any) -> Any:
     """Return a text, or what YAML makes of a list, as a value of a type.
 
     Raises:
-        ValueError: It is none.
+        ValueError, KeyError, YAMLError: It is none.
     """
     inner = _without_none(hint)
     if inner is not hint and given in (NONE, *_NULLS):
@@ -305,6 +305,8 @@ def _value(hint: Any, given: Any) -> Any:
     if get_origin(inner) is tuple:
         if isinstance(given, str):
             given = yaml.load(given, _Loader) if given.startswith("[") else given.split(",")  # a SafeLoader
+        if not isinstance(given, list):
+            raise ValueError
         elements = get_args(inner)
         if elements[-1] is Ellipsis:
             elements = elements[:1] * len(given)
@@ -314,8 +316,6 @@ def _value(hint: Any, given: Any) -> Any:
     if get_origin(inner) is Literal:
         return get_args(inner)[get_args(inner).index(given)]  # ValueError where it is none of them
     if inner is bool:
-        if given.lower() not in _BOOLS:
-            raise ValueError
         return _BOOLS[given.lower()]
     if inner is float:
         given = given.replace(".inf", "inf")  # as YAML writes it
