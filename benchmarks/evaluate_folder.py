@@ -21,7 +21,8 @@ import SimpleITK
 from measure import RESULTS, write_results
 from metrics import ORGANS, TOLERANCES_MM, Case, make_pair
 
-from nnunetv2_meddino.evaluation.cases import LabelSet, evaluate_files
+from nnunetv2_meddino.evaluation.cases import evaluate_files
+from nnunetv2_meddino.evaluation.classes import LabelSet
 from nnunetv2_meddino.evaluation.files import pair_files
 
 FOLDER_SIZES = (4, 40)

@@ -97,11 +97,9 @@ class Case:
         with np.load(path) as stored:
             return cls(stored["ref"], stored["pred"], tuple(map(float, stored["spacing"])))
 
-    def ours(self, engine: str = "auto") -> CaseMetrics:
+    def ours(self) -> CaseMetrics:
         classes = {str(label): int(label) for label in self.labels}
-        return evaluate_case(
-            self.reference, self.prediction, self.spacing, classes, tolerances_mm=TOLERANCES_MM, engine=engine
-        )
+        return evaluate_case(self.reference, self.prediction, self.spacing, classes, tolerances_mm=TOLERANCES_MM)
 
     def deepmind(self) -> Values:
         from segmentationmetrics import surface_distance as reference
@@ -138,7 +136,7 @@ class Case:
 
     def methods(self) -> dict[str, Callable[[], Any]]:
         """Return what can be imported, by name."""
-        methods: dict[str, Callable[[], Any]] = {OURS: self.ours, "ours without numba": lambda: self.ours("plain")}
+        methods: dict[str, Callable[[], Any]] = {OURS: self.ours}
         try:
             import segmentationmetrics  # noqa: F401
 

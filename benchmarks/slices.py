@@ -36,6 +36,8 @@ from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
 
 SIDE, DEPTH, BATCH = 512, 24, 64
+STEP = 512
+"""Slices of a training step, for the time that drawing them takes."""
 FULL_SIZE = 3_870_000
 NOTES = (
     f"Slices of {SIDE} x {SIDE} int16 in random order, handed over in batches of {BATCH} by torch's DataLoader; page "
@@ -45,7 +47,8 @@ NOTES = (
 )
 MANIFEST_NOTES = (
     "Opening a synthetic corpus, each in a process of its own: seconds until the first indices are drawn, resident "
-    "memory that stays and that is needed for a moment, for each row of the manifest (150 slices a volume). Targets "
+    "memory that stays and that is needed for a moment, for each row of the manifest (150 slices a volume). draw: CPU "
+    f"time to draw the {STEP} slices of a step, mean over an epoch, its permutation included. Targets "
     f"at {FULL_SIZE:,} rows: under 10 s, under 100 bytes a row."
 )
 
@@ -178,13 +181,20 @@ def opening(folder: str) -> dict[str, float]:
     dataset = SliceDataset(folder)
     order = SampleOrder([dataset.usable_rows()], [1.0], seed=0)
     order.rows(10**9, BATCH)
+    seconds, resident, peak = time.perf_counter() - start, _resident_bytes("VmRSS"), _resident_bytes("VmHWM")
+    cpu_seconds = time.process_time() - cpu
+    steps = len(dataset) // STEP + 1
+    start = cpu_time_s()
+    for step in range(steps):
+        order.rows(step * STEP, STEP)
     return {
         "rows": len(dataset),
-        "start s": time.perf_counter() - start,
-        "start CPU s": time.process_time() - cpu,
-        "kept MiB": (_resident_bytes("VmRSS") - before) / 2**20,
-        "kept bytes/row": (_resident_bytes("VmRSS") - before) / len(dataset),
-        "peak bytes/row": (_resident_bytes("VmHWM") - before) / len(dataset),
+        "start s": seconds,
+        "start CPU s": cpu_seconds,
+        "kept MiB": (resident - before) / 2**20,
+        "kept bytes/row": (resident - before) / len(dataset),
+        "peak bytes/row": (peak - before) / len(dataset),
+        "draw ms/step": 1e3 * (cpu_time_s() - start) / steps,
     }
 
 

@@ -27,7 +27,7 @@ DISTRIBUTION = "nnunetv2-meddino"
 
 
 class Status(Enum):
-    """How a check ended."""
+    """Result of a check."""
 
     OK = "ok"
     NOTE = "note"
@@ -37,7 +37,7 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing verified: what, how it ended, what was found and, where needed, what to do."""
+    """What was verified, the result, what was found and, where needed, what to do."""
 
     name: str
     status: Status
@@ -83,7 +83,7 @@ def _folders() -> Iterator[Check]:
 
 
 def _shell() -> Check:
-    """Whether stock nnU-Net commands started from this shell will find the trainers."""
+    """Whether stock nnU-Net commands that are started from this shell find the trainers."""
     value = NNUNET_EXT_TRAINER.get() or ""
     folders = value.split(os.pathsep) if value else []
     if str(ext_trainer_folder()) in folders:

@@ -1,7 +1,8 @@
-"""How a command ends: its exit code, and one message where something went wrong."""
+"""What the commands of both packages share: their options, and how they end (exit code, one message of an error)."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import select
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from nnunetv2_meddino.console import cores
 from nnunetv2_meddino.errors import MedDINOError
 
 EXIT_ERROR = 2
@@ -23,41 +26,89 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _ADVICE = {
     errno.ENOSPC: "Make room there, or write to another place",
     errno.EDQUOT: "The quota is reached: make room there, or write to another place",
-    errno.EACCES: "See that you may read and write there, or name another place",
-    errno.EPERM: "See that you may read and write there, or name another place",
+    errno.EACCES: "Check your permissions there, or name another place",
+    errno.EPERM: "Check your permissions there, or name another place",
     errno.EROFS: "Name a place that can be written to",
     errno.ENOENT: "Check the path",
     errno.ENOTDIR: "A part of the path is a file: name another place",
     errno.EISDIR: "It is a folder: name a file",
-    errno.EEXIST: "There is something of that name already: name another place",
+    errno.EEXIST: "Something of that name exists: name another place",
     errno.ENAMETOOLONG: "Name a shorter path",
     errno.EFBIG: "No file may become that large here: see ulimit -f, or write to another file system",
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n), or give fewer processes (-np)",
     errno.ENFILE: "Too many files are open on this machine: try again later, or give fewer processes (-np)",
-    errno.ENOMEM: "Not enough memory: give fewer processes (-np), or end other programs",
+    errno.ENOMEM: "Give fewer processes (-np), or end other programs",
     errno.EIO: "The disk or the network file system fails: check it",
     errno.ESTALE: "The network file system fails: check it",
 }
 
 
 class Terminated(BaseException):
-    """A SIGTERM or SIGHUP ended the process; like ``KeyboardInterrupt`` no error, and caught by none but ``ended``."""
+    """A SIGTERM or SIGHUP ended the process; like ``KeyboardInterrupt`` no error; caught in ``exit_code_of`` only."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
 
 
-def ended(work: Callable[[], int], *, interrupted: str = "", unwinds: bool = True) -> int:
-    """Do the work of a command and return its exit code; whatever ends it is told in one message.
+def add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str,
+    **settings: Any,
+) -> argparse.ArgumentParser:
+    """Add a sub-command.
+
+    Args:
+        commands: Of the parser.
+        name: Of the command.
+        run: Does its work and returns the exit code.
+        description: For the list of commands, and for its own help.
+        settings: Further ones of its parser.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description, **settings)
+    command.set_defaults(run=run)
+    return command
+
+
+def add_out(command: argparse.ArgumentParser, metavar: str, meaning: str, **settings: Any) -> None:
+    """Add ``-o/--out``, which is a path."""
+    command.add_argument("-o", "--out", type=Path, metavar=metavar, help=meaning, **settings)
+
+
+def add_processes(command: argparse.ArgumentParser) -> None:
+    """Add ``-np``, as nnU-Net spells it."""
+    command.add_argument(
+        "-np",
+        dest="processes",
+        type=_positive,
+        default=cores(),
+        metavar="N",
+        help="number of processes (default: %(default)s)",
+    )
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def exit_code_of(work: Callable[[], int], *, interrupted: str = "", unwinds: bool = True) -> int:
+    """Do the work of a command and return its exit code; an error or a signal is reported in one message.
 
     Meanwhile SIGTERM and SIGHUP (a closed terminal) end all processes that it has started, and then this one. A SIGHUP
-    that is ignored (``nohup``) stays so.
+    that is ignored (``nohup``) stays ignored.
 
     Args:
         work: Returns the exit code.
-        interrupted: What to say besides after Ctrl-C or a signal.
-        unwinds: Whether the work is left through its ``finally`` then; nnU-Net's own could wait for the ended workers.
+        interrupted: Added to the message after Ctrl-C or a signal.
+        unwinds: Whether ``finally`` blocks run after a signal; nnU-Net's own could wait for the ended workers.
 
     Returns:
         What ``work`` returned; 2 after an error; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where
@@ -70,32 +121,32 @@ def ended(work: Callable[[], int], *, interrupted: str = "", unwinds: bool = Tru
             sys.stdout.flush()
             return code
     except Terminated as error:
-        return _told(f"Ended by {error}. {interrupted}", error.exit_code)
+        return _report(f"Ended by {error}. {interrupted}", error.exit_code)
     except KeyboardInterrupt:
-        return _told(f"Interrupted. {interrupted}", _INTERRUPTED)
+        return _report(f"Interrupted. {interrupted}", _INTERRUPTED)
     except MedDINOError as error:
-        return _told(f"{type(error).__name__}: {error}", EXIT_ERROR)
+        return _report(f"{type(error).__name__}: {error}", EXIT_ERROR)
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # rich's answer to it, which has seen to the output
+        if isinstance(error.__context__, BrokenPipeError):  # raised by rich, which has closed the output
             return _PIPE_CLOSED
         raise
     except (OSError, MemoryError) as error:
-        if received:  # a closed terminal takes no last words either
+        if received:  # a closed terminal, where no message can be written either
             return received[0].exit_code
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             _discard_output()
             return _PIPE_CLOSED
-        return _told(f"{type(error).__name__}: {in_words(error)}", EXIT_ERROR)
+        return _report(f"{type(error).__name__}: {describe_error(error)}", EXIT_ERROR)
 
 
-def in_words(error: OSError | MemoryError) -> str:
+def describe_error(error: OSError | MemoryError) -> str:
     """Return what happened, where, and what to do."""
     if isinstance(error, MemoryError):
-        said = f" ({error})" if str(error) else ""
-        return f"There is not enough memory{said}. {_ADVICE[errno.ENOMEM]}, and run the same command again."
+        detail = f" ({error})" if str(error) else ""
+        return f"There is not enough memory{detail}. {_ADVICE[errno.ENOMEM]}, and run the same command again."
     where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     what = f"{where}: {error.strerror}" if where and error.strerror else str(error) or type(error).__name__
-    advice = _ADVICE.get(error.errno or 0, "Mend the cause")
+    advice = _ADVICE.get(error.errno or 0, "Remove the cause")
     return f"{what}. {advice}, and run the same command again."
 
 
@@ -113,20 +164,20 @@ def _ending_signals(received: list[Terminated], unwinds: bool) -> Iterator[None]
         received.append(Terminated(number))
         raise received[-1]
 
-    listened = []
+    handled = []
     if threading.current_thread() is threading.main_thread():
-        listened = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in listened:
+        handled = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in listened:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
 def _end_descendants() -> None:
-    """Send SIGTERM to all processes that this one has started, and to theirs; on Linux alone, which tells them."""
+    """Send SIGTERM to all processes that this one has started, and to theirs; only on Linux, which lists them."""
     children: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -141,7 +192,7 @@ def _end_descendants() -> None:
                 os.kill(pid, signal.SIGTERM)
 
 
-def _told(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     with suppress(OSError):  # a closed terminal
         sys.stderr.write(f"{message.strip()}\n")
     return code

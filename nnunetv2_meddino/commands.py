@@ -1,7 +1,4 @@
-"""Child processes, which end with their parent, and their progress.
-
-A command's output goes to a log file and, as far as it tells progress, to the screen.
-"""
+"""Runs nnU-Net's commands as child processes that end with their parent, and follows their progress in their output."""
 
 from __future__ import annotations
 
@@ -22,23 +19,23 @@ import numpy as np
 from nnunetv2_meddino.errors import CommandError, ConfigurationError
 
 Report = Callable[[float | None, str], None]
-"""Shows how far a step has come: the fraction done (None where unknown) and a few words."""
+"""Called with the fraction that is done (None where unknown) and a few words."""
 
 Watch = Callable[[str], None]
-"""Is given every line that a command writes."""
+"""Called with every line that a command writes."""
 
 _POLL_S = 0.1
 _STOP_S = 5.0
 _SHOWN_LINES = 5
-# Warnings, the parts of a traceback, and what nnU-Net says once one of its workers has died of something told before.
+# Warnings, parts of a traceback, and what nnU-Net adds when one of its workers has died of an error printed before.
 _NOISE = re.compile(r"\s|.*Warning: |Traceback|Exception in|During handling|The above exc|RuntimeError: One or more")
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], log: Path, watch: Watch) -> None:
-    """Run a command to its end; it and its workers end with this process, whatever ends that.
+    """Run a command to its end; it and its workers end with this process, however that ends.
 
-    The output goes straight to the log, which is read from there: a worker that outlives the command cannot hold the
-    call up, as it could by keeping a pipe open.
+    The output goes straight to the log and is read from there. Through a pipe, a worker that outlives the command and
+    keeps the pipe open could block this call.
 
     Args:
         command: A command that is installed beside this Python, or a path, and its arguments.
@@ -47,7 +44,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], log: Pat
         watch: Called with every line of the output.
 
     Raises:
-        CommandError: The command failed; the message holds its last telling lines and the log.
+        CommandError: The command failed; the message holds the last lines that say why, and the log.
     """
     with log.open("a", encoding="utf-8") as sink, log.open(encoding="utf-8", errors="replace") as source:
         sink.write(f"$ {' '.join(command)}\n")
@@ -96,20 +93,20 @@ def _executable(name: str) -> Path:
 
 
 def supervised(command: Sequence[str], grace_s: float) -> list[str]:
-    """Return the command that runs a command and ends it, and its workers, when this process ends.
+    """Return the command that runs a command and ends it, with its workers, when this process ends.
 
-    It needs a pipe as its standard input (``stdin=subprocess.PIPE``), which is to stay open, and a session of its own.
+    Start it with a pipe as standard input (``stdin=subprocess.PIPE``), which must stay open, and in a new session.
 
     Args:
         command: The program and its arguments.
-        grace_s: Time it has between SIGTERM and SIGKILL.
+        grace_s: Time between SIGTERM and SIGKILL.
     """
     # isolated and without site-packages: the command's environment is not its own
     return [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), str(grace_s), *command]
 
 
 def end_with_parent() -> None:
-    """Let this worker process end with its parent: where that is killed, it would wait for work for ever."""
+    """Make this worker process end with its parent; if that was killed, it would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -127,7 +124,7 @@ class BarWatch:
         self.report = report
 
     def __call__(self, line: str) -> None:
-        """Report what the line says, where it says something."""
+        """Report the progress that a line shows, if any."""
         if match := re.match(r"(.+?):\s+(\d+)%\|", line):
             self.report(int(match[2]) / 100, match[1].lower())
 
@@ -141,7 +138,7 @@ class TrainingWatch:
         self.loss, self.dice = "", ""
 
     def __call__(self, line: str) -> None:
-        """Report what the line says, where it says something."""
+        """Report the progress that a line shows, if any."""
         if match := re.search(r": Epoch (\d+)\s*$", line):
             self.epoch = int(match[1])
             self.num_epochs = int(json.loads(self.debug_file.read_text())["num_epochs"])
@@ -166,7 +163,7 @@ class PredictionWatch:
         self.done = 0
 
     def __call__(self, line: str) -> None:
-        """Report what the line says, where it says something."""
+        """Report the progress that a line shows, if any."""
         if match := re.match(r"Predicting (\S+):$", line):
             self.report(self.done / self.num_cases, match[1])
         elif line.startswith("done with "):

@@ -34,7 +34,7 @@ MEDDINO_BACKBONE = EnvironmentVariable(
 )
 NNUNET_EXT_TRAINER = EnvironmentVariable(
     "nnUNet_extTrainer",
-    "folders in which nnU-Net looks for trainers that it does not ship",
+    "folders where nnU-Net looks for trainers that it does not ship",
 )
 OMP_WAIT_POLICY = EnvironmentVariable(
     "OMP_WAIT_POLICY",
@@ -72,7 +72,7 @@ def ext_trainer_folder() -> Path:
 
 
 def ext_trainer_value() -> str:
-    """Return ``nnUNet_extTrainer`` with our folder in it, keeping folders the user has already set."""
+    """Return ``nnUNet_extTrainer`` with our folder added to those that the user has set."""
     ours = str(ext_trainer_folder())
     current = NNUNET_EXT_TRAINER.get()
     folders = current.split(os.pathsep) if current else []
@@ -120,5 +120,5 @@ def _change_environment(values: Mapping[str, str | None]) -> None:
 
 
 def one_thread_each() -> AbstractContextManager[None]:
-    """Let processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
+    """Make processes that start meanwhile use one thread: libraries read these variables when they are loaded."""
     return changed_environment(dict.fromkeys(_THREAD_VARIABLES, "1"))

@@ -35,7 +35,7 @@ class TrainingError(MedDINOError):
 
 
 class CommandError(MedDINOError):
-    """A command that was started did not succeed; the message holds its last telling lines and its log."""
+    """Another program could not be started or failed; the message says why, and where its log is if it has one."""
 
 
 class BusyError(MedDINOError):

@@ -17,15 +17,15 @@ from nnunetv2_meddino.weights.files import write_torch
 STOCK_TRAINER = "nnUNetTrainer"
 COPIED = ("dataset.json", "dataset_fingerprint.json")
 FOLDS_WITHOUT_F = ["0", "1", "2", "3", "4"]
-"""Those that nnU-Net predicts with where no ``-f`` is given; it fails where one is missing."""
+"""The folds that nnU-Net predicts with if no ``-f`` is given; it fails if one is missing."""
 
 
 def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     """Write a copy of a model folder whose trainer is nnU-Net's own.
 
     The plans of our models hold the whole architecture, and nnU-Net's default trainer builds whatever network class
-    its plans name; so only the trainer's name has to change. This package must be installed where the copy is used.
-    Optimizer states, a good two thirds of a checkpoint, are left out.
+    the plans name, so only the trainer's name has to change. This package must be installed where the copy is used.
+    Optimizer states, over two thirds of a checkpoint, are left out.
 
     Args:
         model_folder: ``nnUNet_results/DatasetXXX_Name/Trainer__Plans__configuration`` with at least one trained fold.
@@ -36,14 +36,14 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
         The folder written.
 
     Raises:
-        ConfigurationError: ``model_folder`` is no trained model of this package, or ``out`` exists.
+        ConfigurationError: ``model_folder`` is not a trained model of this package, or ``out`` exists.
     """
     parts = model_folder.resolve().name.split("__")
     folds = sorted(model_folder.glob("fold_*/checkpoint_final.pth"))
     if len(parts) != 3 or not folds or not (model_folder / "plans.json").is_file():
         msg = (
             f"{model_folder} is not a folder Trainer__Plans__configuration of nnUNet_results with a finished fold "
-            "(plans.json and fold_*/checkpoint_final.pth). Name the folder that nnUNetv2_train wrote."
+            "(plans.json and fold_*/checkpoint_final.pth). Give the folder that nnUNetv2_train wrote."
         )
         raise ConfigurationError(msg)
     trainer, plans_name, configuration = parts

@@ -106,15 +106,15 @@ def check_writable(path: Path) -> None:
 
 
 def written_or_rescued(write: Callable[[Path], T], out: Path) -> T:
-    """Write what took long to compute; where that fails, write it to the folder of temporary files.
+    """Write what took long to compute; if that fails, write it to a temporary folder instead.
 
     Args:
         write: Writes to the path that it is given.
-        out: Where to.
+        out: The path that was asked for.
 
     Raises:
-        OutputError: It was rescued; the message says where it is.
-        OSError: It could be written nowhere.
+        OutputError: It was written to the temporary folder, which the message names.
+        OSError: It could not be written there either.
     """
     try:
         return write(out)
@@ -131,14 +131,14 @@ def written_or_rescued(write: Callable[[Path], T], out: Path) -> T:
 
 
 def is_of_the_disk(error: BaseException) -> bool:
-    """Whether an error says that something cannot be written, and nothing of data that were read."""
+    """Whether an error is of the disk or its permissions, not of the content of a file that was read."""
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
 def _system_error(error: Exception) -> int | None:
-    """Return the number of the system's error that a library's error was made of.
+    """Return the errno of the system error behind a library's error.
 
-    torch names it as the context of its RuntimeError, safetensors in the text of its SafetensorError.
+    torch keeps it as the context of its RuntimeError, safetensors in the text of its SafetensorError.
     """
     below: BaseException | None = error
     while below is not None:

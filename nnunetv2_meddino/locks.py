@@ -1,13 +1,12 @@
-"""One command at a time in a folder: a file that says who works there, and that a dead holder gives up by itself.
+"""One command at a time in a folder: a lock file that names its holder and is released when the holder dies.
 
-A file made with ``O_EXCL`` holds on every file system that a cluster shares, where ``flock`` may not. Nobody has to
-delete one that a killed command left:
+Creating a file with ``O_EXCL`` is safe on every file system that a cluster shares; ``flock`` may not be. A lock that a
+killed command left need not be deleted by hand:
 
-- On the machine of the holder its process is looked up (boot, process id and start time: a new process of an old id is
-  another one).
-- Elsewhere the holder is dead if the same Slurm job was queued again since, or if the file was not touched for
-  ``DEAD_S``: a thread of the holder touches it every ``BEAT_S``. So that clocks need not agree, ages are differences of
-  times that the file system itself wrote. Who finds a younger file waits until it is touched, or old enough.
+- On the holder's machine its process is looked up by boot, process id and start time, since ids are used again.
+- Elsewhere the holder is dead if its Slurm job was queued again since, or if the file was not touched for ``DEAD_S``: a
+  thread of the holder touches it every ``BEAT_S``. Ages are differences of times that the file system itself wrote, so
+  clocks need not agree. A command that finds a younger file waits until it is touched, or old enough.
 """
 
 from __future__ import annotations
@@ -45,29 +44,26 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who works in a folder.
-
-    Attributes:
-        token: Of this lock alone.
-        host: Name of the machine.
-        machine: What process ids belong to: boot of the machine, and its process name space (a container's is its own).
-        pid: Process id.
-        started: When the process was started, in ticks since the boot.
-        job: Slurm's job; None outside of Slurm.
-        restarts: How often the job had been queued again.
-        command: The command line.
-        since: When the lock was taken.
-    """
+    """The command that works in a folder."""
 
     token: str
+    """Unique to this lock."""
     host: str
+    """Name of the machine."""
     machine: str
+    """Where process ids are valid: one boot of the machine and one process name space (containers have their own)."""
     pid: int
+    """Process id."""
     started: str
+    """Start time of the process, in ticks since the boot."""
     job: str | None
+    """Slurm job; None outside Slurm."""
     restarts: int
+    """How often the job had been queued again."""
     command: str
+    """The command line."""
     since: str
+    """When the lock was taken."""
 
     @classmethod
     def this_process(cls) -> Holder:
@@ -88,11 +84,11 @@ class Holder:
 
 @contextmanager
 def locked(folder: Path, name: str = NAME) -> Iterator[None]:
-    """Hold the lock of a folder; it is given up at the end, and by itself if this process dies.
+    """Hold the lock of a folder; it is released at the end, or when this process dies.
 
     Args:
-        folder: Made where it is missing.
-        name: Of the file, for a folder with several locks.
+        folder: Made if it is missing.
+        name: Name of the lock file, for a folder with several.
 
     Raises:
         BusyError: Another command works there.
@@ -115,17 +111,17 @@ def locked(folder: Path, name: str = NAME) -> Iterator[None]:
 
 
 def refuse_if_held(path: Path) -> None:
-    """Return where nobody alive holds a lock; the file that a dead holder left is deleted.
+    """Return if no living command holds a lock; the file of a dead holder is deleted.
 
     Raises:
-        BusyError: Somebody does.
+        BusyError: One does.
     """
     if path.exists():
         _wait_for_death(path)
 
 
 def _taken(path: Path, own: Holder) -> bool:
-    """Make the file; False where there is one."""
+    """Make the file; return False if there is one already."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -140,12 +136,12 @@ def _taken(path: Path, own: Holder) -> bool:
 
 
 def _wait_for_death(path: Path) -> None:
-    """Return once the lock is gone, for its holder gave it up or is found dead.
+    """Return once the lock is gone because its holder released it or is dead.
 
     Raises:
-        BusyError: The holder lives.
+        BusyError: The holder is alive.
     """
-    first, told = None, False
+    first, warned = None, False
     while (seen := _seen(path)) is not None:
         touched_s, holder = seen
         if first is None:
@@ -157,8 +153,8 @@ def _wait_for_death(path: Path) -> None:
             return
         if alive or touched_s != first:
             raise BusyError(_refusal(path, holder))
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             logger.warning(
                 "%s may be left by a command that died: %s. Waiting for a sign of life, up to %.0f s",
                 path,
@@ -173,7 +169,7 @@ def _pause() -> None:
 
 
 def _seen(path: Path) -> tuple[float, Holder | None] | None:
-    """Return when the file was touched and who holds it (None while that is not written); None where it is gone."""
+    """Return when the file was touched and its holder (None while that is not written); None if the file is gone."""
     try:
         touched_s = path.stat().st_mtime
         text = path.read_text()
@@ -186,7 +182,7 @@ def _seen(path: Path) -> tuple[float, Holder | None] | None:
 
 
 def _lives(holder: Holder) -> bool | None:
-    """Whether a holder lives; None where that cannot be known from here."""
+    """Whether a holder is alive; None if that cannot be known from here."""
     if holder.machine and holder.machine == _machine():
         return None if _is_hidden(holder.pid) else _started(holder.pid) == holder.started
     if holder.job is not None and holder.job == SLURM_JOB_ID.get() and holder.restarts < _restarts():
@@ -195,14 +191,14 @@ def _lives(holder: Holder) -> bool | None:
 
 
 def _remove(path: Path, dead: Holder | None) -> None:
-    """Delete the lock of a dead holder, and no other that has taken its place meanwhile."""
+    """Delete the lock of a dead holder, unless another lock has taken its place meanwhile."""
     aside = path.with_name(f"{path.name}.{uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:  # another command was quicker
         return
     if _token(aside) == (None if dead is None else dead.token):
-        logger.warning("%s was left by a command that is dead and is taken over: %s", path, _words(dead))
+        logger.warning("%s was left by a command that has died, and is taken over: %s", path, _words(dead))
     else:
         with suppress(FileExistsError):
             os.link(aside, path)
@@ -213,7 +209,7 @@ def _beat(path: Path, token: str, given_up: threading.Event) -> None:
     while not given_up.wait(BEAT_S):
         try:
             if _token(path) != token:
-                logger.error("%s is no longer held by this command: another may be at work in the folder", path)
+                logger.error("%s is no longer held by this command: another may be working in the folder", path)
                 return
             os.utime(path)
         except OSError as error:  # of the network: it may pass
@@ -226,7 +222,7 @@ def _token(path: Path) -> str | None:
 
 
 def _now_s(path: Path) -> float:
-    """Return the time as the file system of a lock has it."""
+    """Return the present time by the clock of a lock's file system."""
     probe = path.with_name(f"{path.name}.{uuid4().hex}")
     try:
         probe.touch()
@@ -237,8 +233,8 @@ def _now_s(path: Path) -> float:
 
 def _refusal(path: Path, holder: Holder | None) -> str:
     return (
-        f"another command works in {path.parent}: {_words(holder)}. Wait for its end, or end it, and run this one "
-        f"again. Only if it is certainly dead: delete {path}"
+        f"another command works in {path.parent}: {_words(holder)}. Wait until it ends, or end it, and run this one "
+        f"again. Only if it is certainly dead, delete {path}"
     )
 
 
@@ -250,7 +246,7 @@ def _words(holder: Holder | None) -> str:
 
 
 def _machine() -> str:
-    """Return what tells machines and process name spaces apart; empty where the system does not say."""
+    """Return an id of machine, boot and process name space; empty if the system has none."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
@@ -258,16 +254,16 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process was started; None where it has ended."""
+    """Return the start time of a process; None if it has ended."""
     try:
         fields: list[Any] = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]  # ended, but its parent has not asked
+    return None if fields[0] in "ZX" else fields[19]  # ended, but not yet waited for by its parent
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process is another user's, of which the system may not tell more than that it is there."""
+    """Whether a process is another user's, of which the system may show only that it exists."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Work on many items in spawned processes; one that is killed takes no other item with it."""
+"""Work on many items in spawned processes; if one of them is killed, only its item is lost."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def run(
     """Call ``work`` for every item and ``keep`` with every result, in the order in which they are ready.
 
     Args:
-        work: Is pickled, as are items and results. What it raises ends everything once running items are finished.
+        work: Pickled, like items and results. An exception from it ends everything once the running items are finished.
         items: What to work on.
-        processes: Spawned processes of one thread each; 1 works in this process. In a script, call this under
-            ``if __name__ == "__main__":``.
-        lost: Makes the result of an item whose process was killed, and killed again when it had one of its own.
+        processes: Number of spawned processes, each with one thread; with 1 the work is done in this process. In a
+            script, call this under ``if __name__ == "__main__":``.
+        lost: Makes the result of an item whose process was killed twice, the second time with no other item running.
         keep: Called in this process.
 
     Raises:
@@ -54,7 +54,7 @@ def run(
 def _run_pool(
     work: Callable[[Item], Result], items: Iterator[Item], processes: int, keep: Callable[[Result], None]
 ) -> list[Item]:
-    """Work until the items are finished, or until a process is killed; return the items lost with it, in order."""
+    """Work until all items are finished or a process is killed; return the items that were lost with it."""
     with one_thread_each():
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
         try:
@@ -65,8 +65,9 @@ def _run_pool(
                 raise ConfigurationError(msg) from error
             running: dict[Future[Result], Item] = {}
             lost: list[Item] = []
-            while not lost:
-                for item in islice(items, 2 * processes - len(running)):  # one is waiting where one is finished
+            while True:
+                # twice as many as processes, so that none waits for the next item
+                for item in islice(items, 0 if lost else 2 * processes - len(running)):
                     try:
                         running[pool.submit(work, item)] = item
                     except BrokenProcessPool:
@@ -79,11 +80,6 @@ def _run_pool(
                         keep(future.result())
                     except BrokenProcessPool:
                         lost.append(item)
-            for future, item in running.items():
-                try:
-                    keep(future.result())
-                except BrokenProcessPool:
-                    lost.append(item)
         finally:
             pool.shutdown(cancel_futures=True)
     return lost

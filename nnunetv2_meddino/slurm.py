@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import CommandError
 from nnunetv2_meddino.files import replacing
 
 
 def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str], commands: str) -> None:
-    """Write a job script under a temporary name and rename it.
+    """Write a job script whole or not at all.
 
     Args:
         path: Of the script; its folder exists.
@@ -32,7 +32,7 @@ def write_script(path: Path, options: Sequence[str], variables: Mapping[str, str
 
 
 def job_path() -> str:
-    """Return ``PATH`` for a job that starts from a bare shell: the commands of this installation are on it."""
+    """Return a ``PATH`` for a job that starts from a bare shell, with the commands of this installation."""
     own, folders = str(Path(sys.executable).parent), os.get_exec_path()
     return os.pathsep.join(folders if own in folders else [own, *folders])
 
@@ -46,14 +46,14 @@ def run_sbatch(command: Sequence[str]) -> str:
     """Run what ``sbatch_command`` returned; return the job's id.
 
     Raises:
-        ConfigurationError: There is no ``sbatch``, or it refuses.
+        CommandError: There is no ``sbatch``, or it refuses.
     """
     script = command[-1]
     if shutil.which("sbatch") is None:
-        raise ConfigurationError(f"sbatch is not on PATH: {script} is written, but not submitted.")
+        raise CommandError(f"sbatch is not on PATH: {script} is written, but not submitted.")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     job = re.match(r"\d+", done.stdout.strip())
     if done.returncode or job is None:
         reason = (done.stderr or done.stdout).strip()
-        raise ConfigurationError(f"sbatch refused {script} (status {done.returncode}): {reason}")
+        raise CommandError(f"sbatch refused {script} (status {done.returncode}): {reason}")
     return job[0]

@@ -1,10 +1,10 @@
-"""Runs a command so that it, and the workers it starts, end with whoever asked for it, even by SIGKILL.
+"""Runs a command that ends, with the workers it starts, when the calling process ends, even by SIGKILL.
 
-Run by path as ``python -I -S supervisor.py GRACE_S COMMAND...`` (``processes.supervised``): it imports nothing but the
-standard library and starts in a few milliseconds. Standard input is a pipe that nobody writes to and whose other end
-the asking process alone holds: the kernel closes that when the process ends, however it does.
-``prctl(PR_SET_PDEATHSIG)`` would reach the command alone, not its workers, and is set between fork and exec, where a
-process with threads (progress bars) may run no Python.
+Run by path as ``python -I -S supervisor.py GRACE_S COMMAND...`` (``commands.supervised``): it imports only the standard
+library and starts in a few milliseconds. Standard input is a pipe that nobody writes to and whose other end only the
+calling process holds: the kernel closes it when that process ends, however it does. ``prctl(PR_SET_PDEATHSIG)`` would
+reach the command but not its workers, and is set between fork and exec, where a process with threads (progress bars)
+must not run Python.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _LOOK_EVERY_S = 0.1
 
 
 def supervise(command: list[str], grace_s: float) -> int:
-    """Run a command to its end, or end it and its workers when the asking process ends or a SIGTERM comes.
+    """Run a command to its end, or end it and its workers when the calling process ends or sends SIGTERM.
 
-    Workers of a command that failed are ended too; those of one that succeeded are its own affair.
+    Workers that a failed command left behind are ended too.
 
     Args:
         command: The program and its arguments.
         grace_s: Time between SIGTERM and SIGKILL.
 
     Returns:
-        Exit code of the command; 128 and the number of the signal that ended it.
+        Exit code of the command; 128 plus the number of the signal that ended it.
     """
-    asked = False
+    stop = False
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+    def on_sigterm(number: int, frame: object) -> None:
+        nonlocal stop
+        stop = True
 
-    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGTERM, on_sigterm)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    while child.poll() is None and not asked and not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
+    while child.poll() is None and not stop and not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
         pass
     if child.poll() != 0:
         _signal(child.pid, signal.SIGTERM)

@@ -1,8 +1,8 @@
 """Groups of slices that a step looks at together, and how processes and micro-batches share them.
 
-What depends on which slices are together is a matter of the group alone: the neighbours of KoLeo, how many patches are
+All that depends on which slices are together depends on the group alone: the neighbours of KoLeo, how many patches are
 masked in which crop, the samples that stochastic depth leaves out, the scale of the patch coordinates. The number of
-processes only says who holds which part of a group.
+processes only decides who holds which part of a group.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
 
 import pretraining.cli.main
 from nnunetv2_meddino.cli import main
-from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.command_line import add_out, add_processes, exit_code_of
 from nnunetv2_meddino.errors import DataError
 from tests.processes import LIMIT_S, has_ended, until
 from tests.trainers.test_trainers import tiny_weights
@@ -42,19 +44,32 @@ def raising(error: BaseException):
             "OSError: /a -> /b: Read-only file system. Name a place that can be written to, and run the same command "
             "again.\n",
         ),
-        (MemoryError(), 2, "MemoryError: There is not enough memory. Not enough memory: give fewer"),
+        (MemoryError(), 2, "MemoryError: There is not enough memory. Give fewer"),
         (DataError("what, where, what to do"), 2, "DataError: what, where, what to do\n"),
         (KeyboardInterrupt(), 130, "Interrupted. It goes on.\n"),
     ],
 )
 def test_an_error_is_one_message_and_an_exit_code(capsys, error, code, said):
-    assert ended(raising(error), interrupted="It goes on.") == code
+    assert exit_code_of(raising(error), interrupted="It goes on.") == code
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_options_that_commands_share(capsys):
+    parser = argparse.ArgumentParser()
+    add_out(parser, "DIR", "folder")
+    add_processes(parser)
+    for spelling in ("-o", "--out"):
+        assert parser.parse_args([spelling, "a/b", "-np", "3"]) == argparse.Namespace(out=Path("a/b"), processes=3)
+    assert parser.parse_args([]).processes >= 1
+    for wrong, message in (("0", "argument -np: must be 1 or more, not 0"), ("two", "argument -np: invalid int value")):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["-np", wrong])
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        ended(raising(ZeroDivisionError()))
+        exit_code_of(raising(ZeroDivisionError()))
 
 
 COMMANDS = {
@@ -94,11 +109,11 @@ def test_output_that_nobody_reads_ends_without_a_word(printing):
     script = f"""
 import sys
 from rich.console import Console
-from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.command_line import exit_code_of
 def work():
     while True:
         {printing}
-sys.exit(ended(work))
+sys.exit(exit_code_of(work))
 """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
@@ -109,9 +124,9 @@ sys.exit(ended(work))
 
 
 def test_a_hangup_that_is_ignored_stays_so():
-    script = "import signal, sys; from nnunetv2_meddino.command_line import ended\n"
+    script = "import signal, sys; from nnunetv2_meddino.command_line import exit_code_of\n"
     script += "def work():\n    signal.raise_signal(signal.SIGHUP)\n    return 7\n"
-    script += "sys.exit(ended(work))"
+    script += "sys.exit(exit_code_of(work))"
     for action, status in (("SIG_IGN", 7), ("SIG_DFL", 129)):
         code = f"import signal\nsignal.signal(signal.SIGHUP, signal.{action})\n{script}"
         assert subprocess.run([sys.executable, "-c", code], timeout=LIMIT_S, check=False).returncode == status
@@ -120,7 +135,7 @@ def test_a_hangup_that_is_ignored_stays_so():
 def test_code_that_is_not_made_for_it_dies_of_the_signal_at_once_and_so_do_its_workers(tmp_path):
     script = """
 import multiprocessing, os, signal, sys
-from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.command_line import exit_code_of
 
 def worker(pipe):
     pipe.send(os.getpid())
@@ -139,7 +154,7 @@ def work():
     finally:
         open("unwound", "w")
 
-sys.exit(ended(work, unwinds=False))
+sys.exit(exit_code_of(work, unwinds=False))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as process:
         until((tmp_path / "worker").exists)

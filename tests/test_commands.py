@@ -17,20 +17,20 @@ RUNS_A_COMMAND = f"""
 import os, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.command_line import exit_code_of
 from nnunetv2_meddino.commands import run_command
 
 def work():
     run_command([sys.executable, "-c", {FAMILY!r}], dict(os.environ), Path("log"), lambda line: None)
     return 0
 
-sys.exit(ended(work, interrupted="The same command continues."))
+sys.exit(exit_code_of(work, interrupted="The same command continues."))
 """
 
 WORKS_IN_PROCESSES = """
 import os, signal, sys
 from nnunetv2_meddino import process_pool
-from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.command_line import exit_code_of
 
 def tell(item):
     with open("pids", "a") as file:
@@ -38,7 +38,7 @@ def tell(item):
     signal.pause()
 
 if __name__ == "__main__":
-    sys.exit(ended(lambda: process_pool.run(tell, [0, 1], processes=2, lost=print, keep=print)))
+    sys.exit(exit_code_of(lambda: process_pool.run(tell, [0, 1], processes=2, lost=print, keep=print)))
 """
 
 

@@ -67,7 +67,7 @@ def test_a_second_command_is_told_who_works_there(tmp_path):
                 pass
             message = str(caught.value)
             assert f"(process {holder.pid} on {socket.gethostname()}, since 20" in message
-            assert message.endswith(f"Only if it is certainly dead: delete {tmp_path / NAME}")
+            assert message.endswith(f"Only if it is certainly dead, delete {tmp_path / NAME}")
         finally:
             holder.kill()
             holder.wait(LIMIT_S)
@@ -80,7 +80,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, caplog):
         until(lambda: Path(f"/proc/{holder.pid}/stat").read_text().split()[2] == "Z")
         with locked(tmp_path):  # not even waited for by its parent yet
             assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
-    assert "dead and is taken over" in caplog.text
+    assert "has died, and is taken over" in caplog.text
 
 
 def test_a_new_process_of_an_old_id_is_another_one(tmp_path):

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.console import cores, progress, say
+from nnunetv2_meddino.command_line import add_command, add_out, add_processes
+from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import written_or_rescued
 from nnunetv2_meddino.locks import locked
@@ -20,14 +21,13 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 
 _EPILOG = """exit code: 0 the report is written (or all jobs are submitted), 1 a step of --run failed (it is named, the
-others ran, and the same command continues), 2 the call or a dataset cannot be used."""
+others ran, and the same command continues), 2 an argument or a dataset cannot be used."""
 
 
 def add_compare(commands: argparse._SubParsersAction) -> None:
     """Add ``compare`` to the sub-commands."""
-    description = "trained methods side by side: scores with intervals and tests, costs, pictures of the worst cases"
-    command = commands.add_parser("compare", help=description, description=description, epilog=_EPILOG)
-    command.set_defaults(run=_compare)
+    description = "compare trained methods: scores with intervals and tests, costs, pictures of the worst cases"
+    command = add_command(commands, "compare", _compare, description, epilog=_EPILOG)
     command.add_argument(
         "-d", dest="datasets", nargs="+", required=True, metavar="D", help="datasets, by number or name"
     )
@@ -38,17 +38,10 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--reference",
         metavar="METHOD",
-        help="the row that others are compared with: a trainer, or Trainer__Plans__configuration (default: "
+        help="the method that others are compared with: a trainer, or Trainer__Plans__configuration (default: "
         "nnUNetTrainer, else the first row)",
     )
-    command.add_argument(
-        "-o",
-        dest="out",
-        type=Path,
-        default=Path("meddino_compare"),
-        metavar="OUT",
-        help="folder (default: %(default)s)",
-    )
+    add_out(command, "OUT", "folder for the report (default: %(default)s)", default=Path("meddino_compare"))
     work = command.add_mutually_exclusive_group()
     work.add_argument(
         "--run", dest="run_missing", action="store_true", help="first plan, preprocess and train what is missing"
@@ -57,10 +50,8 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--sbatch-arguments", default="", metavar="ARGS", help="further arguments of sbatch for every job, in quotes"
     )
-    command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="of trainings (default: %(default)s)")
-    command.add_argument(
-        "-np", dest="processes", type=int, default=cores(), metavar="N", help="processes (default: %(default)s)"
-    )
+    command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="for training (default: %(default)s)")
+    add_processes(command)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -109,8 +100,6 @@ def _compare_alone(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would fail after hours of work."""
-    if options.processes < 1:
-        raise ConfigurationError(f"-np must be 1 or more, not {options.processes}.")
     if wrong := [fold for fold in options.folds if not re.fullmatch(r"\d+|all", fold)]:
         raise ConfigurationError(f"--folds takes numbers or 'all', not {', '.join(wrong)}.")
     if options.sbatch_arguments and not options.submit:
@@ -118,7 +107,7 @@ def _check(options: argparse.Namespace) -> None:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"-o {options.out} is no folder and cannot be made one ({error}). Give another."
+        msg = f"-o {options.out} is not a folder and cannot be made one ({error}). Name another."
         raise ConfigurationError(msg) from error
 
 

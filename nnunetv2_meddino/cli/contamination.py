@@ -6,25 +6,27 @@ import argparse
 import re
 from pathlib import Path
 
+from nnunetv2_meddino.command_line import add_command
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import ConfigurationError, DataError, WeightsError
 
 SEEN, UNKNOWN = 1, 2
 _IMAGE = re.compile(r"(.+)_\d{4}(\.nii\.gz|\.[A-Za-z0-9]+)")
-_EPILOG = """Ids are compared, those of datasets made by 'meddino dataset' included. They cannot prove that a scan was
-not seen: collections hold each other's scans under other names. Compare the contents where the corpus is at hand:
-meddino-pretrain seen CORPUS IMAGE. Exit code: 0 no id is listed, 1 some are, 2 none is, but not all images that the
-weights were pretrained on are listed, or an error."""
+_EPILOG = """Only ids are compared, also those of datasets made by 'meddino dataset'. They cannot prove that a scan was
+not seen, since collections hold each other's scans under other names; with the corpus, meddino-pretrain seen CORPUS
+IMAGE compares the voxels. Exit code: 0 no id is listed, 1 some are, 2 an error, or none is listed but the list of what
+the weights were pretrained on is incomplete."""
 
 
 def add_seen(actions: argparse._SubParsersAction) -> None:
     """Add ``seen`` to the actions of ``weights``."""
-    description = "say which cases are in the corpus that weights were pretrained on, by their ids"
-    command = actions.add_parser("seen", help=description, description=description, epilog=_EPILOG)
-    command.set_defaults(run=_seen)
+    description = "check by id whether cases are in the corpus that weights were pretrained on"
+    command = add_command(actions, "seen", _seen, description, epilog=_EPILOG)
     command.add_argument("weights", metavar="WEIGHTS", help="a file, a catalog name or a hub id")
-    command.add_argument("cases", metavar="CASE", nargs="*", help="case id, or source/case for one source alone")
-    command.add_argument("--images", type=Path, metavar="DIR", help="all cases of an imagesTr (case_0000.nii.gz)")
+    command.add_argument("cases", metavar="CASE", nargs="*", help="case id, or collection/case for one collection only")
+    command.add_argument(
+        "--images", type=Path, metavar="DIR", help="all cases of an imagesTr folder (case_0000.nii.gz)"
+    )
 
 
 def _seen(options: argparse.Namespace) -> int:
@@ -34,14 +36,14 @@ def _seen(options: argparse.Namespace) -> int:
 
     cases = list(dict.fromkeys([*options.cases, *(_cases_of(options.images) if options.images else [])]))
     if not cases:
-        raise ConfigurationError("No case is named. Give case ids, or a folder of images with --images.")
+        raise ConfigurationError("No case is given. Give case ids, or a folder of images with --images.")
     _, entry = resolve(options.weights)
     provenance = {"name": entry.name} if entry else read_weights(options.weights).provenance
     sources, unknown = seen_cases(provenance, cases), unlisted(provenance)
     if sources is None:
         msg = (
-            f"{options.weights} does not list the cases that it was pretrained on.{_collections(unknown)} If you have "
-            "the corpus, meddino-pretrain seen CORPUS IMAGE compares the contents."
+            f"{options.weights} does not list the cases that it was pretrained on.{_collections(unknown)} With the "
+            "corpus, meddino-pretrain seen CORPUS IMAGE compares the voxels."
         )
         raise WeightsError(msg)
     lines = [f"{case}: {'seen in ' + ', '.join(sources[case]) if sources[case] else 'not listed'}" for case in cases]
@@ -50,7 +52,7 @@ def _seen(options: argparse.Namespace) -> int:
         text = f"Made from {', '.join(unknown)}, of which the cases are not listed.{_collections(unknown)}"
         say(text, stderr=True)
     if not all(sources.values()):
-        say("'not listed' is no proof: meddino-pretrain seen CORPUS IMAGE compares the contents.", stderr=True)
+        say("'not listed' is no proof: meddino-pretrain seen CORPUS IMAGE compares the voxels.", stderr=True)
     return SEEN if any(sources.values()) else UNKNOWN if unknown else 0
 
 

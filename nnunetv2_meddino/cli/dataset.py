@@ -6,16 +6,14 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from nnunetv2_meddino.command_line import add_command
 from nnunetv2_meddino.console import progress, say
 
 
 def add_dataset(commands: argparse._SubParsersAction) -> None:
     """Add ``dataset`` to the sub-commands."""
-    description = (
-        "convert a benchmark release (amos22, btcv, kits23, lits) to a raw nnU-Net dataset with the paper's fold"
-    )
-    command = commands.add_parser("dataset", help=description, description=description)
-    command.set_defaults(run=_dataset)
+    description = "convert a benchmark release to a raw nnU-Net dataset with an 80/20 split as in the paper"
+    command = add_command(commands, "dataset", _dataset, description)
     command.add_argument("name", metavar="NAME", help="amos22, btcv, kits23 or lits")
     command.add_argument("source", metavar="SOURCE", type=Path, help="folder into which the release was unpacked")
     command.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="dataset id, 1 to 999")

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.console import cores, print_table, progress, say
+from nnunetv2_meddino.command_line import add_command, add_out, add_processes
+from nnunetv2_meddino.console import print_table, progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.files import check_writable, written_or_rescued
 
 if TYPE_CHECKING:
-    from nnunetv2_meddino.evaluation.cases import Evaluation, LabelSet, Tolerances
+    from nnunetv2_meddino.evaluation.cases import Evaluation
+    from nnunetv2_meddino.evaluation.classes import LabelSet, Tolerances
 
 SOME_FAILED = 1
 NOTHING_EVALUATED = 2
@@ -26,8 +28,7 @@ _EPILOG = """exit code: 0 every case was evaluated, 1 some could not be (they ar
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     """Add ``evaluate`` to the sub-commands."""
     description = "DSC, NSD, ASSD and HD95 of segmentations against references"
-    command = commands.add_parser("evaluate", help=description, description=description, epilog=_EPILOG)
-    command.set_defaults(run=_evaluate)
+    command = add_command(commands, "evaluate", _evaluate, description, epilog=_EPILOG)
     command.add_argument("-p", dest="prediction", type=Path, required=True, metavar="PRED", help="folder or file")
     command.add_argument("-r", dest="reference", type=Path, required=True, metavar="REF", help="folder or file")
     command.add_argument(
@@ -36,34 +37,29 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="LABELS",
-        help="dataset.json, or JSON {name: id or [ids]} or [id or [ids]]",
+        help="dataset.json, or a JSON file with {name: id or [ids]} or [id or [ids]]",
     )
-    command.add_argument(
-        "-o", dest="out", type=Path, metavar="OUT", help="JSON file to write; a CSV file is written beside it"
-    )
+    add_out(command, "OUT", "JSON file to write; a CSV file is written beside it")
     command.add_argument(
         "--nsd-tolerance",
         nargs="+",
         default=[],
         metavar="MM",
-        help="tolerances of NSD in mm, the headline first (default: 1 2); NAME=MM for one class; or a JSON file "
-        "{name: mm or [mm]}",
+        help="tolerances of NSD in mm, the one to report first (default: 1 2); NAME=MM for one class; or a JSON file "
+        "with {name: mm or [mm]}",
     )
-    command.add_argument(
-        "-np", dest="processes", type=int, default=cores(), metavar="N", help="processes (default: %(default)s)"
-    )
+    add_processes(command)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from nnunetv2_meddino.evaluation.cases import LabelSet, evaluate_files, tolerances_by_class
+    from nnunetv2_meddino.evaluation.cases import evaluate_files
+    from nnunetv2_meddino.evaluation.classes import LabelSet, tolerances_by_class
     from nnunetv2_meddino.evaluation.files import pair_files
     from nnunetv2_meddino.evaluation.reports import table
 
     _check_out(options.out)
-    if options.processes < 1:
-        raise ConfigurationError(f"-np must be 1 or more, not {options.processes}.")
     labels = LabelSet.from_json(_read_json(options.labels), str(options.labels))
-    tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), labels)
+    tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), list(labels.classes))
     pairing = pair_files(options.reference, options.prediction)
     with progress() as show:
         show("evaluating", 0, len(pairing.pairs))
@@ -105,7 +101,7 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
     Raises:
         ConfigurationError: An argument is none of these.
     """
-    from nnunetv2_meddino.evaluation.cases import DEFAULT_TOLERANCES_MM
+    from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM
 
     if len(arguments) == 1 and arguments[0].lower().endswith(".json"):
         content = _read_json(Path(arguments[0]))
@@ -122,7 +118,9 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
         try:
             (for_one.setdefault(name, []) if equals else for_all).append(float(value))
         except ValueError as error:
-            raise ConfigurationError(f"--nsd-tolerance {argument} is no length in mm, NAME=MM or JSON file.") from error
+            raise ConfigurationError(
+                f"--nsd-tolerance {argument} is not a length in mm, NAME=MM or JSON file."
+            ) from error
     default = for_all or ([] if for_one else list(DEFAULT_TOLERANCES_MM))
     return (dict.fromkeys(labels.classes, default) if default else {}) | for_one
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.comparison.folders import Method, listed, suggestion
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.scores import METRICS, Metric, Scores, case_means
+from nnunetv2_meddino.comparison.scores import Scores, case_means
 from nnunetv2_meddino.comparison.statistics import Estimate, Paired, estimate, holm, paired
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.evaluation.results import METRICS, Metric
 
 DEFAULT_REFERENCE = "nnUNetTrainer"
 

@@ -12,29 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.evaluation.results import METRICS
 from nnunetv2_meddino.files import read_json
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric as it is keyed in ``surface_metrics.json``, and how it is shown."""
-
-    key: str
-    title: str
-    higher_is_better: bool
-    decimals: int
-    is_distance: bool
-    """Undefined where the prediction lacks the class; otherwise a missed class counts as 0."""
-
-
-METRICS = (
-    Metric("Dice", "DSC", higher_is_better=True, decimals=4, is_distance=False),
-    Metric("NSD_voxel_1mm", "NSD voxel 1 mm", higher_is_better=True, decimals=4, is_distance=False),
-    Metric("NSD_surfel_1mm", "NSD surfel 1 mm", higher_is_better=True, decimals=4, is_distance=False),
-    Metric("ASSD_voxel_mm", "ASSD voxel, mm", higher_is_better=False, decimals=2, is_distance=True),
-    Metric("HD95_voxel_mm", "HD95 voxel, mm", higher_is_better=False, decimals=2, is_distance=True),
-)
-"""What a report shows: Dice, the headline NSD, the other definition of NSD beside it, and two distances."""
 
 
 @dataclass(frozen=True)

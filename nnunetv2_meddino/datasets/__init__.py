@@ -1,1 +1,1 @@
-"""The benchmark datasets of the MedDINOv3 paper, from the form in which they are released to nnU-Net's."""
+"""Converts the benchmark datasets of the MedDINOv3 paper from their released form to nnU-Net's."""

@@ -1,4 +1,4 @@
-"""Makes a raw nnU-Net dataset, with the fold of the paper, of a benchmark release."""
+"""Makes a raw nnU-Net dataset with an 80/20 fold of a benchmark release."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALIDATION_FRACTION = 0.2
 """The paper trains on 80 % of the cases and validates on 20 % (arXiv:2509.02379)."""
 
 SPLIT_SEED = 12345
-"""Of the shuffle that stands in for the paper's list of cases, which is not published; nnU-Net's own seed."""
+"""Seed of the shuffle that replaces the paper's unpublished list of cases; nnU-Net's own."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ConversionResult:
     """The dataset in ``nnUNet_raw``."""
     splits_file: Path
     training_cases: int
-    """Cases of the fold, as the next three."""
+    """Training cases of fold 0."""
     validation_cases: int
     test_images: int
     corrected_headers: list[str]
@@ -54,15 +54,15 @@ def convert_dataset(
 ) -> ConversionResult:
     """Convert a release to ``nnUNet_raw/DatasetXXX_Name`` and write the fold to ``nnUNet_preprocessed``.
 
-    Files are hard-linked where the file system allows, else copied. Every label map is checked first. The dataset
-    appears under its name when it is complete; until then it grows in a hidden folder beside it, in which a second run
-    goes on where the first one stopped.
+    Files are hard-linked where the file system allows it, else copied. Every label map is checked first. The dataset
+    appears under its name when it is complete; until then it is built in a hidden folder, where a second run continues
+    from where the first one stopped.
 
     Args:
         name: Key of ``LAYOUTS``.
-        source: Folder that holds the release at any depth.
-        dataset_id: 1 to 999; no other dataset may have it.
-        on_case: Called with the number of cases done and of all cases.
+        source: Folder that holds the release, at any depth.
+        dataset_id: 1 to 999, not used by another dataset.
+        on_case: Called with the number of finished cases and of all cases.
 
     Raises:
         ConfigurationError: The name or the id cannot be used, or nnU-Net's folders are not set.
@@ -94,10 +94,10 @@ def convert_dataset(
 
 
 def split_cases(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return one fold, ``{"train": [...], "val": [...]}``: a fixed-seed shuffle of the sorted names, 80 % and 20 %.
+    """Return one fold, ``{"train": [...], "val": [...]}``: the sorted names, shuffled with a fixed seed, 80 % and 20 %.
 
     Args:
-        names: Cases, in any order: the fold depends on the set alone.
+        names: Cases, in any order.
     """
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(sorted(names))
     count = round(VALIDATION_FRACTION * len(names))
@@ -105,7 +105,7 @@ def split_cases(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _target_folders(layout: Layout, dataset_id: int) -> tuple[Path, Path]:
-    """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, neither of which is made here."""
+    """Return the dataset's folders in ``nnUNet_raw`` and ``nnUNet_preprocessed``, without making them."""
     raw, preprocessed = nnunet_folders(NNUNET_RAW, NNUNET_PREPROCESSED)
     if not 1 <= dataset_id <= 999:
         raise ConfigurationError(f"The dataset id must be 1 to 999, not {dataset_id}.")
@@ -126,10 +126,10 @@ def _place_files(
     partial: Path,
     on_case: Callable[[int, int], None],
 ) -> list[str]:
-    """Fill the folder of the unfinished dataset; return the cases whose label map got another header.
+    """Fill the folder of the unfinished dataset; return the cases whose label map was given the image's header.
 
     Raises:
-        DataError: With all problems; faultless cases stay where they are for the next run.
+        DataError: Lists all problems; intact cases stay in place for the next run.
     """
     images, labels, tests = (partial / sub for sub in ("imagesTr", "labelsTr", "imagesTs"))
     cases = {case.name for case in release.cases}
@@ -162,14 +162,14 @@ def _place_files(
 
 
 def _remove_other_cases(folder: Path, names: Set[str]) -> None:
-    """Remove what an earlier run placed of cases that the release no longer holds."""
+    """Remove files that an earlier run placed for cases that the release no longer holds."""
     for file in folder.glob("*"):
         if file.name.split(".")[0].removesuffix("_0000") not in names:
             file.unlink()
 
 
 def _place_labels(layout: Layout, case: LabelledCase, facts: BenchmarkDataset, target: Path) -> None:
-    """Check a label map and place it, with the header of its image where the layout asks for that."""
+    """Check a label map and place it, with the header of its image if the layout asks for that."""
     labels = read_segmentation(case.labels)
     allowed = max(facts.labels.values())
     if labels.labels.min() < 0 or labels.labels.max() > allowed:
@@ -187,10 +187,10 @@ def _place_labels(layout: Layout, case: LabelledCase, facts: BenchmarkDataset, t
 
 
 def _header(path: Path) -> Segmentation:
-    """Return shape and grid of an image from its header alone; the voxels are all 0 and take no memory.
+    """Return an image with the shape and grid in its header; its voxels are 0 and take no memory.
 
     Raises:
-        DataError: There is no readable header of a volume.
+        DataError: The header cannot be read, or is not of a volume.
     """
     shape, grid = read_grid(path)
     if len(shape) != 3 or 0 in shape:
@@ -209,7 +209,7 @@ def _write_on_grid_of(case: LabelledCase, labels: Segmentation, target: Path) ->
 
 
 def _place(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where that is impossible (another file system, say)."""
+    """Hard-link a file, or copy it where that is impossible (across file systems, for example)."""
     if _is_placed(source, target):
         return
     with replacing(target) as temporary:
@@ -220,7 +220,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _is_placed(source: Path, target: Path) -> bool:
-    """Tell whether a target was made of this source and not of an older version: both carry the same time."""
+    """Whether a target was made from this source and not from an older version: their times agree."""
     return target.is_file() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
 
 
@@ -253,7 +253,7 @@ def _dataset_json(layout: Layout, facts: BenchmarkDataset, cases: int) -> dict[s
 
 
 def _refuse_other_split(path: Path, split: dict[str, list[str]]) -> None:
-    """Raise where a split is there already that differs: models may have been trained with it."""
+    """Raise an error if there is another split already: models may have been trained with it."""
     if not path.exists():
         return
     try:

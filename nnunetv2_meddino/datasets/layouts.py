@@ -1,6 +1,6 @@
-"""How the four benchmark releases lay out their files, and which of these files make a case.
+"""How the four benchmark releases lay out their files, and which files make a case.
 
-Labels, their names and the number of cases are not here: they come from ``plans/<name>.json``.
+Label names and values and the number of cases come from ``plans/<name>.json``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from nnunetv2_meddino.errors import DataError
 
 NAMED_PROBLEMS = 10
-"""As many problems are listed in a message; of the others it gives the number."""
+"""How many problems a message lists; the others are only counted."""
 
 _REORIENTING_READER = "NibabelIOWithReorient"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One release. Patterns are matched against the end of a file's path; their group ``number`` identifies a case."""
+    """One release. Patterns match the end of a file's path; their group ``number`` identifies a case."""
 
     dataset_name: str
     """What follows ``DatasetXXX_``."""
@@ -32,9 +32,9 @@ class Layout:
     case_name: Callable[[int], str]
     file_ending: str
     example: str
-    """Files that a release must hold, for the message where none is found."""
+    """Files that a release must hold, for the message if none is found."""
     test_name: Callable[[int], str] | None = None
-    """Names of test images where the release numbers them like its cases; None if ``case_name`` suits them too."""
+    """Names of test images if the release numbers them like its cases; None to use ``case_name``."""
     last_number: int | None = None
     """Cases with a higher number are left out."""
     reader: str | None = None
@@ -100,7 +100,7 @@ class LabelledCase:
 
 @dataclass(frozen=True)
 class Release:
-    """What a folder holds of a release."""
+    """The files of a release that were found in a folder."""
 
     cases: list[LabelledCase]
     """Sorted by name."""
@@ -109,14 +109,14 @@ class Release:
 
 
 def find_release(layout: Layout, source: Path) -> Release:
-    """Find the files of a release at any depth below ``source``; hidden folders do not count.
+    """Find the files of a release at any depth below ``source``; hidden folders are skipped.
 
     Raises:
         DataError: The folder does not exist or holds no case, a case has two files of one kind, or an image or a label
             map is without the other.
     """
     if not source.is_dir():
-        raise DataError(f"{source} is no folder. Give the folder into which the release was unpacked.")
+        raise DataError(f"{source} is not a folder. Give the folder into which the release was unpacked.")
     images: dict[int, list[Path]] = {}
     labels: dict[int, list[Path]] = {}
     test_images: dict[int, list[Path]] = {}
@@ -133,7 +133,7 @@ def find_release(layout: Layout, source: Path) -> Release:
         )
         raise DataError(msg)
     problems = [
-        f"several files are one case: {', '.join(map(str, sorted(paths)))}"
+        f"several files for one case: {', '.join(map(str, sorted(paths)))}"
         for _, found in kinds
         for paths in found.values()
         if len(paths) > 1
@@ -142,19 +142,19 @@ def find_release(layout: Layout, source: Path) -> Release:
     problems += [f"{labels[number][0]} has no image" for number in labels.keys() - images.keys()]
     if layout.test_name is None:
         problems += [
-            f"{images[number][0]} and the test image {test_images[number][0]} have one number"
+            f"{images[number][0]} and the test image {test_images[number][0]} have the same number"
             for number in images.keys() & test_images.keys()
         ]
     if problems:
-        advice = "Complete the download, or remove what is there twice."
-        raise DataError(f"The release in {source} is not whole:\n{problem_list(problems)}\n{advice}")
+        advice = "Complete the download, or remove duplicates."
+        raise DataError(f"The release in {source} cannot be used:\n{problem_list(problems)}\n{advice}")
     name, test_name = layout.case_name, layout.test_name or layout.case_name
     cases = [LabelledCase(name(number), images[number][0], labels[number][0]) for number in sorted(images)]
     return Release(cases, {test_name(number): test_images[number][0] for number in sorted(test_images)})
 
 
 def problem_list(problems: list[str]) -> str:
-    """Return problems as lines, the first ``NAMED_PROBLEMS`` in alphabetical order."""
+    """Return problems as lines: the first ``NAMED_PROBLEMS`` in alphabetical order, and the number of the others."""
     lines = [f"  {problem}" for problem in sorted(problems)[:NAMED_PROBLEMS]]
     if len(problems) > NAMED_PROBLEMS:
         lines.append(f"  and {len(problems) - NAMED_PROBLEMS} more")

@@ -1,7 +1,7 @@
-"""Case names that stand for two images: one of imagesTr and another one of imagesTs.
+"""Case names that are used twice: for an image in imagesTr and for another patient's in imagesTs.
 
-Datasets of LiTS that earlier versions of ``meddino dataset`` made have them: imagesTs/lits_000 is test-volume-0 there,
-imagesTr/lits_000 volume-0. What is asked or excluded by such a name would be the other patient.
+Earlier versions of ``meddino dataset`` made such LiTS datasets: imagesTs/lits_000 is test-volume-0, imagesTr/lits_000
+is volume-0. Looking up or excluding a case by such a name would hit the other patient.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ TRAINING_IMAGES = "imagesTr"
 
 
 def shared_names(images: Path) -> list[str]:
-    """Return the names of files in a folder that another file in the dataset's imagesTr bears, sorted.
+    """Return the sorted names of files in a folder that a different file in the dataset's imagesTr has too.
 
-    A copy of a training image is none of them.
+    Copies of training images are left out.
     """
     training = images.resolve().parent / TRAINING_IMAGES
     if not training.is_dir() or training.samefile(images):
@@ -27,7 +27,7 @@ def shared_names(images: Path) -> list[str]:
 
 
 def check_names(images: Path) -> None:
-    """Refuse a folder of images whose names do not say which patients they show.
+    """Refuse a folder of images whose names are ambiguous.
 
     Raises:
         DataError: Other images of the same names are in the dataset's imagesTr.

@@ -80,12 +80,11 @@ class DemoResult:
     """Wall time of all steps, those of earlier calls included."""
 
 
-def run_demo(*, work_dir: Path | None = None, data: Path | None = None) -> DemoResult:
+def run_demo(work_dir: Path, *, data: Path | None = None) -> DemoResult:
     """Run the whole pipeline on phantoms or on a real dataset, and print the scores and where everything is.
 
     Args:
-        work_dir: Folder for everything the demo writes, ``./meddino_demo`` by default. A folder of an earlier call with
-            the same settings is continued.
+        work_dir: Folder for everything the demo writes. One of an earlier call with the same settings is continued.
         data: A dataset in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; only read.
 
     Returns:
@@ -97,7 +96,7 @@ def run_demo(*, work_dir: Path | None = None, data: Path | None = None) -> DemoR
         DemoError: The work folder is not ours, or a step failed.
     """
     check_installed(_COMMANDS)
-    demo = _Demo((work_dir or Path("meddino_demo")).absolute(), _checked_dataset(data.absolute()) if data else None)
+    demo = _Demo(work_dir.absolute(), _checked_dataset(data.absolute()) if data else None)
     demo.refuse_other_folders()
     with locked(demo.work_dir):
         result = _run(demo)

@@ -15,22 +15,26 @@ the elements of both surfaces, and a distance counts as within a tolerance when 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM, Tolerances, tolerances_by_class
 from nnunetv2_meddino.evaluation.results import BoundaryMetrics, CaseMetrics, ClassMetrics
-from nnunetv2_meddino.evaluation.surface.elements import ClassSurfaces, DirectedDistances, SurfacePair
+from nnunetv2_meddino.evaluation.surface import (
+    ClassSurfaces,
+    DirectedDistances,
+    SurfacePair,
+    measure,
+    without_ignored,
+)
 from nnunetv2_meddino.evaluation.surface.labels import MAX_LABELS, as_bytes, batches, distinct_labels, renumber
-from nnunetv2_meddino.evaluation.surface.surfaces import Engine, measure, without_ignored
 
 MAX_CLASSES = 64
 """Classes measured in one pass: one bit each in a 64-bit word."""
-
-Empty = Literal["exclude", "challenge"]
 
 
 def evaluate_case(
@@ -39,18 +43,15 @@ def evaluate_case(
     spacing_mm: Sequence[float],
     classes: Mapping[str, int | tuple[int, ...]],
     *,
-    tolerances_mm: float | Iterable[float] | Mapping[str, float | Iterable[float]] = (1.0, 2.0),
+    tolerances_mm: Tolerances = DEFAULT_TOLERANCES_MM,
     ignore_label: int | None = None,
-    empty: Empty = "exclude",
     planar: bool | None = None,
-    engine: Engine = "auto",
 ) -> CaseMetrics:
     """Compare two label maps of the same grid.
 
     Empty masks: where the reference lacks a class, every metric of it is NaN, whatever was predicted, so that all
     methods keep the same defined cases; ``fp`` and ``only_predicted`` tell of false positives. Where only the
-    prediction lacks it, Dice and NSD are 0, distances NaN and ``missed`` is set. With ``empty="challenge"`` Dice, IoU
-    and NSD of a class absent from the reference are 1 if it is absent from the prediction too, else 0 (KiTS, FLARE).
+    prediction lacks it, Dice and NSD are 0, distances NaN and ``missed`` is set.
 
     Ignored voxels are left out of all counts and are background in both masks; elements that touch them are not
     measured from, and stay what is measured to.
@@ -63,46 +64,39 @@ def evaluate_case(
             decimals on reading, or a distance of exactly the tolerance may fall outside.
         classes: What to evaluate, by name: a label, or the labels of a region.
         tolerances_mm: One or several tolerances of NSD, the same for all classes or by name of the class.
-        ignore_label: Label of voxels of the reference that count for nothing.
-        empty: What a class absent from the reference yields.
+        ignore_label: Label of voxels of the reference that are ignored.
         planar: Use the 2D definitions, whose surface is a contour. By default where an axis has one voxel.
-        engine: ``compiled`` (numba) or ``plain`` (numpy and scipy); ``auto`` takes the first where it can.
 
     Raises:
         DataError: The shapes differ or are not 3D, a value is no whole number, or the spacing makes no sense.
-        ConfigurationError: A class or a tolerance makes no sense, or the compiled engine is missing.
+        ConfigurationError: A class or a tolerance makes no sense.
     """
     spacing = _checked_spacing(spacing_mm)
     if reference.shape != prediction.shape or reference.ndim != 3 or 0 in reference.shape:
         msg = f"Reference {reference.shape} and prediction {prediction.shape} must be 3D volumes of the same shape."
         raise DataError(msg)
-    if empty not in ("exclude", "challenge"):
-        raise ConfigurationError(f"Unknown rule for empty masks {empty!r}; choose exclude or challenge.")
     if not classes:
         raise ConfigurationError("There are no classes to evaluate.")
     regions = {name: _checked_region(name, labels, ignore_label) for name, labels in classes.items()}
-    tolerances = _by_class(tolerances_mm, list(classes))
+    tolerances = tolerances_by_class(tolerances_mm, list(classes))
     if planar is None:
         planar = 1 in reference.shape
-    extents = [n * s for n, s in zip(reference.shape, spacing, strict=True)]
     if planar:
         if 1 not in reference.shape:
             raise DataError(f"The 2D definitions need a single slice; this volume is {reference.shape}.")
         axis = reference.shape.index(1)
         reference, prediction = np.moveaxis(reference, axis, 0), np.moveaxis(prediction, axis, 0)
         spacing = _checked_spacing((spacing[axis], *spacing[:axis], *spacing[axis + 1 :]))
-        del extents[axis]
     counts, surfaces, undeclared = _measure(
-        reference, prediction, spacing, list(dict.fromkeys(regions.values())), ignore_label, planar, engine
+        reference, prediction, spacing, list(dict.fromkeys(regions.values())), ignore_label, planar
     )
     results = {
-        name: _class_metrics(labels, counts[labels], surfaces[labels], math.prod(spacing), tolerances[name], empty)
+        name: _class_metrics(labels, counts[labels], surfaces[labels], math.prod(spacing), tolerances[name])
         for name, labels in regions.items()
     }
     return CaseMetrics(
         classes=results,
         dimensions=2 if planar else 3,
-        diagonal_mm=math.hypot(*extents),
         undeclared_labels=undeclared,
     )
 
@@ -123,27 +117,6 @@ def _checked_region(name: str, labels: int | tuple[int, ...], ignore_label: int 
     return tuple(sorted({int(label) for label in region}))
 
 
-def _by_class(
-    tolerances_mm: float | Iterable[float] | Mapping[str, float | Iterable[float]], names: Sequence[str]
-) -> dict[str, tuple[float, ...]]:
-    if not isinstance(tolerances_mm, Mapping):
-        tolerances_mm = dict.fromkeys(names, _tuple(tolerances_mm))
-    missing = [name for name in names if name not in tolerances_mm]
-    if missing:
-        raise ConfigurationError(f"No NSD tolerance is given for {', '.join(missing)}.")
-    result = {name: _tuple(tolerances_mm[name]) for name in names}
-    for name, values in result.items():
-        if not all(math.isfinite(t) and t >= 0 for t in values):
-            raise ConfigurationError(f"The NSD tolerances of {name!r} must be millimetres, 0 or more, not {values}.")
-    return result
-
-
-def _tuple(tolerances_mm: float | Iterable[float]) -> tuple[float, ...]:
-    if isinstance(tolerances_mm, Iterable):
-        return tuple(float(t) for t in tolerances_mm)
-    return (float(tolerances_mm),)
-
-
 _Region = tuple[int, ...]
 _Counts = tuple[int, int, int, int]
 
@@ -155,7 +128,6 @@ def _measure(
     regions: Sequence[_Region],
     ignore_label: int | None,
     planar: bool,
-    engine: Engine,
 ) -> tuple[dict[_Region, _Counts], dict[_Region, ClassSurfaces | None], tuple[int, ...]]:
     """Measure all regions, in as few passes as bytes and 64-bit words allow.
 
@@ -181,7 +153,7 @@ def _measure(
             code = {label: label for label in labels if 0 < label <= MAX_LABELS}
         coded = [tuple(code[label] for label in region if label in code) for region in group]
         ignored_code = code.get(ignore_label) if ignore_label is not None else None
-        found = measure(volumes[0], volumes[1], spacing, coded, ignore_label=ignored_code, planar=planar, engine=engine)
+        found = measure(volumes[0], volumes[1], spacing, coded, ignore_label=ignored_code, planar=planar)
         if as_they_are is not None:
             occurring = found.confusion.any(axis=0) | found.confusion.any(axis=1)
             undeclared = set(np.flatnonzero(occurring).tolist()) - declared - {0}
@@ -204,19 +176,17 @@ def _class_metrics(
     surfaces: ClassSurfaces | None,
     voxel_volume_mm3: float,
     tolerances_mm: tuple[float, ...],
-    empty: Empty,
 ) -> ClassMetrics:
     tp, fp, fn, tn = counts
     if tp + fn:
         dsc, iou = 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)
     else:
-        dsc = iou = math.nan if empty == "exclude" else float(fp == 0)
+        dsc = iou = math.nan
     if surfaces is not None:
         voxel = _boundary_metrics(surfaces.voxel, tolerances_mm, _linear_percentile)
         surfel = _boundary_metrics(surfaces.surfel, tolerances_mm, _covering_percentile)
-    else:  # a mask is empty: overlap of surfaces follows that of volumes (0, 1 or NaN), distances are undefined
-        nan = math.nan
-        voxel = surfel = BoundaryMetrics(dict.fromkeys(tolerances_mm, dsc), nan, nan, nan, nan, nan)
+    else:  # a mask is empty: overlap of surfaces follows that of volumes (0 or NaN), distances are undefined
+        voxel = surfel = BoundaryMetrics(dict.fromkeys(tolerances_mm, dsc))
     return ClassMetrics(labels, tp, fp, fn, tn, dsc, iou, voxel, surfel, voxel_volume_mm3 / 1000)
 
 
@@ -228,8 +198,7 @@ def _boundary_metrics(
     directions = (pair.reference_to_prediction, pair.prediction_to_reference)
     total = directions[0].size + directions[1].size
     if not all(len(d.distances_mm) for d in directions):  # every element touches ignored voxels
-        nan = math.nan
-        return BoundaryMetrics(dict.fromkeys(tolerances_mm, nan), nan, nan, nan, nan, nan)
+        return BoundaryMetrics(dict.fromkeys(tolerances_mm, math.nan))
     moments = [math.fsum(d.distances_mm * d.sizes) for d in directions]
     nsd = {t: math.fsum(math.fsum(d.sizes[d.distances_mm <= t]) for d in directions) / total for t in tolerances_mm}
     return BoundaryMetrics(

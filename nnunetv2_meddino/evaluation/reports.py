@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.evaluation.cases import CaseResult, Evaluation
+from nnunetv2_meddino.evaluation.results import ASSD_VOXEL, DICE, HD95_VOXEL, Metric, nsd_metric
 from nnunetv2_meddino.files import write_json, write_text
 
 DEFINITIONS = {
@@ -24,6 +25,9 @@ DEFINITIONS = {
     "NSD": "normalised surface distance at the tolerance in the key; 'class_tolerance' is the first one of each class",
     "undefined": "null: the reference lacks the class, or a distance where the prediction lacks it (n_missed)",
 }
+
+CLASS_TOLERANCE = "class_tolerance"
+"""Ends the key of NSD at the first tolerance of each class, where these differ."""
 
 Row = dict[str, float | int]
 
@@ -87,8 +91,8 @@ def class_row(evaluation: Evaluation, result: CaseResult, name: str) -> Row:
     row = result.metrics.classes[name].as_dict()
     if not _same_headline(evaluation):
         metrics, tolerance = result.metrics.classes[name], evaluation.tolerances_mm[name][0]
-        row["NSD_voxel_class_tolerance"] = metrics.voxel.nsd[tolerance]
-        row["NSD_surfel_class_tolerance"] = metrics.surfel.nsd[tolerance]
+        for definition, boundary in (("voxel", metrics.voxel), ("surfel", metrics.surfel)):
+            row[nsd_metric(definition, CLASS_TOLERANCE, "").key] = boundary.nsd[tolerance]
     return row
 
 
@@ -162,12 +166,9 @@ def table(evaluation: Evaluation, *, stacked_heads: bool = False) -> Table:
     """
     summary, same = summarise(evaluation), _same_headline(evaluation)
     headline = {name: f"{values[0]:g}" for name, values in evaluation.tolerances_mm.items()}
-    at = f"{next(iter(headline.values()))} mm" if same else "at tol."
-    keys = [
-        f"NSD_{d}_{next(iter(headline.values()))}mm" if same else f"NSD_{d}_class_tolerance"
-        for d in ("voxel", "surfel")
-    ]
-    keys += ["Dice", "ASSD_voxel_mm", "HD95_voxel_mm"]
+    first = next(iter(headline.values()))
+    at = (f"{first}mm", f"{first} mm") if same else (CLASS_TOLERANCE, "at tol.")
+    metrics = (*(nsd_metric(definition, *at) for definition in ("voxel", "surfel")), DICE, ASSD_VOXEL, HD95_VOXEL)
     result = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -177,18 +178,18 @@ def table(evaluation: Evaluation, *, stacked_heads: bool = False) -> Table:
         "classes, sums of counts.",
         caption_justify="left",
     )
-    heads = [f"NSD voxel {at}", f"NSD surfel {at}", "DSC", "ASSD voxel mm", "HD95 voxel mm", "n", "missed", "fp cases"]
+    heads = [*(metric.title for metric in metrics), "n", "missed", "fp cases"]
     if not same:
         heads.insert(0, "tol. mm")
     result.add_column("class", no_wrap=True)
     for head in heads:
         result.add_column(head.replace(" ", "\n") if stacked_heads else head, justify="right", no_wrap=True)
     for name, counts in summary.counts.items():
-        values = [_number(summary.mean[name][key], key) for key in keys]
+        values = [_number(summary.mean[name][m.key], m) for m in metrics]
         numbers = [str(n) for n in (counts.n, counts.n_missed, counts.n_fp_cases)]
         result.add_row(Text(name), *([] if same else [headline[name]]), *values, *numbers)
     result.add_section()
-    values = [_number(summary.foreground_mean[key], key) for key in keys]
+    values = [_number(summary.foreground_mean[m.key], m) for m in metrics]
     every = summary.counts.values()
     sums = (sum(c.n for c in every), sum(c.n_missed for c in every), sum(c.n_fp_cases for c in every))
     result.add_row("mean", *([] if same else [""]), *values, *map(str, sums), style="bold")
@@ -225,10 +226,8 @@ def _deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def _number(value: float, key: str) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:.2f}" if key.endswith("_voxel_mm") else f"{value:.4f}"
+def _number(value: float, metric: Metric) -> str:
+    return "-" if math.isnan(value) else f"{value:.{metric.decimals}f}"
 
 
 def _strict(content: Any) -> Any:

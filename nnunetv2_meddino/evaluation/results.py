@@ -1,63 +1,88 @@
-"""What the evaluation of one case yields."""
+"""What the evaluation of one case yields, and the one table of what is shown of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that tables show."""
+
+    key: str
+    """Its name in JSON and CSV files."""
+    title: str
+    decimals: int
+    higher_is_better: bool
+
+
+def nsd_metric(definition: str, tolerance: str, at: str) -> Metric:
+    """Return NSD in a boundary definition; ``tolerance`` ends its key, ``at`` its title."""
+    return Metric(f"NSD_{definition}_{tolerance}", f"NSD {definition} {at}", 4, higher_is_better=True)
+
+
+DICE = Metric("Dice", "DSC", 4, higher_is_better=True)
+NSD_VOXEL, NSD_SURFEL = (nsd_metric(definition, "1mm", "1 mm") for definition in ("voxel", "surfel"))
+ASSD_VOXEL = Metric("ASSD_voxel_mm", "ASSD voxel mm", 2, higher_is_better=False)
+HD95_VOXEL = Metric("HD95_voxel_mm", "HD95 voxel mm", 2, higher_is_better=False)
+METRICS = (DICE, NSD_VOXEL, NSD_SURFEL, ASSD_VOXEL, HD95_VOXEL)
+"""What a comparison shows: Dice, the headline NSD, the other definition of NSD beside it, and two distances."""
+
+
+def _distance(key: str) -> Any:
+    return field(default=math.nan, metadata={"key": key})
 
 
 @dataclass(frozen=True)
 class BoundaryMetrics:
-    """Surface metrics of one class in one boundary definition; NaN where a value is undefined.
-
-    Attributes:
-        nsd: Normalised surface distance (surface Dice) by tolerance in mm.
-        assd_mm: Mean distance over the elements of both surfaces, pooled.
-        reference_to_prediction_mm: Mean distance from the reference's surface.
-        prediction_to_reference_mm: Mean distance from the prediction's surface.
-        hd95_mm: The larger of the two directed 95th percentiles.
-        hd_mm: Hausdorff distance.
-    """
+    """Surface metrics of one class in one boundary definition; NaN where a value is undefined."""
 
     nsd: dict[float, float]
-    assd_mm: float
-    reference_to_prediction_mm: float
-    prediction_to_reference_mm: float
-    hd95_mm: float
-    hd_mm: float
+    """Normalised surface distance (surface Dice) by tolerance in mm."""
+    assd_mm: float = _distance("ASSD")
+    """Mean distance over the elements of both surfaces, pooled."""
+    reference_to_prediction_mm: float = _distance("MSD_ref_to_pred")
+    """Mean distance from the reference's surface."""
+    prediction_to_reference_mm: float = _distance("MSD_pred_to_ref")
+    """Mean distance from the prediction's surface."""
+    hd95_mm: float = _distance("HD95")
+    """The larger of the two directed 95th percentiles."""
+    hd_mm: float = _distance("HD")
+    """Hausdorff distance."""
 
-    @property
-    def masd_mm(self) -> float:
-        """Mean of the two directed means."""
-        return (self.reference_to_prediction_mm + self.prediction_to_reference_mm) / 2
+    def as_dict(self, definition: str) -> dict[str, float]:
+        """Return the metrics by key, such as ``NSD_voxel_1mm`` and ``HD95_voxel_mm``."""
+        row = {nsd_metric(definition, f"{mm:g}mm", "").key: value for mm, value in self.nsd.items()}
+        distances = [f for f in fields(self) if "key" in f.metadata]
+        return row | {f"{f.metadata['key']}_{definition}_mm": getattr(self, f.name) for f in distances}
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Metrics of one class (a label or a region) in one case.
-
-    Attributes:
-        labels: The labels that make up the class.
-        tp: Voxels in reference and prediction.
-        fp: Voxels in the prediction only.
-        fn: Voxels in the reference only.
-        tn: Voxels in neither; ignored voxels are in none of the four.
-        dsc: Dice similarity coefficient.
-        iou: Intersection over union.
-        voxel: Surface metrics on boundary voxels.
-        surfel: Surface metrics on surface elements weighted by area.
-        voxel_volume_ml: Volume of a voxel.
-    """
+    """Metrics of one class (a label or a region) in one case."""
 
     labels: tuple[int, ...]
+    """The labels that make up the class."""
     tp: int
+    """Voxels in reference and prediction."""
     fp: int
+    """Voxels in the prediction only."""
     fn: int
+    """Voxels in the reference only."""
     tn: int
+    """Voxels in neither; ignored voxels are in none of the four."""
     dsc: float
+    """Dice similarity coefficient."""
     iou: float
+    """Intersection over union."""
     voxel: BoundaryMetrics
+    """Surface metrics on boundary voxels."""
     surfel: BoundaryMetrics
+    """Surface metrics on surface elements weighted by area."""
     voxel_volume_ml: float
+    """Volume of a voxel."""
 
     @property
     def n_ref(self) -> int:
@@ -87,7 +112,7 @@ class ClassMetrics:
     def as_dict(self) -> dict[str, float | int]:
         """Return one flat row, nnU-Net's own keys among them; undefined values are NaN."""
         row: dict[str, float | int] = {
-            "Dice": self.dsc,
+            DICE.key: self.dsc,
             "IoU": self.iou,
             "TP": self.tp,
             "FP": self.fp,
@@ -96,29 +121,16 @@ class ClassMetrics:
             "n_pred": self.n_pred,
             "n_ref": self.n_ref,
         }
-        for name, metrics in (("voxel", self.voxel), ("surfel", self.surfel)):
-            row |= {f"NSD_{name}_{tolerance:g}mm": value for tolerance, value in metrics.nsd.items()}
-            row[f"ASSD_{name}_mm"] = metrics.assd_mm
-            row[f"MSD_ref_to_pred_{name}_mm"] = metrics.reference_to_prediction_mm
-            row[f"MSD_pred_to_ref_{name}_mm"] = metrics.prediction_to_reference_mm
-            row[f"HD95_{name}_mm"] = metrics.hd95_mm
-            row[f"HD_{name}_mm"] = metrics.hd_mm
-        return row
+        return row | self.voxel.as_dict("voxel") | self.surfel.as_dict("surfel")
 
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """Metrics of one case.
-
-    Attributes:
-        classes: Metrics by name of the class.
-        dimensions: 2 where the case is a single slice and was measured by the 2D definitions, else 3.
-        diagonal_mm: Diagonal of the volume, or of the slice: a penalty for missed classes, where one is wanted.
-        undeclared_labels: Labels other than 0 that occur in either volume and are in no class, ascending; the ignore
-            label is declared.
-    """
+    """Metrics of one case."""
 
     classes: dict[str, ClassMetrics]
+    """Metrics by name of the class."""
     dimensions: int
-    diagonal_mm: float
+    """2 where the case is a single slice and was measured by the 2D definitions, else 3."""
     undeclared_labels: tuple[int, ...]
+    """Labels other than 0 in either volume and in no class, ascending; the ignore label is declared."""

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.evaluation.cases import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances, evaluate_files
+from nnunetv2_meddino.evaluation.cases import evaluate_files
+from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances
 from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing
 from nnunetv2_meddino.evaluation.reports import write_reports
+from nnunetv2_meddino.evaluation.results import ASSD_VOXEL, NSD_VOXEL
 
 logger = logging.getLogger(__name__)
 
 SURFACE_METRICS = "surface_metrics.json"
 """Name of the file in the validation folder; the CSV file beside it has the same stem."""
 
-LOGGED = ("NSD_voxel_1mm", "ASSD_voxel_mm")
+LOGGED = (NSD_VOXEL.key, ASSD_VOXEL.key)
 """Means over classes that a training log shows beside nnU-Net's Dice."""
 
 

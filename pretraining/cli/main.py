@@ -1,39 +1,18 @@
 """The ``meddino-pretrain`` command: from downloaded volumes to a corpus, and from a corpus to weights.
 
-Each sub-command imports what it needs, so that help is quick.
+Each sub-command imports what it needs only when it runs, so that help is quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nnunetv2_meddino.command_line import EXIT_ERROR, ended
-from nnunetv2_meddino.console import cores, print_table, progress, say
-from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.command_line import exit_code_of
+from pretraining.cli.corpus import add_curate, add_inspect, add_merge, add_seen, add_sources
 from pretraining.cli.submit import add_submit
 from pretraining.cli.train import add_export, add_train
-
-if TYPE_CHECKING:
-    from pretraining.curation.collections import Source
-    from pretraining.curation.exclusions import ExclusionList
-    from pretraining.curation.gather import SourceFolder
-
-NOTHING_CURATED = 1
-DAMAGED = 1
-SEEN = 1
-
-_CURATE_EPILOG = """A curation that was stopped, by whatever, goes on where it was when the same command is run again.
-On many machines: run it with --num-parts N and each --part-id from 0 to N-1, then meddino-pretrain merge CORPUS.
-exit code: 0 done, 1 there is a corpus but nothing in it, 2 an error."""
-
-_SEEN_EPILOG = """A line for each image and volume: exact (the same voxels) or near (another export, or part of the
-same scan), their similarity, and all names of the volume.
-exit code: 0 none was seen, 1 some were, 2 an image could not be compared or another error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings and not getattr(options, "takes_settings", False):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     options.settings = settings
-    return ended(lambda: options.run(options), interrupted="The same command goes on from here.")
+    return exit_code_of(lambda: options.run(options), interrupted="The same command goes on from here.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,264 +30,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="meddino-pretrain", description="Self-supervised pretraining of DINOv3 Vision Transformers on CT slices."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_sources(commands)
-    _add_curate(commands)
-    _add_merge(commands)
-    _add_inspect(commands)
-    _add_seen(commands)
+    add_sources(commands)
+    add_curate(commands)
+    add_merge(commands)
+    add_inspect(commands)
+    add_seen(commands)
     add_train(commands)
     add_submit(commands)
     add_export(commands)
     return parser
-
-
-def _add_sources(commands: argparse._SubParsersAction) -> None:
-    description = "the collections known by name, and what of them is found on disk"
-    command = commands.add_parser("sources", help=description, description=description)
-    command.set_defaults(run=_sources)
-    command.add_argument("names", nargs="*", metavar="NAME", help="say all that is known of these")
-    _add_source_option(command, required=False)
-
-
-def _add_source_option(command: argparse.ArgumentParser, *, required: bool) -> None:
-    command.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        required=required,
-        metavar="NAME=FOLDER",
-        help="a source and the folder it was unpacked to; NAME is one of `meddino-pretrain sources`, any other name "
-        "for all CT in a folder of your own, or a YAML file that describes a source. May be repeated",
-    )
-
-
-def _add_curate(commands: argparse._SubParsersAction) -> None:
-    description = "volumes to a corpus: read, checked, stored as slices, each scan once"
-    command = commands.add_parser("curate", help=description, description=description, epilog=_CURATE_EPILOG)
-    command.set_defaults(run=_curate)
-    _add_source_option(command, required=True)
-    command.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder of the corpus")
-    command.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="cases to leave out: nnU-Net's splits_final.json (with --fold) or a text file of ids. May be repeated",
-    )
-    command.add_argument("--fold", type=int, metavar="F", help="the fold whose validation cases are left out")
-    command.add_argument(
-        "--images",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="images of the cases to leave out (imagesTr), to find them by content under any name; one for each "
-        "--exclude, in the same order",
-    )
-    command.add_argument("--keep-near-duplicates", action="store_true", help="drop exact copies only")
-    command.add_argument(
-        "--store-size", type=int, metavar="PX", help="resize slices to this square (256 in the paper; default: none)"
-    )
-    command.add_argument(
-        "--spacing", type=float, metavar="MM", help="resample slices to this spacing first (0.45 in the paper)"
-    )
-    command.add_argument("--part-id", type=int, default=0, metavar="I", help="which part to do, from 0")
-    command.add_argument("--num-parts", type=int, default=1, metavar="N", help="into how many parts to divide the work")
-    command.add_argument(
-        "-np", dest="processes", type=int, default=cores(), metavar="N", help="processes (default: %(default)s)"
-    )
-
-
-def _add_merge(commands: argparse._SubParsersAction) -> None:
-    description = "make the corpus once all parts of a curation are finished"
-    command = commands.add_parser("merge", help=description, description=description)
-    command.set_defaults(run=_merge)
-    command.add_argument("corpus", type=Path, metavar="CORPUS")
-
-
-def _add_inspect(commands: argparse._SubParsersAction) -> None:
-    description = "what is in a corpus, in numbers and pictures"
-    command = commands.add_parser("inspect", help=description, description=description)
-    command.set_defaults(run=_inspect)
-    command.add_argument("corpus", type=Path, metavar="CORPUS")
-    command.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    command.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare every slice with its checksum, nothing else; exit code 1 if volumes are damaged",
-    )
-    command.add_argument(
-        "-o", dest="out", type=Path, metavar="DIR", help="folder for montage.png, histograms.png and views.png"
-    )
-
-
-def _add_seen(commands: argparse._SubParsersAction) -> None:
-    description = "whether a corpus holds scans that you are about to evaluate on, whatever their names"
-    command = commands.add_parser("seen", help=description, description=description, epilog=_SEEN_EPILOG)
-    command.set_defaults(run=_seen)
-    command.add_argument("corpus", type=Path, metavar="CORPUS")
-    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="file, or folder of a DICOM series")
-
-
-def _sources(options: argparse.Namespace) -> int:
-    from pretraining.curation.collections import SOURCES, find_cases
-    from pretraining.inspection.report import source_text, sources_table
-
-    folders = {entry.source.name: entry for entry in map(_source_folder, options.source)}
-    known = SOURCES | {name: entry.source for name, entry in folders.items()}
-    found = {name: len(find_cases(entry.source, entry.folder)) for name, entry in folders.items()}
-    if options.names:
-        for source in (known.get(name) or _named_source(name) for name in options.names):
-            say(source_text(source, found.get(source.name)) + "\n")
-        return 0
-    print_table(sources_table(known, found))
-    return 0
-
-
-def _curate(options: argparse.Namespace) -> int:
-    from pretraining.corpus.storage import StoreSettings
-    from pretraining.curation.gather import Division, curate
-    from pretraining.curation.merge import merge
-    from pretraining.inspection.report import corpus_text
-
-    division = Division(options.part_id, options.num_parts)
-    settings = StoreSettings(options.store_size, options.spacing)
-    exclusions = _exclusions(options)
-    sources = [_source_folder(argument) for argument in options.source]
-    with progress() as show:
-        summary = curate(
-            sources,
-            options.out,
-            settings=settings,
-            exclusions=exclusions,
-            keep_near=options.keep_near_duplicates,
-            division=division,
-            processes=options.processes,
-            progress=show,
-        )
-        if division.num_parts == 1:
-            content = merge(options.out, show)
-    if division.num_parts > 1:
-        of = f"part {division.part_id} of {division.num_parts}"
-        say(f"{of}: {summary.curated} volumes curated, {summary.refused} refused, {summary.images} images compared")
-        say(f"when all parts are finished: meddino-pretrain merge {shlex.quote(str(options.out))}")
-        return 0
-    say(corpus_text(content, options.out))
-    return 0 if content["volumes"] else NOTHING_CURATED
-
-
-def _merge(options: argparse.Namespace) -> int:
-    from pretraining.curation.merge import merge
-    from pretraining.inspection.report import corpus_text
-
-    with progress() as show:
-        content = merge(options.corpus, show)
-    say(corpus_text(content, options.corpus))
-    return 0 if content["volumes"] else NOTHING_CURATED
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    if options.verify:
-        return _verify(options)
-    import json
-
-    from pretraining.inspection.report import inspection_text
-    from pretraining.inspection.summary import inspect_corpus
-
-    with progress() as show:
-        inspection = inspect_corpus(options.corpus, show)
-    say(json.dumps(inspection, indent=4) if options.json else inspection_text(inspection))
-    if options.out is not None:
-        from pretraining.inspection.montage import save_histograms, save_slices
-        from pretraining.inspection.views import save_views
-
-        with progress() as show:
-            slices = save_slices(options.corpus, options.out / "montage.png", show)
-        histograms = save_histograms(inspection, options.out / "histograms.png")
-        views = save_views(options.corpus, options.out / "views.png")
-        sys.stderr.write(f"{slices}\n{histograms}\n{views}\n")
-    return 0
-
-
-def _seen(options: argparse.Namespace) -> int:
-    from pretraining.curation.contamination import SeenScans
-
-    scans = SeenScans(options.corpus)
-    seen, failed = False, False
-    for image in options.images:
-        try:
-            matches = scans.find(image)
-        except DataError as error:  # the other images are told all the same
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-            failed = True
-            continue
-        seen = seen or bool(matches)
-        for match in matches:
-            say(f"{image}: {match.kind} {match.similarity:.3f} {', '.join(scans.names(match))}")
-        if not matches:
-            say(f"{image}: not seen")
-    return EXIT_ERROR if failed else SEEN if seen else 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from pretraining.corpus.verify import verify_corpus
-
-    if options.json or options.out is not None:
-        msg = "--verify prints no numbers and draws nothing: leave out --json and -o, or run inspect twice."
-        raise ConfigurationError(msg)
-    with progress() as show:
-        damaged = verify_corpus(options.corpus, show)
-    for message in damaged:
-        say(message)
-    say(f"{options.corpus}: {len(damaged)} volumes are damaged" if damaged else f"{options.corpus}: no damage found")
-    return DAMAGED if damaged else 0
-
-
-def _source_folder(argument: str) -> SourceFolder:
-    from pretraining.curation.collections import own_source
-    from pretraining.curation.gather import SourceFolder
-
-    name, equals, folder = argument.partition("=")
-    if not name or not equals or not folder:
-        raise ConfigurationError(f"--source {argument} must be NAME=FOLDER, or RECORD.yaml=FOLDER.")
-    return SourceFolder(_recorded_source(name) or own_source(name), Path(folder))
-
-
-def _named_source(name: str) -> Source:
-    from pretraining.curation.collections import SOURCES
-
-    source = _recorded_source(name)
-    if source is None:
-        msg = f"{name} is no source known by name. Known are {', '.join(SOURCES)}, and what --source NAME=FOLDER names."
-        raise ConfigurationError(msg)
-    return source
-
-
-def _recorded_source(name: str) -> Source | None:
-    """Return the source of a YAML record, or the collection of a name; None if there is none."""
-    from pretraining.curation.collections import SOURCES, load_source_file
-
-    if Path(name).suffix.lower() in (".yaml", ".yml"):
-        return load_source_file(Path(name))
-    return {known.lower(): source for known, source in SOURCES.items()}.get(name.lower())
-
-
-def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:
-    from pretraining.curation.exclusions import read_exclusions
-
-    if options.images and len(options.images) != len(options.exclude):
-        msg = (
-            f"--images is given {len(options.images)} times, --exclude {len(options.exclude)}: one for each is needed."
-        )
-        raise ConfigurationError(msg)
-    if options.fold is not None and not any(file.suffix.lower() == ".json" for file in options.exclude):
-        raise ConfigurationError("--fold says which fold of an --exclude splits_final.json is meant; there is none.")
-    folders = options.images or [None] * len(options.exclude)
-    return [
-        read_exclusions(file, options.fold if file.suffix.lower() == ".json" else None, images)
-        for file, images in zip(options.exclude, folders, strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import shlex
 
 from nnunetv2_meddino.console import say
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
 
 _EPILOG = """Settings are changed as for train, and checked before the job is queued. A job is asked to stop 5 minutes
@@ -67,8 +67,8 @@ def _submit(options: argparse.Namespace) -> int:
         return 0
     try:
         submitted = run_sbatch(command)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{error} To submit it where Slurm is: {shlex.join(command)}") from error
+    except CommandError as error:
+        raise CommandError(f"{error} To submit it where Slurm is: {shlex.join(command)}") from error
     say(f"# job {submitted}: {script}")
     return 0
 

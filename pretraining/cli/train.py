@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.command_line import ended
+from nnunetv2_meddino.command_line import exit_code_of
 from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -55,7 +55,7 @@ class _Help(argparse.Action):
     """Prints the help of a command and, after a stage, all settings with the values of the recipe."""
 
     def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: Any) -> None:
-        parser.exit(ended(lambda: self._print(parser, options)))
+        parser.exit(exit_code_of(lambda: self._print(parser, options)))
 
     def _print(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         parser.print_help()

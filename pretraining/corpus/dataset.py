@@ -33,12 +33,16 @@ from pretraining.corpus.format import (
 from pretraining.corpus.storage import CURATE_AGAIN, checksum
 
 PADDING_HU = -1024
-"""Air, below the lowest value of the CT rule; no crop ever looks at it."""
+"""Air; no crop ever reaches into it."""
 
 OPEN_VOLUMES = 512
 """Volumes a worker keeps open, at about 90 KiB each."""
 
 ROWS_PER_BATCH = 2**16
+"""Rows of ``slices.parquet`` read at a time, so that a table of millions is never in memory whole."""
+
+
+_VOLUME_COLUMNS = ["source", "path", "slices", "height", "width", "spacing_y_mm", "spacing_x_mm"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,7 @@ class Slices:
 class SliceDataset(Dataset[Slices]):
     """The slices of a corpus by their row in ``slices.parquet``.
 
-    Holds 11 bytes a slice and a few hundred a volume; volumes are opened where they are read, so that every worker
-    has its own.
+    Holds 11 bytes a slice and a few hundred a volume. Volumes are opened by the process that reads them.
     """
 
     def __init__(self, corpus: str | Path) -> None:
@@ -101,7 +104,7 @@ class SliceDataset(Dataset[Slices]):
         return len(self.volume)
 
     def rows_by_source(self) -> dict[str, NDArray[np.int32]]:
-        """Return the usable rows of each source: all but slices of nothing but air."""
+        """Return the usable rows of each source: all slices but those that hold nothing but air."""
         source = self.source_of_volume[self.volume]
         return {
             name: np.flatnonzero(self.usable & (source == code)).astype(np.int32)
@@ -137,8 +140,7 @@ class SliceDataset(Dataset[Slices]):
             DataError: A file is missing, short or damaged (a slice's checksum is not the manifest's), or holds a volume
                 of another shape than the manifest says.
         """
-        buffer = pixels.numpy()
-        for target, row in zip(buffer, rows, strict=True):
+        for target, row in zip(pixels.numpy(), rows, strict=True):
             self._decode_slice(int(row), target)
 
     def check(self, row: int) -> None:
@@ -170,7 +172,7 @@ class SliceDataset(Dataset[Slices]):
             # checked first: the decoder trusts the lengths that a chunk claims
             if blosc2.get_cbuffer_sizes(chunk)[:2] != (slice_.nbytes, len(chunk)):
                 raise ValueError("wrong chunk length")
-            # the process' one decoder: a decoder for each open volume costs 0.2 ms to make and a megabyte to keep
+            # with the decoder that the process has: one for each open volume costs 0.2 ms to make and a megabyte
             blosc2.decompress(chunk, dst=slice_)
         if not in_place:
             target[:height, :width] = slice_
@@ -221,9 +223,6 @@ class SliceDataset(Dataset[Slices]):
         return {**self.__dict__, "_open": OrderedDict()}
 
 
-_VOLUME_COLUMNS = ["source", "path", "slices", "height", "width", "spacing_y_mm", "spacing_x_mm"]
-
-
 def _reason(path: Path, error: Exception) -> str:
     if not path.exists():
         return "the file does not exist. Was the corpus moved, or its curation not finished?"
@@ -233,7 +232,7 @@ def _reason(path: Path, error: Exception) -> str:
 def _read_slices(
     path: Path, slices: int | None, counts: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.uint32], NDArray[np.bool_]]:
-    """Return volume, index in it, checksum, and whether it may be sampled, of every slice; reads piece by piece."""
+    """Return volume, index in it, checksum, and whether it may be sampled, of every slice."""
     try:
         file = pq.ParquetFile(path)
         rows = file.metadata.num_rows

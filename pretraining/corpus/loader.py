@@ -16,7 +16,7 @@ from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.sampler import Draw, SampleOrder, StepSampler, shares_of
 
 AHEAD = 2
-"""Batches each worker is ahead of the training step; the default of torch's loader."""
+"""Batches that each worker reads ahead; the default of torch's loader."""
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -35,32 +35,32 @@ def slice_loader(
 ) -> Iterator[tuple[int, Slices]]:
     """Yield (step, batch) without end, the same batches for any number of workers.
 
-    The pixels of a batch lie in a ring of buffers: they are overwritten once the next batch but one has been asked for.
-    Copy what must last longer.
+    The pixels of a batch lie in a ring of buffers and are overwritten when the next batch but one is requested: copy
+    what must last longer.
 
     Args:
         corpus: Folder of a corpus, or one already opened.
-        batch_size: Slices a rank and step, B.
-        seed: 0 to 2**32 - 1; with it, the step and ``batch_size * world_size`` the global batch is given.
+        batch_size: Slices of a rank in a step, B.
+        seed: 0 to 2**32 - 1. Seed, step and ``batch_size * world_size`` determine the global batch.
         rank: This process, from 0.
         world_size: Number of processes.
         workers: Processes that decompress; 0 does it in this one.
         start_step: First step; the batches are those that an undisturbed run yields from there on.
-        weights: Relative sampling weights of the sources, those not named are left out; None counts every slice alike.
+        weights: Relative sampling weights of the sources; those not named are left out. None: all slices count alike.
         timeout_s: How long to wait for a batch of the workers.
 
     Raises:
         ConfigurationError: A number or a weight is out of range.
-        DataError: The corpus cannot be read (the message names the file), has no usable slices, a worker died or is too
-            slow, or shared memory is too small.
+        DataError: The corpus cannot be read or has no usable slices, a worker died or is too slow, or shared memory is
+            too small.
     """
     dataset = corpus if isinstance(corpus, SliceDataset) else SliceDataset(corpus)
     rows = dataset.rows_by_source()
-    shares = shares_of(weights, {source: len(group) for source, group in rows.items()})
+    shares = shares_of(weights or {}, {source: len(group) for source, group in rows.items()})
     groups = [rows[source] for source in shares] if shares else [dataset.usable_rows()]
     del rows
     if not len(groups[0]):
-        raise DataError(f"{dataset.corpus} has no usable slices: all are air only")
+        raise DataError(f"{dataset.corpus} has no usable slices: all of them hold nothing but air")
     slots = workers * AHEAD + 2
     sampler = StepSampler(
         SampleOrder(groups, list(shares.values()) or [1.0], seed=seed),
@@ -77,7 +77,7 @@ def slice_loader(
 def _batches(sampler: StepSampler, reader: _RingReader, workers: int, timeout_s: float) -> Iterator[tuple[int, Slices]]:
     loader = DataLoader(
         reader,
-        batch_sampler=sampler,  # type: ignore[arg-type]  # a batch's indices travel as one Draw
+        batch_sampler=sampler,  # type: ignore[arg-type]  # a batch's indices are one Draw
         collate_fn=_unchanged,
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
@@ -97,7 +97,7 @@ def _batches(sampler: StepSampler, reader: _RingReader, workers: int, timeout_s:
 
 
 class _RingReader(Dataset):
-    """Reads batches into the slots of a ring and hands over no more than the draw, and what went wrong."""
+    """Reads batches into the slots of a ring; returns nothing but the draw, and the message of an error."""
 
     def __init__(self, dataset: SliceDataset, ring: Tensor) -> None:
         self.dataset, self.ring = dataset, ring

@@ -1,4 +1,4 @@
-"""The order in which slices are seen: a pure function of the seed and the step, for any number of ranks and workers."""
+"""The order in which slices are seen: a function of seed and step alone, for any number of ranks and workers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.counter_random import Stream, check_seed, numpy_generator
 
 CYCLE = 2**16
-"""Samples after which the shares of the sources are met exactly; the finest share is one in this many."""
+"""Samples after which each source has had its exact share; the smallest share is one in this many."""
 
 
-def shares_of(weights: Mapping[str, float] | None, slices: Mapping[str, int]) -> dict[str, float]:
+def shares_of(weights: Mapping[str, float], slices: Mapping[str, int]) -> dict[str, float]:
     """Return the share of each source in the samples, adding up to 1; empty where all slices count alike.
 
     Args:
-        weights: Relative weights of the sources, of which those not named are left out; None counts every slice alike.
+        weights: Relative weights of the sources; sources that are not named are left out. Empty for all slices alike.
         slices: Number of usable slices of every source in the corpus.
 
     Raises:
         ConfigurationError: A weight is not a positive number, is below one part in 65,536, or names a source that has
             no slices in this corpus.
     """
-    if weights is None:
-        return {}
     for source, weight in weights.items():
         if not slices.get(source):
             known = ", ".join(sorted(name for name, count in slices.items() if count))
@@ -39,23 +37,23 @@ def shares_of(weights: Mapping[str, float] | None, slices: Mapping[str, int]) ->
     shares = {source: weight / total for source, weight in sorted(weights.items())}
     for source, share in shares.items():
         if share * CYCLE < 1:
-            message = f"{source!r} would be {share:.2g} of the samples, below one in {CYCLE}: raise its weight"
-            raise ConfigurationError(f"{message} or leave it out")
-    if not shares:
-        raise ConfigurationError("no sampling weights given: name at least one source, or give none to use all alike")
+            raise ConfigurationError(
+                f"{source!r} would be {share:.2g} of the samples, less than one in {CYCLE}: raise its weight, or leave "
+                "it out"
+            )
     return shares
 
 
 class SampleOrder:
-    """The endless sequence of slices: the n-th sample of a run, for any n, without a replay.
+    """The endless sequence of slices: the n-th sample of a run, for any n, without drawing those before it.
 
-    Sources are mixed in cycles of 65,536 samples in which each has its exact share (largest remainders) in random
-    order. Within a source the samples run through one random permutation of its slices after another, so every
-    slice is seen once before any is seen again. The permutation in use is kept, 4 bytes a slice.
+    Sources are mixed in cycles of 65,536 samples: each has its exact share of a cycle (largest remainders), in random
+    order. Each source has epochs of its own, a random permutation of its slices each, so that every slice is seen once
+    before any is seen again. The permutation of the current epoch is kept, 4 bytes a slice.
     """
 
     def __init__(self, groups: Sequence[NDArray[np.int32]], shares: Sequence[float], *, seed: int) -> None:
-        """Take the slices and the shares of the sources.
+        """Set up the sequence.
 
         Args:
             groups: Rows of the manifest, one non-empty array for each source.
@@ -133,7 +131,7 @@ class StepSampler:
     def __init__(
         self, order: SampleOrder, *, batch_size: int, rank: int, world_size: int, start_step: int, slots: int
     ) -> None:
-        """Take the sequence and this rank's part in it.
+        """Set up the batches of a rank.
 
         Args:
             order: The sequence.

@@ -1,4 +1,4 @@
-"""Numbers about a slice that are worth knowing without reading it: how much of it is body, and its intensities."""
+"""What the manifest states of each slice: how much of it is body, and its intensities."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ BODY_ABOVE_HU = -500.0
 """Half way between air and soft tissue."""
 
 BODY_ABOVE_SHARE = 0.1
-"""For images that are no CT: the share of the way from the volume's lowest to its highest intensity (percentiles 0.5
-and 99.5) above which a pixel counts as tissue."""
+"""For images other than CT: tissue is above this share of the range from percentile 0.5 to 99.5 of the volume."""
 
 _ASIDE_PX = 128
-"""The body is found in a copy of about this side: many times quicker than at 512, at hardly another share."""
+"""The body is found in a copy of about this side: many times faster than at 512, with nearly the same result."""
 
 _SMALLEST_PIECE = 0.1
 """Pieces smaller than this share of the largest are table, tubes and clothes; two legs are two pieces."""
@@ -25,7 +24,7 @@ _LOWEST, _LEVELS = -32768, 65536
 
 
 class SliceStatistics(NamedTuple):
-    """What the manifest says of a slice, all of the stored slice; percentiles are values that occur in it."""
+    """Measurements of a slice as it is stored; percentiles are values that occur in it."""
 
     body_fraction: float
     hu_mean: float

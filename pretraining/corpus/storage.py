@@ -1,7 +1,7 @@
-"""Stored slices: the size they are kept at, and one compressed file a volume.
+"""How slices are stored: at which size, and in one compressed file for each volume.
 
-The layout, one chunk a slice with ZSTD level 1 and bitshuffle, was chosen by measurement: 0.78 bytes a voxel, and a
-random slice costs one chunk (about 0.3 ms on one core).
+The layout, one chunk for each slice with ZSTD level 1 and bitshuffle, was chosen by measurement: 0.78 bytes a voxel,
+and reading a random slice decodes one chunk (about 0.3 ms on one core).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import replacing
 
 MAX_SIZE_PX = 512
-"""Side above which a slice is made smaller: the size nearly all CT is reconstructed at, and more than a crop needs."""
+"""Slices with a longer side are downsampled: nearly all CT is reconstructed at this size, and no crop needs more."""
 
 CURATE_AGAIN = "Curate this volume again: delete the file and run the curation."
 """What to do about a damaged volume. A file of the right size counts as finished until it is deleted."""
@@ -31,7 +31,7 @@ STORE_FLAGS = {
     "resampled": "slices were resampled in plane to the spacing that was asked for",
     "resized": "slices were resized to the square that was asked for",
 }
-"""What curation itself may do to a volume."""
+"""Flags for what curation itself did to a volume."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Resizing:
 
 
 def plan_resizing(size: tuple[int, int], spacing_mm: tuple[float, float], settings: StoreSettings) -> Resizing:
-    """Return how slices of ``size`` (height, width) and ``spacing_mm`` (y, x) come to the size they are stored at."""
+    """Return how slices of ``size`` (height, width) and ``spacing_mm`` (y, x) are resized before they are stored."""
     now, sizes, flags = size, [], []
     if settings.spacing_mm is not None:
         wanted = settings.spacing_mm
@@ -95,9 +95,9 @@ def plan_resizing(size: tuple[int, int], spacing_mm: tuple[float, float], settin
 class Resizer:
     """Resizes slices ``(H, W)`` int16 through the steps of a plan, rounding once at the end.
 
-    A step is a product with one weight matrix an axis: bilinear, and antialiased where it makes smaller (the triangle
-    widens with the factor, as in Pillow's and torch's antialiased bilinear resize). Steps are linear, so all of them
-    are multiplied out beforehand.
+    A step is a product with one weight matrix for each axis: bilinear, antialiased where it downsamples (the triangle
+    widens with the factor, as in Pillow's and torch's antialiased bilinear resize). Steps are linear, so their matrices
+    are multiplied beforehand.
     """
 
     def __init__(self, size: tuple[int, int], plan: Resizing) -> None:
@@ -129,8 +129,8 @@ def resize_weights(size: int, target: int) -> NDArray[np.float32]:
 def encode(slices: Iterable[NDArray[np.int16]], count: int, size: tuple[int, int]) -> bytes:
     """Compress slices ``(H, W)`` to the content of a ``.b2nd`` file of shape ``(count, H, W)``.
 
-    The file is made in memory, so that a full disk is an error of a plain write. The same voxels give the same bytes,
-    but for the number of threads in the header where ``BLOSC_NTHREADS`` is set.
+    The file is made in memory, so that a full disk is noticed by a plain write. The same voxels give the same bytes,
+    except for the number of threads in the header where ``BLOSC_NTHREADS`` is set.
     """
     chunk = (1, *size)
     settings = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], nthreads=1)
@@ -140,15 +140,15 @@ def encode(slices: Iterable[NDArray[np.int16]], count: int, size: tuple[int, int
         array[index] = image
         written = index + 1
     if written != count:
-        raise ValueError(f"encode: {count} slices were announced, {written} came")
+        raise ValueError(f"encode: expected {count} slices, got {written}")
     return array.to_cframe()
 
 
 def checksum(chunk: bytes) -> int:
     """Return the CRC-32 of a slice as it is stored, compressed; the same number as ``zlib.crc32``.
 
-    Over the stored bytes and not the voxels: they are fewer, a damaged chunk never reaches the decoder, which trusts
-    what it is given, and a corpus can be checked without decompressing it.
+    Of the stored bytes and not the voxels: they are fewer, a damaged chunk never reaches the decoder, which trusts its
+    input, and a corpus can be checked without decompressing it.
     """
     return isal_zlib.crc32(chunk)
 
@@ -156,8 +156,8 @@ def checksum(chunk: bytes) -> int:
 def chunk_checksums(content: bytes) -> NDArray[np.uint32]:
     """Return the checksum of every slice of a ``.b2nd`` file, ``(count,)``, given what ``encode`` made.
 
-    Chunks are read back from the file's content, so that they are what a reader will get; a slice of zeros is stored as
-    a mark alone, from which blosc2 makes its chunk.
+    Chunks are read back from the file's content, so that they are what a reader will get: for a slice of zeros blosc2
+    stores nothing but a mark, from which it makes the chunk.
     """
     array = blosc2.ndarray_from_cframe(content)
     return np.array([checksum(array.schunk.get_chunk(index)) for index in range(array.shape[0])], np.uint32)
@@ -189,10 +189,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_error(path: Path, error: OSError) -> DataError:
-    """Return what a user is told when a file of a corpus cannot be written."""
+    """Return the error about a file of a corpus that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "Make room there" if full else "See that the folder can be written to"
+    advice = "Make room there" if full else "Make sure that the folder can be written to"
     return DataError(
         f"{path} cannot be written: {error.strerror or error}. {advice} and run the same command again; "
-        "what is finished is not done again."
+        "what is finished is kept."
     )

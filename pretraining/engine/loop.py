@@ -159,7 +159,7 @@ class StageTraining:
             world_size=self.ranks.world_size,
             workers=data.workers,
             start_step=start,
-            weights=dict(data.source_weights) or None,
+            weights=dict(data.source_weights),
             timeout_s=self.config.engine.timeout_s,
         )
         if start < total:

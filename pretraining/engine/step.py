@@ -194,7 +194,7 @@ class TrainingStep:
         """
         teacher = self.model.teacher
         with self._autocast(next(teacher.parameters()).device.type):
-            taught = [teacher.teach(views.global_crops, views.masks.indices) for views in batches]
+            taught = [teacher.teacher_forward(views.global_crops, views.masks.indices) for views in batches]
         dino = [self._scores(teacher.dino_head, outputs.dino, keep=len(batches) == 1) for outputs in taught]
         ibot = [self._scores(teacher.ibot_head, outputs.ibot, keep=len(batches) == 1) for outputs in taught]
         iterations = self.losses.sinkhorn_iterations

@@ -56,21 +56,23 @@ def sinkhorn_scaling(
     Returns:
         ``log_u`` ``(K,)`` float32, the same on every process. Infinite if there is no sample anywhere.
     """
-    if len(logits) == 1:
+    if len(logits) == 1:  # computed once, and its exponentials stored: they are needed in every iteration
         only = logits[0]()
         logits = [lambda: only]
     largest = _largest(logits, temperature, group)
     kernels: Sequence[_Kernel] = list(_kernels(logits, largest, temperature)) if len(logits) == 1 else ()
-    factors = None
+    factors = None  # of the prototypes; none yet: in the first iteration samples count by their raw exponentials
     with torch.autocast(largest.device.type, enabled=False):  # it would multiply in bfloat16
         for _ in range(iterations):
             mass = torch.zeros_like(largest)
             for kernel in kernels or _kernels(logits, largest, temperature):
+                # a sample's factor brings its row, already scaled by prototype, to a sum of 1
                 samples = kernel.factors if factors is None else 1 / (kernel.values @ factors)
-                mass += samples @ kernel.values
+                mass += samples @ kernel.values  # of each prototype over the samples, which its factor then evens out
             if _is_distributed():
                 dist.all_reduce(mass, group=group)
             factors = mass.amin() / mass  # at most 1: their common factor cancels but would grow for ever
+    # exponentials were taken relative to the largest: undone here, where it is one addition
     return -mass.log() - largest
 
 
@@ -94,19 +96,19 @@ def sinkhorn_targets(logits: Tensor, log_u: Tensor, temperature: float) -> Tenso
 
 def _largest(logits: Sequence[MicroBatch], temperature: float, group: dist.ProcessGroup | None) -> Tensor:
     """Return each prototype's largest ``logit / temperature`` over all samples ``(K,)`` float32; 0 over none."""
-    batches = (micro_batch() for micro_batch in logits)
+    batches = (micro_batch() for micro_batch in logits)  # one at a time: all of them need not fit into memory
     largest = reduce(torch.maximum, (x.amax(0) if len(x) else x.new_full(x.shape[1:], -torch.inf) for x in batches))
     largest = largest.float()
     if _is_distributed():
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    return largest.nan_to_num(nan=torch.nan, neginf=0.0) / temperature
+    return largest.nan_to_num(nan=torch.nan, neginf=0.0) / temperature  # NaN stays: the step must see it
 
 
 def _kernels(logits: Sequence[MicroBatch], largest: Tensor, temperature: float) -> Iterator[_Kernel]:
     for micro_batch in logits:
         for rows in _chunks(micro_batch()):
             exponents = _scaled(rows, -largest, temperature)
-            highest = exponents.amax(1)
+            highest = exponents.amax(1)  # what it divides out cancels from the second iteration on; see ``factors``
             yield _Kernel(exponents.sub_(highest[:, None]).exp_(), highest.exp())
 
 

@@ -76,7 +76,7 @@ class Network(nn.Module):
         return StudentOutputs(seen.cls, seen.patches, dino[:count], dino[count:], ibot)
 
     @torch.no_grad()
-    def teach(self, global_crops: Tensor, indices: Tensor) -> TeacherOutputs:
+    def teacher_forward(self, global_crops: Tensor, indices: Tensor) -> TeacherOutputs:
         """Return the teacher's outputs; nothing is masked for it."""
         seen = self.backbone(global_crops)
         masked = seen.patches.flatten(0, 1)[indices]

@@ -13,7 +13,7 @@ from pretraining.counter_random import Stream, numpy_generator
 from pretraining.views.config import MaskConfig
 
 TRIES = 10
-"""Blocks drawn before an image is left to the filling up."""
+"""Blocks tried before the rest of a crop is masked patch by patch."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
 
     Each masked crop is covered by blocks (BEiT: Bao et al. 2022), of an area uniform from ``min_patches`` to what is
     missing or half the crop, and a log-uniform aspect, as long as one of ten tries adds patches and not too many. What
-    is then missing is filled up at random, and the masks are shuffled over all crops.
+    is then missing is filled up patch by patch at random, and the masks are given to crops at random.
 
     Args:
         crops: Number of global crops, N.
@@ -68,12 +68,12 @@ def draw_masks(crops: int, grid: int, config: MaskConfig, *, seed: int, step: in
     generator = numpy_generator(seed, Stream.MASKS, step, first)
     targets = np.array(mask_counts(crops, grid * grid, config), np.int64)
     covered = _blocks(targets, grid, config, generator)
-    order = generator.random(covered.shape)
-    order[covered] = np.inf
     missing = targets - covered.sum(1)
+    order = generator.random(covered.shape)
+    order[covered] = np.inf  # masked patches come last: the rank of the others says which of them fill up
     covered |= order.argsort(1).argsort(1) < missing[:, None]
     masks = np.zeros((crops, grid * grid), bool)
-    masks[generator.random(crops).argsort()[: len(targets)]] = covered
+    masks[generator.random(crops).argsort()[: len(targets)]] = covered  # which crops are masked is random
     return _described(torch.from_numpy(masks))
 
 
@@ -86,13 +86,17 @@ def _described(masks: Tensor) -> PatchMasks:
 def _blocks(
     targets: NDArray[np.int64], grid: int, config: MaskConfig, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Return ``(n, P)`` masks of blocks, at most the targets; all masks grow by one block at a time, in step."""
+    """Return ``(n, P)`` masks of blocks, with at most the target number of patches each.
+
+    All crops grow by one block at a time, in step, so that each step is a few operations on arrays.
+    """
     covered = np.zeros((len(targets), grid, grid), bool)
-    largest = (grid // 2) * grid
-    active = np.flatnonzero(targets > 0)
-    low_aspect = np.log(config.min_aspect)
+    # summed-area tables of ``covered``: four look-ups count the masked patches in a block
     sums = np.zeros((len(targets), grid + 1, grid + 1), np.int64)
+    largest = (grid // 2) * grid
+    low_aspect = np.log(config.min_aspect)
     ticks = np.arange(grid)
+    active = np.flatnonzero(targets > 0)
     while len(active):
         allowed = np.minimum(targets[active] - sums[active, -1, -1], largest)[:, None]
         area, aspect, row, column = np.moveaxis(generator.random((len(active), TRIES, 4)), -1, 0)
@@ -103,17 +107,16 @@ def _blocks(
         top = (row * (grid - height + 1)).astype(np.int64).clip(0)
         left = (column * (grid - width + 1)).astype(np.int64).clip(0)
         fits = (height < grid) & (width < grid)
+        # a block that does not fit becomes empty: it adds no patch and is never good
         bottom, right = np.where(fits, top + height, top), np.where(fits, left + width, left)
-        image = active[:, None]
-        inside = (
-            sums[image, bottom, right] - sums[image, top, right] - sums[image, bottom, left] + sums[image, top, left]
-        )
-        new = (bottom - top) * (right - left) - inside
+        crop = active[:, None]
+        already = sums[crop, bottom, right] - sums[crop, top, right] - sums[crop, bottom, left] + sums[crop, top, left]
+        new = (bottom - top) * (right - left) - already
         good = (new > 0) & (new <= allowed)
-        tried = good.argmax(1)
+        first = good.argmax(1)
         grown = good.any(1)
-        active = active[grown]
-        box = [values[grown, tried[grown]][:, None] for values in (top, bottom, left, right)]
+        active = active[grown]  # where no try was good, the reference stops, too
+        box = [edges[grown, first[grown]][:, None] for edges in (top, bottom, left, right)]
         rows, columns = (ticks >= box[0]) & (ticks < box[1]), (ticks >= box[2]) & (ticks < box[3])
         covered[active] |= rows[:, :, None] & columns[:, None, :]
         sums[active, 1:, 1:] = covered[active].cumsum(1).cumsum(2)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_meddino import checks
-from nnunetv2_meddino.cli.main import WEIGHT_FORMATS, main
+from nnunetv2_meddino.cli.main import main
+from nnunetv2_meddino.cli.weights import WEIGHT_FORMATS
 from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
 from nnunetv2_meddino.weights.convert import FORMATS
 from tests.nnunet import command, nnunet_environment

@@ -10,8 +10,9 @@ from nnunetv2_meddino.comparison.analysis import analyse, choose_reference
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.model import ModelFacts
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.scores import METRICS, Scores
+from nnunetv2_meddino.comparison.scores import Scores
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.evaluation.results import METRICS
 
 DICE, HD95 = METRICS[0], METRICS[4]
 NAN = np.nan
@@ -25,7 +26,7 @@ def results(method: Method, dice: np.ndarray, distance: np.ndarray | None = None
     scores = Scores(
         tuple(cases or [f"c{i}" for i in range(len(dice))]),
         {str(k + 1): f"organ {k + 1}" for k in range(dice.shape[1])},
-        {metric.key: distance if metric.is_distance else dice for metric in METRICS},
+        {metric.key: distance if not metric.higher_is_better else dice for metric in METRICS},
         np.isnan(distance) & ~np.isnan(dice),
         np.zeros(dice.shape, bool),
     )

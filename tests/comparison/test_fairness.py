@@ -10,7 +10,8 @@ from nnunetv2_meddino.comparison.fairness import catalog_entry, collections_of, 
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.model import ModelFacts, Training
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.scores import METRICS, Scores
+from nnunetv2_meddino.comparison.scores import Scores
+from nnunetv2_meddino.evaluation.results import METRICS
 from nnunetv2_meddino.weights.catalog import CATALOG
 
 TRAINING = Training(True, 1000, 1000, 250, 3600.0, 1.7e9, "GPU X", (0, 1), None)

@@ -182,7 +182,7 @@ def test_a_folder_without_the_release_is_refused_with_what_is_expected(home: Pat
 
 def test_a_case_that_is_there_twice_is_refused(lits: Path) -> None:
     write_case(lits / "again" / "volume-2.nii", None, top=2)
-    with pytest.raises(DataError, match=r"several files are one case: .*again/volume-2\.nii, .*Batch 1/volume-2\.nii"):
+    with pytest.raises(DataError, match=r"several files for one case: .*again/volume-2\.nii, .*Batch 1/volume-2\.nii"):
         convert_dataset("lits", lits, 1)
 
 
@@ -205,7 +205,7 @@ def test_settings_that_cannot_be_used_are_refused(kits: Path, monkeypatch: pytes
     for number in (0, 1000):
         with pytest.raises(ConfigurationError, match=f"1 to 999, not {number}"):
             convert_dataset("kits23", kits, number)
-    with pytest.raises(DataError, match="absent is no folder"):
+    with pytest.raises(DataError, match="absent is not a folder"):
         convert_dataset("kits23", kits / "absent", 1)
     monkeypatch.delenv("nnUNet_preprocessed")
     with pytest.raises(ConfigurationError, match="Not set: nnUNet_preprocessed"):

@@ -56,5 +56,7 @@ def test_what_an_earlier_version_left_unfinished_is_not_kept_under_its_name(lits
 def test_a_release_whose_test_images_have_the_numbers_of_cases_is_refused(home: Path) -> None:
     write_amos(home / "release")
     write_case(home / "release" / "imagesTs" / "amos_0004.nii.gz", None, top=1)
-    with pytest.raises(DataError, match=r"amos_0004\.nii\.gz and the test image .*amos_0004\.nii\.gz have one number"):
+    with pytest.raises(
+        DataError, match=r"amos_0004\.nii\.gz and the test image .*amos_0004\.nii\.gz have the same number"
+    ):
         find_release(LAYOUTS["amos22"], home / "release")

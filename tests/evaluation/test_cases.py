@@ -14,7 +14,8 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation import cases
-from nnunetv2_meddino.evaluation.cases import LabelSet, evaluate_files, tolerances_by_class
+from nnunetv2_meddino.evaluation.cases import evaluate_files
+from nnunetv2_meddino.evaluation.classes import LabelSet, tolerances_by_class
 from nnunetv2_meddino.evaluation.files import Failure, Pairing, pair_files
 from nnunetv2_meddino.evaluation.reports import summarise, summary_dict, table, write_reports
 from nnunetv2_meddino.evaluation.validation import evaluate_validation
@@ -150,12 +151,12 @@ def test_a_killed_process_costs_its_own_case_only(three_cases, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\nfrom pathlib import Path\n"
-        "from nnunetv2_meddino.evaluation import cases\n"
+        "from nnunetv2_meddino.evaluation import cases, classes\n"
         "from nnunetv2_meddino.evaluation.files import pair_files\n"
         "real = cases.read_segmentation\n"
         "cases.read_segmentation = lambda path: os._exit(9) if path.name.startswith('case_2') else real(path)\n"
         "if __name__ == '__main__':\n"
-        "    labels = cases.LabelSet.from_json([1, 2], '')\n"
+        "    labels = classes.LabelSet.from_json([1, 2], '')\n"
         "    pairing = pair_files(Path('reference'), Path('prediction'))\n"
         "    done = cases.evaluate_files(pairing, labels, processes=2)\n"
         "    print([r.pair.case for r in done.results], [(f.case, f.message) for f in done.failures])\n"
@@ -178,9 +179,9 @@ def test_a_case_too_large_for_the_memory_is_named(three_cases, monkeypatch):
 def test_a_script_without_a_guard_ends_with_advice(three_cases, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom nnunetv2_meddino.evaluation import cases, files\n"
+        "from pathlib import Path\nfrom nnunetv2_meddino.evaluation import cases, classes, files\n"
         "pairing = files.pair_files(Path('reference'), Path('prediction'))\n"
-        "cases.evaluate_files(pairing, cases.LabelSet.from_json([1], ''), processes=2)\n"
+        "cases.evaluate_files(pairing, classes.LabelSet.from_json([1], ''), processes=2)\n"
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -298,7 +299,7 @@ def test_labels_that_make_no_sense_are_refused(content, message):
 )
 def test_tolerances_that_make_no_sense_are_refused(tolerances, message):
     with pytest.raises(ConfigurationError, match=message):
-        tolerances_by_class(tolerances, AB)
+        tolerances_by_class(tolerances, ["a", "b"])
 
 
 def test_with_a_tolerance_of_its_own_for_each_class_the_mean_is_over_those(three_cases):

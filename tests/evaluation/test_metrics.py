@@ -13,10 +13,11 @@ import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation import BoundaryMetrics, CaseMetrics, ClassMetrics, evaluate_case
+from nnunetv2_meddino.evaluation import metrics as metrics_module
 from nnunetv2_meddino.evaluation.surface import engine as compiled_engine
 from tests.conftest import shared_path
+from tests.evaluation import oracle
 
-ENGINES = ("compiled", "plain")
 SPACING = (2.5, 0.9, 0.7)
 
 CASES = [
@@ -69,8 +70,8 @@ def golden_classes(name: str) -> dict[str, tuple[int, ...]]:
     return {str(label): (label,) for label in case["labels"]} | regions
 
 
-def evaluate_golden(name: str, engine: str) -> CaseMetrics:
-    return evaluate_case(*golden(name), golden_classes(name), planar=False, engine=engine)
+def evaluate_golden(name: str) -> CaseMetrics:
+    return evaluate_case(*golden(name), golden_classes(name), planar=False)
 
 
 def stored(name: str, key: str, library: str) -> dict[str, float] | None:
@@ -84,10 +85,9 @@ def comparable(result: CaseMetrics) -> dict[str, ClassMetrics]:
     return {key: m for key, m in result.classes.items() if m.n_ref and m.n_pred}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CASES)
-def test_surfel_metrics_equal_deepmind(name: str, engine: str) -> None:
-    for key, metrics in comparable(evaluate_golden(name, engine)).items():
+def test_surfel_metrics_equal_deepmind(name: str) -> None:
+    for key, metrics in comparable(evaluate_golden(name)).items():
         theirs, ours = stored(name, key, "deepmind"), metrics.surfel
         assert ours.nsd[1.0] == pytest.approx(theirs["surface_dice_tol_1mm"], abs=2e-15, rel=0)
         assert ours.nsd[2.0] == pytest.approx(theirs["surface_dice_tol_2mm"], abs=2e-15, rel=0)
@@ -101,10 +101,9 @@ def test_surfel_metrics_equal_deepmind(name: str, engine: str) -> None:
         assert metrics.dsc == theirs["volumetric_dice"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CASES)
-def test_voxel_metrics_equal_monai_and_metricsreloaded(name: str, engine: str) -> None:
-    for key, metrics in comparable(evaluate_golden(name, engine)).items():
+def test_voxel_metrics_equal_monai_and_metricsreloaded(name: str) -> None:
+    for key, metrics in comparable(evaluate_golden(name)).items():
         theirs, ours = stored(name, key, "monai"), metrics.voxel
         assert ours.nsd[1.0] == pytest.approx(theirs["surface_dice_1mm"], abs=MONAI)
         if name != "spacing_float32_tie":  # MONAI compares in float32, where a distance of 2.00000003 mm is 2 mm
@@ -122,15 +121,15 @@ def test_voxel_metrics_equal_monai_and_metricsreloaded(name: str, engine: str) -
         assert ours.nsd[1.0] == theirs["nsd_1mm"]
         assert ours.nsd[2.0] == theirs["nsd_2mm"]
         assert ours.assd_mm == pytest.approx(theirs["assd"], abs=DEEPMIND)
-        assert ours.masd_mm == pytest.approx(theirs["masd"], abs=DEEPMIND)
+        means = ours.reference_to_prediction_mm, ours.prediction_to_reference_mm
+        assert sum(means) / 2 == pytest.approx(theirs["masd"], abs=DEEPMIND)
         assert ours.hd95_mm == pytest.approx(theirs["hd_perc_95"], abs=DEEPMIND)
         assert ours.hd_mm == theirs["hd"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CASES)
-def test_counts_equal_nnunet(name: str, engine: str) -> None:
-    for key, metrics in evaluate_golden(name, engine).classes.items():
+def test_counts_equal_nnunet(name: str) -> None:
+    for key, metrics in evaluate_golden(name).classes.items():
         theirs = stored(name, key, "nnunetv2")
         row = metrics.as_dict()
         assert [row[k] for k in ("TP", "FP", "FN", "TN")] == [theirs[k] for k in ("TP", "FP", "FN", "TN")]
@@ -138,9 +137,8 @@ def test_counts_equal_nnunet(name: str, engine: str) -> None:
             assert (row["Dice"], row["IoU"]) == (theirs["Dice"], theirs["IoU"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_single_slice_equals_deepmind_in_2d(engine: str) -> None:
-    result = evaluate_case(*golden("one_slice"), {"disc": 1}, engine=engine)
+def test_single_slice_equals_deepmind_in_2d() -> None:
+    result = evaluate_case(*golden("one_slice"), {"disc": 1})
     theirs = expected()["cases"]["one_slice"]["as_2d"]["deepmind"]
     ours = result.classes["disc"].surfel
     assert result.dimensions == 2
@@ -151,9 +149,8 @@ def test_single_slice_equals_deepmind_in_2d(engine: str) -> None:
     assert ours.hd95_mm == theirs["robust_hausdorff_95"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_ignored_voxels_are_left_out_of_the_counts_as_in_nnunet(engine: str) -> None:
-    result = evaluate_case(*golden("ignore_label"), {"1": 1, "2": 2}, ignore_label=4, engine=engine)
+def test_ignored_voxels_are_left_out_of_the_counts_as_in_nnunet() -> None:
+    result = evaluate_case(*golden("ignore_label"), {"1": 1, "2": 2}, ignore_label=4)
     for key, theirs in expected()["ignore_label"]["nnunetv2"].items():
         row = result.classes[key].as_dict()
         assert {k: row[k] for k in theirs} == theirs
@@ -166,14 +163,22 @@ def assert_same(a: CaseMetrics, b: CaseMetrics, tolerance: float = 1e-13) -> Non
         assert left == pytest.approx(right, abs=tolerance, rel=tolerance, nan_ok=True), key
 
 
+def assert_equals_oracle(
+    reference: np.ndarray, prediction: np.ndarray, spacing: Any, classes: Any, **options: Any
+) -> None:
+    measured = evaluate_case(reference, prediction, spacing, classes, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics_module, "measure", oracle.measure)
+        assert_same(measured, evaluate_case(reference, prediction, spacing, classes, **options))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_engines_agree_on_golden_cases(name: str) -> None:
-    assert_same(evaluate_golden(name, "compiled"), evaluate_golden(name, "plain"))
+def test_golden_cases_equal_the_oracle(name: str) -> None:
+    assert_equals_oracle(*golden(name), golden_classes(name), planar=False)
 
 
-def test_engines_agree_with_an_ignore_label() -> None:
-    results = [evaluate_case(*golden("ignore_label"), {"1": 1, "2": 2}, ignore_label=4, engine=e) for e in ENGINES]
-    assert_same(*results)
+def test_an_ignore_label_equals_the_oracle() -> None:
+    assert_equals_oracle(*golden("ignore_label"), {"1": 1, "2": 2}, ignore_label=4)
 
 
 def read(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -190,12 +195,12 @@ def read(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
         ("sct_t2_manual", "sct_t2_deepseg3d"),
     ],
 )
-def test_engines_agree_on_real_pairs(reference: str, prediction: str) -> None:
+def test_real_pairs_equal_the_oracle(reference: str, prediction: str) -> None:
     folder = shared_path("data/metric_pairs")
     a, spacing = read(folder / f"{reference}.nii.gz")
     b, _ = read(folder / f"{prediction}.nii.gz")
     classes = {str(label): int(label) for label in np.union1d(a, b) if label}
-    assert_same(*(evaluate_case(a, b, spacing, classes, engine=engine) for engine in ENGINES))
+    assert_equals_oracle(a, b, spacing, classes)
 
 
 # Properties
@@ -213,19 +218,14 @@ def blobs(seed: int, shape: tuple[int, int, int] = (20, 40, 44), labels: int = 3
 CLASSES = {"one": 1, "two": 2, "three": 3, "all": (1, 2, 3)}
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 def scalars(metrics: BoundaryMetrics) -> tuple[float, ...]:
     return (*metrics.nsd.values(), metrics.assd_mm, metrics.hd95_mm, metrics.hd_mm)
 
 
-def test_swapping_the_masks_swaps_the_directions_only(engine: str) -> None:
+def test_swapping_the_masks_swaps_the_directions_only() -> None:
     a, b = blobs(0), blobs(1)
-    forth = evaluate_case(a, b, SPACING, CLASSES, engine=engine)
-    back = evaluate_case(b, a, SPACING, CLASSES, engine=engine)
+    forth = evaluate_case(a, b, SPACING, CLASSES)
+    back = evaluate_case(b, a, SPACING, CLASSES)
     for key in CLASSES:
         x, y = forth.classes[key], back.classes[key]
         assert (x.dsc, x.fp) == (y.dsc, y.fn)
@@ -235,34 +235,34 @@ def test_swapping_the_masks_swaps_the_directions_only(engine: str) -> None:
             assert m.prediction_to_reference_mm == pytest.approx(n.reference_to_prediction_mm, abs=1e-13)
 
 
-def test_a_mask_is_at_distance_zero_from_itself(engine: str) -> None:
+def test_a_mask_is_at_distance_zero_from_itself() -> None:
     a = blobs(0)
-    for metrics in evaluate_case(a, a, SPACING, CLASSES, tolerances_mm=0, engine=engine).classes.values():
+    for metrics in evaluate_case(a, a, SPACING, CLASSES, tolerances_mm=0).classes.values():
         assert metrics.dsc == 1
         assert scalars(metrics.voxel) == scalars(metrics.surfel) == (1, 0, 0, 0)
 
 
-def test_moving_both_masks_together_changes_nothing(engine: str) -> None:
+def test_moving_both_masks_together_changes_nothing() -> None:
     a, b = (np.pad(blobs(seed), 9) for seed in (0, 1))
-    before = evaluate_case(a, b, SPACING, CLASSES, engine=engine)
+    before = evaluate_case(a, b, SPACING, CLASSES)
     moved = [np.roll(volume, (5, -8, 7), axis=(0, 1, 2)) for volume in (a, b)]
-    assert_same(before, evaluate_case(*moved, SPACING, CLASSES, engine=engine))
+    assert_same(before, evaluate_case(*moved, SPACING, CLASSES))
 
 
-def test_nsd_grows_with_the_tolerance_up_to_one_at_the_hausdorff_distance(engine: str) -> None:
+def test_nsd_grows_with_the_tolerance_up_to_one_at_the_hausdorff_distance() -> None:
     a, b = blobs(0), blobs(1)
-    hausdorff = evaluate_case(a, b, SPACING, CLASSES, engine=engine).classes["two"].surfel.hd_mm
+    hausdorff = evaluate_case(a, b, SPACING, CLASSES).classes["two"].surfel.hd_mm
     tolerances = [*np.linspace(0, hausdorff, 40, endpoint=False), hausdorff]
-    for metrics in evaluate_case(a, b, SPACING, {"two": 2}, tolerances_mm=tolerances, engine=engine).classes.values():
+    for metrics in evaluate_case(a, b, SPACING, {"two": 2}, tolerances_mm=tolerances).classes.values():
         values = list(metrics.surfel.nsd.values())
         assert values == sorted(values)
         assert values[-2] < values[-1] == pytest.approx(1, abs=1e-15)
 
 
-def test_distances_scale_with_the_spacing(engine: str) -> None:
+def test_distances_scale_with_the_spacing() -> None:
     a, b = blobs(0), blobs(1)
-    small = evaluate_case(a, b, SPACING, CLASSES, tolerances_mm=1.5, engine=engine)
-    large = evaluate_case(a, b, [4 * s for s in SPACING], CLASSES, tolerances_mm=6, engine=engine)
+    small = evaluate_case(a, b, SPACING, CLASSES, tolerances_mm=1.5)
+    large = evaluate_case(a, b, [4 * s for s in SPACING], CLASSES, tolerances_mm=6)
     for key in CLASSES:
         for m, n in zip(
             (small.classes[key].voxel, small.classes[key].surfel),
@@ -273,12 +273,12 @@ def test_distances_scale_with_the_spacing(engine: str) -> None:
             assert [n.assd_mm, n.hd95_mm, n.hd_mm] == pytest.approx([4 * v for v in scalars(m)[1:]], abs=1e-12)
 
 
-def test_spacing_belongs_to_the_array_axes_in_order(engine: str) -> None:
+def test_spacing_belongs_to_the_array_axes_in_order() -> None:
     mask = np.zeros((12, 12, 12), dtype=np.uint8)
     mask[5, 5, 5] = 1
     for axis, step in enumerate(SPACING):
         moved = np.roll(mask, 2, axis=axis)
-        metrics = evaluate_case(mask, moved, SPACING, {"voxel": 1}, engine=engine).classes["voxel"]
+        metrics = evaluate_case(mask, moved, SPACING, {"voxel": 1}).classes["voxel"]
         assert metrics.voxel.hd_mm == metrics.voxel.assd_mm == 2 * step
 
 
@@ -301,11 +301,11 @@ def overlap(metrics: ClassMetrics) -> set[float]:
 
 
 def distances(metrics: ClassMetrics) -> list[float]:
-    return [v for m in (metrics.voxel, metrics.surfel) for v in (*scalars(m)[len(m.nsd) :], m.masd_mm)]
+    return [v for m in (metrics.voxel, metrics.surfel) for v in list(m.as_dict("x").values())[len(m.nsd) :]]
 
 
-def test_a_missed_class_scores_zero_and_has_no_distance(engine: str) -> None:
-    metrics = evaluate_case(FULL, EMPTY, SPACING, {"a": 1}, engine=engine).classes["a"]
+def test_a_missed_class_scores_zero_and_has_no_distance() -> None:
+    metrics = evaluate_case(FULL, EMPTY, SPACING, {"a": 1}).classes["a"]
     assert overlap(metrics) == {0}
     assert all(map(math.isnan, distances(metrics)))
     assert metrics.missed
@@ -313,10 +313,8 @@ def test_a_missed_class_scores_zero_and_has_no_distance(engine: str) -> None:
 
 
 @pytest.mark.parametrize("prediction", [EMPTY, FULL])
-def test_a_class_absent_from_the_reference_is_undefined_whatever_was_predicted(
-    prediction: np.ndarray, engine: str
-) -> None:
-    metrics = evaluate_case(EMPTY, prediction, (1, 1, 1), {"a": 1}, engine=engine).classes["a"]
+def test_a_class_absent_from_the_reference_is_undefined_whatever_was_predicted(prediction: np.ndarray) -> None:
+    metrics = evaluate_case(EMPTY, prediction, (1, 1, 1), {"a": 1}).classes["a"]
     values = [metrics.dsc, metrics.iou, *metrics.voxel.nsd.values(), *metrics.surfel.nsd.values(), *distances(metrics)]
     assert all(map(math.isnan, values))
     assert not metrics.missed
@@ -324,58 +322,50 @@ def test_a_class_absent_from_the_reference_is_undefined_whatever_was_predicted(
     assert metrics.false_positive_volume_ml == pytest.approx(prediction.sum() / 1000)
 
 
-@pytest.mark.parametrize(("prediction", "value"), [(EMPTY, 1), (FULL, 0)])
-def test_challenge_rule_scores_a_class_absent_from_the_reference(prediction: np.ndarray, value: float) -> None:
-    metrics = evaluate_case(EMPTY, prediction, SPACING, {"a": 1}, empty="challenge").classes["a"]
-    assert overlap(metrics) == {value}
-    assert all(map(math.isnan, distances(metrics)))
-
-
-def test_disagreement_beside_ignored_voxels_is_no_surface_error(engine: str) -> None:
+def test_disagreement_beside_ignored_voxels_is_no_surface_error() -> None:
     reference, prediction = FULL.copy(), FULL.copy()
     reference[:, :, 9:] = 2
     prediction[2:6, 3:8, 9:12] = 1  # the prediction goes on where nobody looked
-    metrics = evaluate_case(reference, prediction, SPACING, {"a": 1}, ignore_label=2, engine=engine).classes["a"]
+    metrics = evaluate_case(reference, prediction, SPACING, {"a": 1}, ignore_label=2).classes["a"]
     assert metrics.dsc == 1
     assert scalars(metrics.surfel) == scalars(metrics.voxel) == (1, 1, 0, 0, 0)
     shorter = prediction.copy()
     shorter[:, :, 7:] = 0
-    metrics = evaluate_case(reference, shorter, (1, 1, 1), {"a": 1}, ignore_label=2, engine=engine).classes["a"]
+    metrics = evaluate_case(reference, shorter, (1, 1, 1), {"a": 1}, ignore_label=2).classes["a"]
     # x = 8 touches ignored voxels and is not measured from, so of the reference's shell x = 7 is the farthest: the 14
     # voxels of the ring, 1 voxel from the prediction
     assert metrics.voxel.hd_mm == 1
     assert metrics.voxel.reference_to_prediction_mm == pytest.approx(14 / (20 + 14 * 4))
 
 
-def test_elements_beside_ignored_voxels_stay_targets(engine: str) -> None:
+def test_elements_beside_ignored_voxels_stay_targets() -> None:
     reference = one_label((slice(2, 6), slice(3, 8), slice(3, 9)))
     reference[:, :, 9:] = 2
     prediction = one_label((slice(2, 6), slice(3, 8), slice(7, 8)))
-    metrics = evaluate_case(reference, prediction, (1, 1, 1), {"a": 1}, ignore_label=2, engine=engine).classes["a"]
+    metrics = evaluate_case(reference, prediction, (1, 1, 1), {"a": 1}, ignore_label=2).classes["a"]
     # the middle of x = 7 is at 1 from the reference's shell: below, above, or at x = 8, which touches ignored voxels
-    inside = evaluate_case(reference, prediction, (9, 9, 1), {"a": 1}, ignore_label=2, engine=engine).classes["a"]
+    inside = evaluate_case(reference, prediction, (9, 9, 1), {"a": 1}, ignore_label=2).classes["a"]
     assert metrics.voxel.prediction_to_reference_mm == inside.voxel.prediction_to_reference_mm == 6 / 20
 
 
-def test_a_class_predicted_among_ignored_voxels_only_is_missed(engine: str) -> None:
+def test_a_class_predicted_among_ignored_voxels_only_is_missed() -> None:
     reference = FULL.copy()
     reference[:, :, 10:] = 2
     prediction = one_label((slice(2, 6), slice(3, 8), slice(11, 13)))
-    metrics = evaluate_case(reference, prediction, SPACING, {"a": 1}, ignore_label=2, engine=engine).classes["a"]
+    metrics = evaluate_case(reference, prediction, SPACING, {"a": 1}, ignore_label=2).classes["a"]
     assert metrics.missed
     assert overlap(metrics) == {0}
     assert all(map(math.isnan, distances(metrics)))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_single_slice_is_measured_in_2d_along_any_axis(axis: int, engine: str) -> None:
+def test_a_single_slice_is_measured_in_2d_along_any_axis(axis: int) -> None:
     flat_spacing = [0.8, 0.6]
     a, b = blobs(3, (1, 30, 34))[0], blobs(4, (1, 30, 34))[0]
-    want = evaluate_case(a[None], b[None], (5, *flat_spacing), CLASSES, engine=engine)
+    want = evaluate_case(a[None], b[None], (5, *flat_spacing), CLASSES)
     spacing = np.insert(flat_spacing, axis, 3.0)
-    got = evaluate_case(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing, CLASSES, engine=engine)
+    got = evaluate_case(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing, CLASSES)
     assert got.dimensions == 2
-    assert got.diagonal_mm == pytest.approx(math.hypot(24, 20.4))
     for key in CLASSES:  # the thickness of the slice matters for volumes only
         assert scalars(got.classes[key].surfel) == pytest.approx(scalars(want.classes[key].surfel), abs=1e-14)
         assert scalars(got.classes[key].voxel) == pytest.approx(scalars(want.classes[key].voxel), abs=1e-14)
@@ -422,10 +412,10 @@ def test_any_label_values_in_any_type_give_the_same_values(dtype: type, shift: i
     assert_same(want, evaluate_case(*changed, SPACING, classes), 0)
 
 
-def test_background_can_be_a_class(engine: str) -> None:
+def test_background_can_be_a_class() -> None:
     a, b = blobs(0), blobs(1)
-    got = evaluate_case(a, b, SPACING, {"background": 0, "one": 1}, engine=engine)
-    want = evaluate_case(a == 0, b == 0, SPACING, {"background": 1}, engine=engine)
+    got = evaluate_case(a, b, SPACING, {"background": 0, "one": 1})
+    want = evaluate_case(a == 0, b == 0, SPACING, {"background": 1})
     assert scalars(got.classes["background"].surfel) == scalars(want.classes["background"].surfel)
     assert got.classes["background"].tp == want.classes["background"].tp
 
@@ -441,7 +431,7 @@ def test_more_classes_than_bits_in_a_word_and_labels_than_bytes() -> None:
     for key in ("7", "150", "299", "low", "high"):
         labels = classes[key] if isinstance(classes[key], tuple) else (classes[key],)
         masks = [np.isin(v, labels) for v in (a, b)]
-        want = evaluate_case(*masks, SPACING, {key: 1}, engine="plain")
+        want = evaluate_case(*masks, SPACING, {key: 1})  # one class, in one pass
         assert result.classes[key].as_dict() == pytest.approx(want.classes[key].as_dict(), abs=1e-13, nan_ok=True)
 
 
@@ -483,9 +473,7 @@ def test_volumes_in_any_memory_order_give_the_same_values() -> None:
         ({"classes": {"a": ()}}, ConfigurationError, "'a' has no labels"),
         ({"classes": {"a": (1, 4)}, "ignore_label": 4}, ConfigurationError, "ignore label 4"),
         ({"tolerances_mm": -1}, ConfigurationError, "tolerances"),
-        ({"tolerances_mm": {"b": 1}}, ConfigurationError, "tolerance is given for a"),
-        ({"engine": "gpu"}, ConfigurationError, "engine"),
-        ({"empty": "zero"}, ConfigurationError, "empty"),
+        ({"tolerances_mm": {}}, ConfigurationError, "tolerance is given for a"),
         ({"planar": True}, DataError, "single slice"),
     ],
 )

@@ -1,10 +1,15 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.corpus.sampler import SampleOrder
 from pretraining.counter_random import Stream, numpy_generator, torch_generator
+from pretraining.views import MaskConfig, ViewConfig
+from pretraining.views.crops import draw_parameters
+from pretraining.views.masks import draw_masks
 
 KEYS = [
     (0, Stream.MODEL, 7, 64),
@@ -17,15 +22,30 @@ KEYS = [
 ]
 
 
-def test_a_seed_draws_what_it_always_drew():
-    """If this fails, runs that were begun before cannot be resumed: raise DRAWS_VERSION."""
-    assert numpy_generator(5, Stream.VIEWS, 2, 3).random(2).tolist() == [0.534923392859697, 0.46990185201561474]
-    assert numpy_generator(5, Stream.SLICE_ORDER, 2, 3).permutation(10).tolist() == [6, 3, 4, 1, 7, 0, 9, 8, 2, 5]
-    drawn = torch.randint(2**31, (2,), generator=torch_generator(5, Stream.MODEL, 2, 3))
-    assert drawn.tolist() == [
-        1788245167,
-        1259249163,
+def test_a_training_draws_what_it_always_drew():
+    """If this fails, runs that were begun before cannot be resumed exactly: raise DRAWS_VERSION."""
+    order = SampleOrder([np.arange(5), np.arange(5, 20)], [0.25, 0.75], seed=5)
+    assert order.rows(0, 8).tolist() == [8, 18, 6, 9, 10, 4, 15, 16]
+    views = draw_parameters(torch.tensor([[512, 400]]), torch.tensor([3]), ViewConfig(), seed=5, step=2)
+    assert views.boxes[0, [0, 9]].tolist() == [[15, 1, 337, 388], [148, 212, 154, 153]]
+    assert views.contrast[0, 1].item() == pytest.approx(1.007811)
+    masks = draw_masks(4, 4, MaskConfig(), seed=5, step=2, first=3)
+    assert masks.indices.tolist() == [
+        20,
+        21,
+        24,
+        25,
+        36,
+        37,
+        38,
+        40,
+        41,
+        42,
+        44,
+        45,
     ]
+    model = torch.randint(2**31, (2,), generator=torch_generator(5, Stream.MODEL, 2, 3))
+    assert model.tolist() == [1788245167, 1259249163]
 
 
 @pytest.mark.parametrize("make", [numpy_generator, torch_generator])

@@ -16,7 +16,7 @@ from nnunetv2_meddino.environment import (
     NNUNET_WANDB,
     run_environment,
 )
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import CommandError
 from nnunetv2_meddino.files import write_text
 from nnunetv2_meddino.slurm import job_path, run_sbatch, sbatch_command, write_script
 
@@ -99,7 +99,7 @@ def submit(jobs: Jobs, sbatch_arguments: str) -> list[str]:
             those in the scripts.
 
     Raises:
-        ConfigurationError: There is no ``sbatch``, or it refuses a job; the message says what was submitted already and
+        CommandError: There is no ``sbatch``, or it refuses a job; the message says what was submitted already and
             how to submit the rest by hand.
     """
     extra = shlex.split(sbatch_arguments)
@@ -109,9 +109,9 @@ def submit(jobs: Jobs, sbatch_arguments: str) -> list[str]:
     for script in scripts:
         try:
             job = run_sbatch(_sbatch(script, ids, extra))
-        except ConfigurationError as error:
+        except CommandError as error:
             msg = f"{error}\nSubmitted before it: {', '.join(ids) or 'nothing'}. Submit the rest with:"
-            raise ConfigurationError("\n  ".join([msg, *_by_hand(scripts, ids, extra)])) from error
+            raise CommandError("\n  ".join([msg, *_by_hand(scripts, ids, extra)])) from error
         ids.append(job)
         lines.append(f"job {job}: {script}")
     return lines

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nnunetv2_meddino.comparison.scores import Metric
+from nnunetv2_meddino.evaluation.results import Metric
 from nnunetv2_meddino.visualization.overlays import write_png
 from nnunetv2_meddino.visualization.style import COLOURS, INK, JOIN, LINE, SOFT
 

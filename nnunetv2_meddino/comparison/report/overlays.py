@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.comparison.analysis import common_cases
 from nnunetv2_meddino.comparison.folders import Folders, Method
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.scores import METRICS, case_means
+from nnunetv2_meddino.comparison.scores import case_means
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.files import read_segmentation
+from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.imaging.grid import Grid, to_axial
 from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, draw_labels, legend_columns, legend_handles, write_png
@@ -44,7 +45,7 @@ def worst_cases(dataset: DatasetResults, reference: Method, names: Mapping[Metho
 
     With a single row, or without the reference, these are the cases of the lowest Dice.
     """
-    dice = METRICS[0].key
+    dice = DICE.key
     base = next((row for row in dataset.rows if row.method == reference), None)
     found: dict[str, tuple[float, str]] = {}
     for row in dataset.rows:

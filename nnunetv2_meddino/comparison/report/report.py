@@ -31,9 +31,10 @@ from nnunetv2_meddino.comparison.report.figures import draw_metric
 from nnunetv2_meddino.comparison.report.overlays import draw_case, worst_cases
 from nnunetv2_meddino.comparison.report.tables import ALL_CLASSES, write_cases_csv, write_summary_csv
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.scores import METRICS, Metric, case_means
+from nnunetv2_meddino.comparison.scores import case_means
 from nnunetv2_meddino.comparison.statistics import Interval
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.evaluation.results import METRICS, Metric
 from nnunetv2_meddino.files import write_text
 
 logger = logging.getLogger(__name__)

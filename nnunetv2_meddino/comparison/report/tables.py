@@ -11,8 +11,8 @@ from pathlib import Path
 from nnunetv2_meddino.comparison.analysis import Analysis, Entry
 from nnunetv2_meddino.comparison.folders import Method
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
-from nnunetv2_meddino.comparison.scores import METRICS
 from nnunetv2_meddino.comparison.statistics import Interval
+from nnunetv2_meddino.evaluation.results import METRICS
 from nnunetv2_meddino.files import write_text
 
 ALL_CLASSES = "all classes"

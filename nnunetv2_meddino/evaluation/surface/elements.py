@@ -29,15 +29,12 @@ CORNER_OFFSETS = tuple((j >> 2 & 1, j >> 1 & 1, j & 1) for j in range(8))
 
 @dataclass(frozen=True)
 class DirectedDistances:
-    """Distances from the elements of one surface to the nearest element of another, as a distribution.
-
-    Attributes:
-        distances_mm: ``(n,)`` float64, the distances that occur, ascending, each once.
-        sizes: ``(n,)`` float64, summed size of the elements at each distance: voxels, or mm^2 (mm in a single slice).
-    """
+    """Distances from the elements of one surface to the nearest element of another, as a distribution."""
 
     distances_mm: NDArray[np.float64]
+    """``(n,)``, the distances that occur, ascending, each once."""
     sizes: NDArray[np.float64]
+    """``(n,)``, summed size of the elements at each distance: voxels, or mm^2 (mm in a single slice)."""
 
     @property
     def size(self) -> float:

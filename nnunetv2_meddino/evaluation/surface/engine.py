@@ -1,4 +1,4 @@
-"""Surface distances of many classes in two passes over the volumes, compiled with numba.
+"""Overlap and surface distances of many classes in two passes over the volumes, compiled with numba.
 
 The first pass counts label pairs and finds boxes. The second draws the surfaces of all classes into bit maps, one bit
 per corner of each class's box. From then on only the maps are read: elements that both surfaces have are at distance
@@ -23,7 +23,6 @@ from nnunetv2_meddino.evaluation.surface.elements import (
     distribution,
     element_sizes,
 )
-from nnunetv2_meddino.evaluation.surface.far import distances_to_nearest
 
 MAP_BYTES = 64 * 2**20
 """Bit maps drawn at a time. 15 organs of a 200x512x512 scan take 40 MiB; more classes are drawn in several passes."""
@@ -33,18 +32,74 @@ TABLE_ROWS = 800
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What the first pass found.
-
-    Attributes:
-        confusion: ``(256, 256)`` voxels by ``[reference label, prediction label]``.
-        boxes: ``(256, 6)`` of each label in either volume: z, y, x minima and maxima.
-        occupied: ``(z * y,)`` uint8, rows that hold a label other than 0.
-    """
+class Measurement:
+    """Overlap and surfaces of one pair of volumes."""
 
     confusion: NDArray[np.int64]
+    """``(256, 256)`` voxels by ``[reference label, prediction label]``, ignored voxels included."""
+    surfaces: list[ClassSurfaces | None]
+    """One entry per class; None where the class is absent from the reference or from the prediction."""
+
+
+def measure(
+    reference: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    spacing_mm: tuple[float, float, float],
+    classes: Sequence[tuple[int, ...]],
+    *,
+    ignore_label: int | None = None,
+    planar: bool = False,
+) -> Measurement:
+    """Measure overlap, and the surfaces of the classes that both volumes hold.
+
+    Voxels where the reference is ``ignore_label`` are background in both masks. An element whose neighbourhood (2x2x2
+    voxels, or a voxel and its 6 neighbours) holds an ignored voxel is not measured from, but distances to it are: the
+    border of the ignored part is no error of either.
+
+    Args:
+        reference: ``(z, y, x)`` labels.
+        prediction: Labels of the same shape.
+        spacing_mm: Voxel size in ``(z, y, x)`` order.
+        classes: The labels of each class: whole numbers of 1 to 255, none of them ``ignore_label``; at most 64 classes.
+        ignore_label: Reference label of voxels that are ignored.
+        planar: The volume is a single slice, measured by the 2D definitions.
+    """
+    reference, prediction = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
+    scanned = _scan(reference, prediction, ignore_label)
+    present = present_in_both(scanned.confusion, classes, ignore_label)
+    found = _class_surfaces(reference, prediction, spacing_mm, present, scanned, ignore_label, planar)
+    by_class = dict(zip(present, found, strict=True))
+    return Measurement(scanned.confusion, [by_class.get(labels) for labels in classes])
+
+
+def present_in_both(
+    confusion: NDArray[np.int64], classes: Sequence[tuple[int, ...]], ignore_label: int | None
+) -> list[tuple[int, ...]]:
+    """Return the distinct classes that occur in both volumes outside the ignored voxels."""
+    counted = without_ignored(confusion, ignore_label)
+    in_reference, in_prediction = counted.sum(axis=1), counted.sum(axis=0)
+    return [c for c in dict.fromkeys(classes) if in_reference[list(c)].any() and in_prediction[list(c)].any()]
+
+
+def without_ignored(confusion: NDArray[np.int64], ignore_label: int | None) -> NDArray[np.int64]:
+    """Return the counts of the voxels that are not ignored."""
+    if ignore_label is None:
+        return confusion
+    counted = confusion.copy()
+    counted[ignore_label] = 0
+    return counted
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the first pass found."""
+
+    confusion: NDArray[np.int64]
+    """``(256, 256)`` voxels by ``[reference label, prediction label]``."""
     boxes: NDArray[np.int64]
+    """``(256, 6)`` of each label in either volume: z, y, x minima and maxima."""
     occupied: NDArray[np.uint8]
+    """``(z * y,)``, rows that hold a label other than 0."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +113,7 @@ class _Rows:
     limit: float
 
 
-def scan(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], ignore_label: int | None) -> Scan:
+def _scan(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], ignore_label: int | None) -> _Scan:
     """Read both volumes ``(z, y, x)`` once, for counts and boxes."""
     shape = reference.shape
     confusion = np.zeros((256, 256), dtype=np.int64)
@@ -67,30 +122,19 @@ def scan(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], ignore_lab
     occupied = np.zeros(shape[0] * shape[1], dtype=np.uint8)
     ignore = -1 if ignore_label is None else ignore_label
     bitmaps.scan_volumes(reference.ravel(), prediction.ravel(), shape, ignore, confusion, boxes, occupied)
-    return Scan(confusion, boxes, occupied)
+    return _Scan(confusion, boxes, occupied)
 
 
-def class_surfaces(
+def _class_surfaces(
     reference: NDArray[np.uint8],
     prediction: NDArray[np.uint8],
     spacing_mm: tuple[float, float, float],
     classes: Sequence[tuple[int, ...]],
-    scanned: Scan,
-    *,
+    scanned: _Scan,
     ignore_label: int | None,
     planar: bool,
 ) -> list[ClassSurfaces]:
-    """Measure the surfaces of classes that are present in both volumes; see ``plain.class_surfaces``.
-
-    Args:
-        reference: ``(z, y, x)`` labels.
-        prediction: Labels of the same shape.
-        spacing_mm: Voxel size in ``(z, y, x)`` order.
-        classes: The labels of each class, without 0; at most 64 classes.
-        scanned: The first pass over the same volumes.
-        ignore_label: Reference label whose voxels count for nothing.
-        planar: The volume is one slice, measured by the 2D definitions.
-    """
+    """Measure the surfaces of classes that are present in both volumes."""
     if ignore_label is not None:
         prediction = np.where(reference == ignore_label, np.uint8(0), prediction)
     sizes = element_sizes(spacing_mm, planar=planar)
@@ -115,21 +159,18 @@ def class_surfaces(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Bit maps of some classes.
-
-    Attributes:
-        classes: Labels of each class.
-        grids: ``(classes, 8)``; see ``bitmaps.draw_surfaces``.
-        maps: All maps, one after another.
-        coincident: ``(classes, 2, 256)`` codes of the corners that both surfaces have.
-        below: 0 where the volume is a single slice, else 1.
-    """
+    """Bit maps of some classes."""
 
     classes: Sequence[tuple[int, ...]]
+    """Labels of each class."""
     grids: NDArray[np.int64]
+    """``(classes, 8)``; see ``bitmaps.draw_surfaces``."""
     maps: NDArray[np.uint64]
+    """All maps, one after another."""
     coincident: NDArray[np.int64]
+    """``(classes, 2, 256)`` codes of the corners that both surfaces have."""
     below: int
+    """0 where the volume is a single slice, else 1."""
 
     def map(self, c: int, side: int, corner: bool) -> NDArray[np.uint64]:
         """Return the map of class ``c``, of the reference (side 0) or the prediction, of corners or boundary voxels."""
@@ -142,7 +183,7 @@ def _drawings(
     reference: NDArray[np.uint8],
     prediction: NDArray[np.uint8],
     classes: Sequence[tuple[int, ...]],
-    scanned: Scan,
+    scanned: _Scan,
     ignore_label: int | None,
     planar: bool,
 ) -> Iterator[_Drawing]:
@@ -172,7 +213,7 @@ def _draw(
     classes: Sequence[tuple[int, ...]],
     grids: NDArray[np.int64],
     boxes: NDArray[np.int64],
-    scanned: Scan,
+    scanned: _Scan,
     ignore_label: int | None,
     below: int,
 ) -> _Drawing:
@@ -276,6 +317,6 @@ def _directed(
         targets = np.empty((there, 3), dtype=np.int64)
         search.list_elements(target, layout, targets)
         far = far[:missing]
-        distances.append(distances_to_nearest(far[:, :3], targets, spacing_mm))
+        distances.append(search.distances_to_nearest(far[:, :3], targets, spacing_mm))
         weights.append(sizes[far[:, 3]] if corner else np.ones(missing))
     return distribution(np.concatenate(distances), np.concatenate(weights))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.evaluation.cases import LabelSet
+from nnunetv2_meddino.evaluation.classes import LabelSet
 from nnunetv2_meddino.files import read_json
 from pretraining.curation.readers.read import candidates_of, read_volume
 from pretraining.curation.volume import IntensityRule, Refused, Volume

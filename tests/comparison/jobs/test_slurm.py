@@ -11,7 +11,7 @@ from nnunetv2_meddino.comparison.folders import Folders
 from nnunetv2_meddino.comparison.jobs.slurm import Jobs, submit, write_jobs
 from nnunetv2_meddino.comparison.jobs.steps import plan_steps
 from nnunetv2_meddino.comparison.results import Selection
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import CommandError
 from tests.comparison.jobs.test_steps import preprocess
 from tests.comparison.results import make_folders, set_environment, write_dataset, write_fold
 
@@ -162,7 +162,7 @@ def test_without_anything_to_prepare_there_is_no_such_job(folders, tmp_path):
 
 def test_without_sbatch_the_commands_are_told(folders, tmp_path):
     written = jobs(folders, tmp_path / "out")
-    with pytest.raises(ConfigurationError, match="sbatch is not on PATH") as caught:
+    with pytest.raises(CommandError, match="sbatch is not on PATH") as caught:
         submit(written, "-A mine")
     told = str(caught.value).split("\n  ")[1:]
     fake(tmp_path / "bin" / "sbatch", FAKE_SBATCH.format(home=tmp_path).replace(";cluster", ""))
@@ -177,7 +177,7 @@ def test_without_sbatch_the_commands_are_told(folders, tmp_path):
 def test_a_refused_job_tells_what_was_submitted_and_what_is_left(folders, tmp_path):
     refuse = f'case "$*" in *train.sh) echo "no such partition" >&2; exit 1;; esac\n{FAKE_SBATCH.format(home=tmp_path)}'
     fake(tmp_path / "bin" / "sbatch", refuse)
-    with pytest.raises(ConfigurationError, match=r"refused .*train.sh \(status 1\): no such partition") as caught:
+    with pytest.raises(CommandError, match=r"refused .*train.sh \(status 1\): no such partition") as caught:
         submit(jobs(folders, tmp_path / "out"), "")
     message = str(caught.value)
     assert "Submitted before it: 101." in message

@@ -24,8 +24,8 @@ from nnunetv2_meddino.comparison.report.document import (
 from nnunetv2_meddino.comparison.report.overlays import WorstCase, draw_case, worst_cases
 from nnunetv2_meddino.comparison.report.report import short_names, write_report
 from nnunetv2_meddino.comparison.results import Selection, collect
-from nnunetv2_meddino.comparison.scores import METRICS
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.evaluation.results import METRICS
 from tests.comparison.results import anatomy, make_folders, write_dataset, write_method, write_volume
 
 FIRST, SECOND = "Dataset701_AMOS22", "Dataset702_Private"

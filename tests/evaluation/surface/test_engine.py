@@ -1,24 +1,16 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from nnunetv2_meddino.evaluation.surface.elements import DirectedDistances, element_sizes
-from nnunetv2_meddino.evaluation.surface.surfaces import measure
+from nnunetv2_meddino.evaluation.surface import DirectedDistances, measure
+from nnunetv2_meddino.evaluation.surface.elements import element_sizes
 
-ENGINES = ("compiled", "plain")
 SPACING = (2.5, 0.9, 0.7)
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def boundary_voxels(mask: np.ndarray) -> np.ndarray:
@@ -42,9 +34,9 @@ def assert_distances(measured: DirectedDistances, distances: np.ndarray, sizes: 
     assert measured.sizes == pytest.approx(np.bincount(where, sizes), rel=1e-12)
 
 
-def assert_equals_distance_transform(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...], engine: str) -> None:
+def assert_equals_distance_transform(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> None:
     """Compare both definitions with exact distance transforms of the whole volume."""
-    surfaces = measure(a.astype(np.uint8), b.astype(np.uint8), spacing, [(1,)], engine=engine).surfaces[0]
+    surfaces = measure(a.astype(np.uint8), b.astype(np.uint8), spacing, [(1,)]).surfaces[0]
     shells = [boundary_voxels(mask) for mask in (a, b)]
     codes = [corner_codes(mask) if mask.size < 2e4 else None for mask in (a, b)]
     directions = ("reference_to_prediction", "prediction_to_reference")
@@ -63,21 +55,21 @@ def random_masks(seed: int, shape: tuple[int, int, int], density: float) -> tupl
 
 
 @pytest.mark.parametrize("density", [0.002, 0.05, 0.5, 0.98])
-def test_both_definitions_equal_a_distance_transform_on_random_voxels(density: float, engine: str) -> None:
+def test_both_definitions_equal_a_distance_transform_on_random_voxels(density: float) -> None:
     a, b = random_masks(0, (9, 17, 71), density)
     a[4, 5, 6] = b[7, 9, 60] = True
-    assert_equals_distance_transform(a, b, SPACING, engine)
+    assert_equals_distance_transform(a, b, SPACING)
 
 
 @pytest.mark.parametrize("width", [1, 62, 63, 64, 65, 127, 128, 129])
-def test_rows_of_any_length_are_read_to_their_end(width: int, engine: str) -> None:
+def test_rows_of_any_length_are_read_to_their_end(width: int) -> None:
     a, b = random_masks(width, (4, 5, width), 0.6)
-    assert_equals_distance_transform(a, b, SPACING, engine)
+    assert_equals_distance_transform(a, b, SPACING)
 
 
 @pytest.mark.parametrize("steps", [1, 30, 31, 32, 33, 63, 64, 65, 140])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_single_voxels_are_found_at_any_distance(axis: int, steps: int, engine: str) -> None:
+def test_single_voxels_are_found_at_any_distance(axis: int, steps: int) -> None:
     shape = [3, 3, 3]
     shape[axis] = 150
     a, b = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.uint8)
@@ -85,7 +77,7 @@ def test_single_voxels_are_found_at_any_distance(axis: int, steps: int, engine: 
     a[tuple(place)] = 1
     place[axis] += steps
     b[tuple(place)] = 1
-    surfaces = measure(a, b, SPACING, [(1,)], engine=engine).surfaces[0]
+    surfaces = measure(a, b, SPACING, [(1,)]).surfaces[0]
     for direction in (surfaces.voxel.reference_to_prediction, surfaces.voxel.prediction_to_reference):
         assert direction.distances_mm.tolist() == [math.sqrt((steps * SPACING[axis]) ** 2)]
 
@@ -100,33 +92,33 @@ def test_single_voxels_are_found_at_any_distance(axis: int, steps: int, engine: 
     ],
 )
 def test_the_nearest_is_not_missed_where_a_farther_one_is_in_view(
-    layers: int, spacing: tuple[float, ...], inside: tuple[int, ...], nearest: tuple[int, ...], engine: str
+    layers: int, spacing: tuple[float, ...], inside: tuple[int, ...], nearest: tuple[int, ...]
 ) -> None:
     a, b = np.zeros((2, layers, 40, 90), dtype=np.uint8)
     start = (1, 5, 5)
     a[start] = 1
     for steps in (inside, nearest):
         b[tuple(np.add(start, steps))] = 1
-    pair = measure(a, b, spacing, [(1,)], engine=engine).surfaces[0].voxel
+    pair = measure(a, b, spacing, [(1,)]).surfaces[0].voxel
     distances = [np.linalg.norm(np.multiply(steps, spacing)) for steps in (inside, nearest)]
     assert distances[1] < distances[0]
     assert pair.reference_to_prediction.distances_mm == pytest.approx(distances[1:])
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 0.7), (0.3, 1.0, 2.0)])
-def test_a_prediction_shifted_by_tens_of_voxels_is_still_exact(spacing: tuple[float, ...], engine: str) -> None:
+def test_a_prediction_shifted_by_tens_of_voxels_is_still_exact(spacing: tuple[float, ...]) -> None:
     grid = np.indices((60, 110, 120))
     a, b = (
         ((grid - np.reshape(centre, (3, 1, 1, 1))) ** 2 / np.reshape((90, 200, 200), (3, 1, 1, 1))).sum(0) < 1
         for centre in ((15, 25, 30), (45, 80, 90))
     )
-    assert_equals_distance_transform(a, b, spacing, engine)
+    assert_equals_distance_transform(a, b, spacing)
 
 
-def test_salt_and_pepper_labels_are_still_exact(engine: str) -> None:
+def test_salt_and_pepper_labels_are_still_exact() -> None:
     rng = np.random.default_rng(5)
     volumes = [np.where(rng.random((30, 64, 70)) < 0.004, rng.integers(1, 4, (30, 64, 70)), 0) for _ in range(2)]
-    found = measure(*(v.astype(np.uint8) for v in volumes), SPACING, [(1,), (2,), (3,)], engine=engine).surfaces
+    found = measure(*(v.astype(np.uint8) for v in volumes), SPACING, [(1,), (2,), (3,)]).surfaces
     for label, surfaces in enumerate(found, start=1):
         points = [np.argwhere(v == label) * SPACING for v in volumes]
         want = cdist(*points)
@@ -138,13 +130,13 @@ def test_salt_and_pepper_labels_are_still_exact(engine: str) -> None:
             assert repeated == pytest.approx(np.sort(want.min(axis=axis)), abs=1e-12)
 
 
-def test_ignored_voxels_only_remove_elements_to_measure_from(engine: str) -> None:
+def test_ignored_voxels_only_remove_elements_to_measure_from() -> None:
     rng = np.random.default_rng(7)
     a, b = rng.integers(0, 3, (8, 12, 70)).astype(np.uint8), rng.integers(0, 3, (8, 12, 70)).astype(np.uint8)
     a[:, :6, 20:50] = 9
     b[:, :6, 20:50][rng.random((8, 6, 30)) < 0.3] = 1
     ignored = a == 9
-    surfaces = measure(a, b, SPACING, [(1,)], ignore_label=9, engine=engine).surfaces[0]
+    surfaces = measure(a, b, SPACING, [(1,)], ignore_label=9).surfaces[0]
     masks = (a == 1), (b == 1) & ~ignored
     shells, codes = [boundary_voxels(m) for m in masks], [corner_codes(m) for m in masks]
     surfels = [(c != 0) & (c != 255) for c in codes]
@@ -185,25 +177,3 @@ def test_contour_lengths_of_a_single_slice() -> None:
     contour = measure(mask, mask, (3, 0.8, 0.5), [(1,)], planar=True).surfaces[0].surfel.reference_to_prediction.size
     # a rectangle of 4 x 6 voxels whose four corners are cut at half a voxel
     assert contour == pytest.approx(2 * (3 * 0.8 + 5 * 0.5) + 4 * math.hypot(0.4, 0.25), rel=1e-14)
-
-
-def test_without_numba_the_plain_path_is_taken_and_said() -> None:
-    program = """
-import sys, logging
-sys.modules["numba"] = None
-logging.basicConfig()
-import numpy as np
-from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.evaluation import evaluate_case
-a = np.zeros((5, 6, 7), dtype=np.uint8); a[1:3, 2:4, 2:5] = 1
-for _ in range(2):
-    print(evaluate_case(a, a, (1, 1, 1), {"a": 1}).classes["a"].dsc)
-try:
-    evaluate_case(a, a, (1, 1, 1), {"a": 1}, engine="compiled")
-except ConfigurationError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[:2] == ["1.0", "1.0"]
-    assert "need numba" in done.stdout
-    assert done.stderr.count("numba cannot be imported") == 1

@@ -1,4 +1,4 @@
-"""Surface distances with numpy and scipy alone: the fallback where numba is missing, and the oracle of the fast path.
+"""Surface distances with numpy and scipy alone, which the compiled engine must equal.
 
 Class by class: crop to both masks, codes by adding eight shifted masks, and a KD-tree for the elements of one surface
 that do not coincide with an element of the other.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from nnunetv2_meddino.evaluation.surface.elements import (
     CORNER_OFFSETS,
@@ -20,7 +21,7 @@ from nnunetv2_meddino.evaluation.surface.elements import (
     distribution,
     element_sizes,
 )
-from nnunetv2_meddino.evaluation.surface.far import distances_to_nearest
+from nnunetv2_meddino.evaluation.surface.engine import Measurement, present_in_both
 
 Mask = NDArray[np.bool_]
 
@@ -31,6 +32,23 @@ def confusion_matrix(reference: NDArray[np.uint8], prediction: NDArray[np.uint8]
     for a, b in zip(reference, prediction, strict=True):  # slice by slice: bincount needs wide integers
         matrix += np.bincount(a.ravel().astype(np.intp) * 256 + b.ravel(), minlength=256 * 256)
     return matrix.reshape(256, 256)
+
+
+def measure(
+    reference: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    spacing_mm: tuple[float, float, float],
+    classes: Sequence[tuple[int, ...]],
+    *,
+    ignore_label: int | None = None,
+    planar: bool = False,
+) -> Measurement:
+    """Measure as ``surface.measure`` does."""
+    confusion = confusion_matrix(reference, prediction)
+    present = present_in_both(confusion, classes, ignore_label)
+    found = class_surfaces(reference, prediction, spacing_mm, present, ignore_label=ignore_label, planar=planar)
+    by_class = dict(zip(present, found, strict=True))
+    return Measurement(confusion, [by_class.get(labels) for labels in classes])
 
 
 def class_surfaces(
@@ -49,7 +67,7 @@ def class_surfaces(
         prediction: Labels of the same shape.
         spacing_mm: Voxel size in ``(z, y, x)`` order.
         classes: The labels of each class, without 0.
-        ignore_label: Reference label whose voxels count for nothing.
+        ignore_label: Reference label of ignored voxels.
         planar: The volume is one slice, measured by the 2D definitions.
     """
     ignored = None if ignore_label is None else reference == ignore_label
@@ -132,5 +150,16 @@ def _directed(
         source = source & ~touched
     distances = np.zeros(source.shape)
     apart = source & ~target
-    distances[apart] = distances_to_nearest(np.argwhere(apart), np.argwhere(target), spacing_mm)
+    distances[apart] = _to_nearest(np.argwhere(apart), np.argwhere(target), np.asarray(spacing_mm))
     return distribution(distances[source], sizes[source])
+
+
+def _to_nearest(
+    points: NDArray[np.integer], targets: NDArray[np.integer], spacing_mm: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return for each point the distance to the nearest target, from the whole number of voxels between them."""
+    if not len(points):
+        return np.zeros(0)
+    _, nearest = cKDTree(targets * spacing_mm).query(points * spacing_mm)
+    squares = ((points - targets[nearest]) * spacing_mm) ** 2
+    return np.sqrt((squares[:, 0] + squares[:, 1]) + squares[:, 2])
