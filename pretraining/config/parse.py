@@ -51,7 +51,6 @@ _PEAK = "peak"
 
 RENAMED = {"optim.local_loss_weight": "losses.local_weight", "optim.gram_loss_weight": "losses.gram_weight"}
 """Old names of settings, which are read until the release after 0.1."""
-_OLD_NAME = re.compile(rf"((?:{'|'.join(STAGES)})\.)?({'|'.join(map(re.escape, RENAMED))})(?=\.|$)")
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +196,10 @@ def _of_stage(settings: Iterable[Setting], stage: str) -> list[Setting]:
 
 
 def _current(name: str) -> str:
-    """Return the present name of a setting."""
-    return _OLD_NAME.sub(lambda match: f"{match[1] or ''}{RENAMED[match[2]]}", name, count=1)
+    """Return the present name of a setting, with that of a stage where it has one."""
+    for old, new in RENAMED.items():
+        name = re.sub(rf"\b{re.escape(old)}\b", new, name)
+    return name
 
 
 def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunConfig:

@@ -157,7 +157,11 @@ def test_names_of_the_release_before_are_read(in_file, caplog, where):
     else:
         config = from_dict({"optim": {"gram_loss_weight": 2, "local_loss_weight": {"peak": 3, "start": 1}}}, "x", BASE)
     assert (config.losses.gram_weight, config.losses.local_weight) == (Schedule(2.0), Schedule(3.0, start=1.0))
-    assert ("optim.gram_loss_weight is now called losses.gram_weight" in caplog.text) == (where != "config.yaml")
+    notes = (
+        "optim.gram_loss_weight is now called losses.gram_weight;",
+        "stage1.optim.local_loss_weight.start is now called stage1.losses.local_weight.start;",
+    )
+    assert [note in caplog.text for note in notes] == [where != "config.yaml"] * 2
 
 
 @pytest.mark.parametrize(
