@@ -133,7 +133,7 @@ def print_settings(config: RunConfig, recipe_name: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose scalars stay texts, since the types of the fields say what they mean; no key may stand twice."""
+    """YAML whose scalars stay texts, since the types of the fields say what they mean; duplicate keys are refused."""
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 (merge keys alone)
 
@@ -142,7 +142,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = str(key.value).replace("-", "_")
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -150,7 +150,7 @@ class _Loader(yaml.SafeLoader):
 def _flat(content: Any, where: str, prefix: str = "") -> Iterator[Setting]:
     """Yield the settings in nested mappings."""
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{where}: the content must be settings by their sections, not {content!r}.")
+        raise ConfigurationError(f"{where}: settings must be given by section, not as {content!r}.")
     for key, value in content.items():
         name = f"{prefix}{key}".replace("-", "_")
         if isinstance(value, dict):
@@ -166,7 +166,7 @@ def _typed(arguments: Sequence[str]) -> list[Setting]:
     while rest:
         name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("--") or name == "--":
-            raise ConfigurationError(f"{COMMAND_LINE}: {name!r} is no option. Options begin with --: --name VALUE.")
+            raise ConfigurationError(f"{COMMAND_LINE}: unexpected {name!r}. Settings are given as --name VALUE.")
         name = name[2:].replace("-", "_")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -214,7 +214,7 @@ def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunC
             raise ConfigurationError(f"{where}: {_unknown(name, known)}")
         if text is None:
             option = name.replace("_", "-")
-            raise ConfigurationError(f"{where}: --{option} lacks its value. Write --{option} VALUE.")
+            raise ConfigurationError(f"{where}: --{option} needs a value: --{option} VALUE.")
         arguments.append(f"--{name}={name}={text}")  # the value carries its name, so that its error can say it
     try:
         return _tyro(config, arguments)
