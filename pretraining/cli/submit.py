@@ -30,13 +30,7 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
     add = command.add_argument
     add("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
-    add(
-        "--gpus-per-node",
-        type=int,
-        default=1,
-        metavar="G",
-        help="GPUs, and processes, on each node (default: %(default)s)",
-    )
+    add("--gpus-per-node", type=int, default=1, metavar="G", help="GPUs and processes of a node (default: %(default)s)")
     add("--sbatch-arguments", default="", metavar="ARGS", help="for sbatch, such as --sbatch-arguments='-A lab'")
     add("--setup", default="", metavar="LINE", help="bash to run first, such as 'module load cuda'")
     add("--print", dest="print_only", action="store_true", help="write and show the file, do not submit it")
