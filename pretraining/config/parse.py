@@ -363,4 +363,4 @@ def _written(value: Any) -> str:
 
 def _as_yaml(value: Any) -> str:
     # YAML ends a number that stands alone with a line of dots
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()

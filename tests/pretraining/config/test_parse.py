@@ -219,7 +219,7 @@ def test_refuses_on_the_command_line(arguments, message):
         ("engine: {steps: 1.0}", "must be INTEGER"),
         ("engine: {steps: null}", "must be INTEGER"),
         ("data: {source_weights: x}", "must be"),
-        ("data: {source_weights: [{a: 1, 2: b}]}", "must be"),
+        ("data: {source_weights: [{1: a, 2: b}]}", "must be"),
         ("optim: {betas: [0.9, 0.99, 0.999]}", "must be NUMBER,NUMBER"),
         ("views: {gram_size: 65}", "views: gram_size 65 must be a multiple of 16"),
         ("engine:\n  steps: 1\n  steps: 2", r"duplicate key 'steps'\n +in .*own\.yaml\", line 3"),
