@@ -11,3 +11,6 @@ import torch._dynamo  # noqa: F401
 import torch.distributed  # noqa: F401
 
 import nnunetv2_meddino.trainers.variants  # noqa: F401
+import tests.pretraining.curation.killing
+import tests.pretraining.engine.checkpointing.saving
+import tests.pretraining.training  # noqa: F401

@@ -10,9 +10,9 @@ from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
 
-_EPILOG = """Settings are changed as for train, and checked before the job is queued. A job is asked to stop 5 minutes
-before its time limit, saves its state and is queued again until the training is finished. --sbatch-arguments are for
-what else the cluster needs, and override the lines of the file."""
+_EPILOG = """Settings are changed as for train, and checked before the job is queued. Five minutes before its time limit
+a job is asked to stop; it saves its state and is queued again until the training is finished. What else the cluster
+needs goes into --sbatch-arguments, which override the lines of the file."""
 
 
 def add_submit(commands: argparse._SubParsersAction) -> None:
@@ -29,23 +29,13 @@ def add_submit(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(takes_settings=True)
     add_training_options(command)
-    command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
-    command.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
-    command.add_argument(
-        "--gpus-per-node",
-        type=int,
-        default=1,
-        metavar="G",
-        help="GPUs, and processes, on each node (default: %(default)s)",
-    )
-    command.add_argument(
-        "--sbatch-arguments",
-        default="",
-        metavar="ARGS",
-        help="further ones of sbatch, such as --sbatch-arguments='-A lab'",
-    )
-    command.add_argument("--setup", default="", metavar="LINE", help="bash to run first, such as 'module load cuda'")
-    command.add_argument("--print", dest="print_only", action="store_true", help="only write and show the file")
+    add = command.add_argument
+    add("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
+    add("--gpus-per-node", type=int, default=1, metavar="G", help="GPUs and processes of a node (default: %(default)s)")
+    add("--sbatch-arguments", default="", metavar="ARGS", help="for sbatch, such as --sbatch-arguments='-A lab'")
+    add("--setup", default="", metavar="LINE", help="bash to run first, such as 'module load cuda'")
+    add("--print", dest="print_only", action="store_true", help="write and show the file, do not submit it")
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -28,8 +28,8 @@ EXPORT_FORMATS = {"meddino": "meddino", "timm": "timm", "meta": "meddinov3"}
 """Formats by their names here and in the plugin; ``meta`` is what the MedDINOv3 release's own loader accepts."""
 
 _TRAIN_EPILOG = """Settings of the recipe are changed with --section.setting VALUE, for one stage with
---stage2.section.setting VALUE; STAGE --help explains them, --show prints them as YAML. A training that was stopped
-continues where it was when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python
+--stage2.section.setting VALUE; STAGE --help explains them all, --show prints them as YAML. A training that was stopped
+goes on where it was when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python
 meddino-pretrain train ...
 exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop) and saved, 2 an error."""
 
@@ -71,12 +71,13 @@ class _Help(argparse.Action):
 
 def add_training_options(command: argparse.ArgumentParser) -> None:
     """Add what says which training is meant."""
-    command.add_argument("-h", "--help", action=_Help, nargs=0, help="show this; after STAGE, all its settings as well")
-    command.add_argument("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
-    command.add_argument("--corpus", type=Path, required=True, metavar="CORPUS", help="made by meddino-pretrain curate")
+    add = command.add_argument
+    add("-h", "--help", action=_Help, nargs=0, help="show this help; after STAGE, its settings too")
+    add("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
+    add("--corpus", type=Path, required=True, metavar="CORPUS", help="corpus made by meddino-pretrain curate")
     add_out(command, "RUN", "folder of the run", required=True)
-    command.add_argument("--recipe", default="meddinov3", metavar="NAME", help="default: %(default)s")
-    command.add_argument("--config", type=Path, metavar="FILE", help="YAML with settings in place of the recipe's")
+    add("--recipe", default="meddinov3", metavar="NAME", help="settings to start from (default: %(default)s)")
+    add("--config", type=Path, metavar="FILE", help="YAML file of settings that replace the recipe's")
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+import tests.forked  # noqa: F401  # says what the server that the processes are forked from has imported
 
 
 def _worker(rank: int, world_size: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -27,8 +28,6 @@ def in_processes(world_size: int, folder: Path, function: Callable[..., Any], *a
         function: of a module, so that a new process can import it.
         *arguments: its arguments.
     """
-    # imported once; each process is a fork of it
-    multiprocessing.set_forkserver_preload(["pytest", "torch.distributed", "tests.pretraining.training"])
     start = torch.multiprocessing.start_processes
     start(_worker, (world_size, folder, function, arguments), nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]

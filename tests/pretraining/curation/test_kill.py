@@ -16,15 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
+from tests.forked import CONTEXT
 from tests.pretraining.curation import killing
 from tests.pretraining.curation.folders import corpus_bytes, phantom, write_volume
+from tests.processes import until
 
-KILLS, KILLS_OF_PARENTS = 20, 2
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(  # imports would take most of the time; pyarrow imports pandas where there is one
-    ["pytest", "pandas", "pyarrow.compute", "pyarrow.pandas_compat", "tests.pretraining.curation.killing"]
-)
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def undisturbed(data, tmp_path_factory) -> dict[str, bytes]:
 
 
 def _start(data: Path, corpus: Path) -> multiprocessing.process.BaseProcess:
-    process = _CONTEXT.Process(target=killing.curate, args=(data, corpus))
+    process = CONTEXT.Process(target=killing.curate, args=(data, corpus))
     process.start()
     return process
 
@@ -62,6 +59,7 @@ def _check_whole_files(corpus: Path, undisturbed: dict[str, bytes]) -> None:
             json.loads(record.read_text())
 
 
+@pytest.mark.soak
 def test_twenty_kills_at_random_moments(data, undisturbed, tmp_path):
     corpus = tmp_path / "corpus"
     _start(data, tmp_path / "first").join()  # with the start of the server
@@ -98,21 +96,21 @@ def test_a_kill_before_every_single_file_operation(tmp_path):
     (data / "two" / "bad.nii.gz").write_text("bad")
     corpus = tmp_path / "corpus"
 
-    def run(last: int) -> int | None:
-        process = _CONTEXT.Process(target=killing.curate_until, args=(data, corpus, last))
+    def killed(last: int) -> bool:
+        process = CONTEXT.Process(target=killing.curate_until, args=(data, corpus, last))
         process.start()
         process.join()
-        return process.exitcode
+        return process.exitcode == -signal.SIGKILL
 
-    assert run(-1) == 0
+    assert not killed(-1)
     expected = corpus_bytes(corpus)
     total = int((tmp_path / "operations").read_text())
     assert total > 30
     for last in range(1, total + 1):
         shutil.rmtree(corpus)
-        assert run(last) == -signal.SIGKILL
+        assert killed(last)
         _check_whole_files(corpus, expected)
-        assert run(-1) == 0
+        killing.curate(data, corpus)
         assert corpus_bytes(corpus) == expected, f"killed before operation {last}"
         assert not list(corpus.rglob("*.partial"))
 
@@ -121,17 +119,13 @@ def test_a_killed_parent_takes_its_workers_with_it(data, undisturbed, tmp_path):
     corpus = tmp_path / "corpus"
     command = [sys.executable, "-m", killing.__name__, str(data), str(corpus)]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    for kill in range(KILLS_OF_PARENTS):
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        while len(list((corpus / "parts" / "records").rglob("[!.]*.json"))) < 2 * kill or not _members(process.pid):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 20
-        while _members(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not _members(process.pid), "workers outlive their parent"
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    while not list((corpus / "parts" / "records").rglob("[!.]*.json")) or not _members(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    until(lambda: not _members(process.pid))
     killing.curate(data, corpus)
     assert corpus_bytes(corpus) == undisturbed
 

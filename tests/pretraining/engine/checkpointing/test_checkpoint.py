@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import pickle
 import random
 import shutil
@@ -22,6 +21,7 @@ from pretraining.engine.checkpointing import checkpoint
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.checkpointing.manifest import read_record, seal, write_record
 from pretraining.engine.checkpointing.state import FlatState
+from tests.forked import CONTEXT
 from tests.pretraining.engine.checkpointing import saving
 from tests.pretraining.engine.checkpointing.saving import full_disk, held_writes, state_of
 from tests.pretraining.processes import in_processes
@@ -29,9 +29,6 @@ from tests.pretraining.processes import in_processes
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:Detected an existing")
 
 KILLS = 50
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", saving.__name__])  # imports would take most of the time
 
 
 def assert_same(found: Any, expected: Any, name: str = "state") -> None:
@@ -371,10 +368,10 @@ def test_dcp_reads_the_tensors_by_itself(folder):
 
 
 def test_a_kill_before_every_file_operation_of_a_save(folder):
-    operations = _CONTEXT.Value("i", 0)
+    operations = CONTEXT.Value("i", 0)
 
     def run(step: int, last: int) -> int | None:
-        process = _CONTEXT.Process(target=saving.save_one_until, args=(folder, step, last, operations))
+        process = CONTEXT.Process(target=saving.save_one_until, args=(folder, step, last, operations))
         process.start()
         process.join()
         return process.exitcode
@@ -397,11 +394,12 @@ def test_a_kill_before_every_file_operation_of_a_save(folder):
     assert seen == {0, 1}
 
 
+@pytest.mark.soak
 def test_fifty_kills_at_random_moments(folder):
     rng, before = random.Random(0), 0
     for kill in range(KILLS):
-        confirmed = _CONTEXT.Value("i", before)
-        process = _CONTEXT.Process(target=saving.save_for_ever, args=(folder, confirmed))
+        confirmed = CONTEXT.Value("i", before)
+        process = CONTEXT.Process(target=saving.save_for_ever, args=(folder, confirmed))
         process.start()
         process.join(rng.uniform(0.05, 0.25))
         process.kill()
