@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -26,17 +26,28 @@ def run_installed(name: str, arguments: Sequence[str], environment: Mapping[str,
 
     Everything but nnU-Net and this project is imported already, which saves seconds.
     """
+    return _run(_call_command, (name, list(arguments)), environment)
+
+
+def run_code(code: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run code as ``python -c`` does, in a process as that of ``run_installed``."""
+    return _run(exec, (code, {"__name__": "__main__"}), environment)
+
+
+def _run(work: Callable[..., object], arguments: tuple[object, ...], environment: Mapping[str, str]) -> tuple[int, str]:
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "printed"
-        options = (name, list(arguments), dict(environment), str(Path.cwd()), printed)
-        process = CONTEXT.Process(target=_run, args=options)
+        options = (work, arguments, dict(environment), str(Path.cwd()), printed)
+        process = CONTEXT.Process(target=_in_new_process, args=options)
         process.start()
         process.join()
         assert process.exitcode is not None
         return process.exitcode, printed.read_text(errors="replace")
 
 
-def _run(name: str, arguments: list[str], environment: dict[str, str], folder: str, printed: Path) -> None:
+def _in_new_process(
+    work: Callable[..., object], arguments: tuple[object, ...], environment: dict[str, str], folder: str, printed: Path
+) -> None:
     output = os.open(printed, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -47,12 +58,16 @@ def _run(name: str, arguments: list[str], environment: dict[str, str], folder: s
     for module in list(sys.modules):
         if module.partition(".")[0] in _READ_ENVIRONMENT:
             del sys.modules[module]
-    sys.argv = [str(Path(sys.executable).with_name(name)), *arguments]
-    (script,) = entry_points(group="console_scripts", name=name)
     try:
-        sys.exit(script.load()())
+        work(*arguments)
     except SystemExit:
         raise
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
+
+
+def _call_command(name: str, arguments: list[str]) -> None:
+    sys.argv = [str(Path(sys.executable).with_name(name)), *arguments]
+    (script,) = entry_points(group="console_scripts", name=name)
+    sys.exit(script.load()())
