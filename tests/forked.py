@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -36,18 +36,27 @@ def run_installed(
         environment: All of it.
         threads: Let worker pools be threads: the processes that nnU-Net spawns import it for seconds each.
     """
+    return _run(_call_command, (name, list(arguments), threads), environment)
+
+
+def run_code(code: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run code as ``python -c`` does, in a process as that of ``run_installed``."""
+    return _run(exec, (code, {"__name__": "__main__"}), environment)
+
+
+def _run(work: Callable[..., object], arguments: tuple[object, ...], environment: Mapping[str, str]) -> tuple[int, str]:
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "printed"
-        options = (name, list(arguments), dict(environment), str(Path.cwd()), printed, threads)
-        process = CONTEXT.Process(target=_run, args=options)
+        options = (work, arguments, dict(environment), str(Path.cwd()), printed)
+        process = CONTEXT.Process(target=_in_new_process, args=options)
         process.start()
         process.join()
         assert process.exitcode is not None
         return process.exitcode, printed.read_text(errors="replace")
 
 
-def _run(
-    name: str, arguments: list[str], environment: dict[str, str], folder: str, printed: Path, threads: bool
+def _in_new_process(
+    work: Callable[..., object], arguments: tuple[object, ...], environment: dict[str, str], folder: str, printed: Path
 ) -> None:
     output = os.open(printed, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
@@ -59,14 +68,18 @@ def _run(
     for module in list(sys.modules):
         if module.partition(".")[0] in _READ_ENVIRONMENT:
             del sys.modules[module]
-    if threads:
-        multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool)
-    sys.argv = [str(Path(sys.executable).with_name(name)), *arguments]
-    (script,) = entry_points(group="console_scripts", name=name)
     try:
-        sys.exit(script.load()())
+        work(*arguments)
     except SystemExit:
         raise
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
+
+
+def _call_command(name: str, arguments: list[str], threads: bool) -> None:
+    if threads:
+        multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool)
+    sys.argv = [str(Path(sys.executable).with_name(name)), *arguments]
+    (script,) = entry_points(group="console_scripts", name=name)
+    sys.exit(script.load()())

@@ -52,7 +52,7 @@ def _seen(options: argparse.Namespace) -> int:
         text = f"Made from {', '.join(unknown)}, of which the cases are not listed.{_collections(unknown)}"
         say(text, stderr=True)
     if not all(sources.values()):
-        say("'not listed' is no proof: meddino-pretrain seen CORPUS IMAGE compares the voxels.", stderr=True)
+        say("'not listed' is not proof: meddino-pretrain seen CORPUS IMAGE compares the voxels.", stderr=True)
     return SEEN if any(sources.values()) else UNKNOWN if unknown else 0
 
 

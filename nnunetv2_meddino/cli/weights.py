@@ -66,7 +66,7 @@ def _inspect(options: argparse.Namespace) -> int:
     summary = inspect_file(options.file)
     say(f"{summary.path}  ({summary.size_bytes} bytes, sha256 {summary.sha256})")
     say(f"format      {summary.format}")
-    say(f"backbone    {summary.backbone or 'none of the named ones'}: {summary.architecture}")
+    say(f"backbone    {summary.backbone or 'no named one'}: {summary.architecture}")
     say(f"tensors     {summary.tensor_count}, {summary.parameters} parameters")
     for name, value in summary.metadata.items():
         say(f"header      {name}: {value}")

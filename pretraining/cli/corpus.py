@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,7 +190,7 @@ def _inspect(options: argparse.Namespace) -> int:
             slices = save_slices(options.corpus, options.out / "montage.png", show)
         histograms = save_histograms(inspection, options.out / "histograms.png")
         views = save_views(options.corpus, options.out / "views.png")
-        sys.stderr.write(f"{slices}\n{histograms}\n{views}\n")
+        say(f"{slices}\n{histograms}\n{views}", stderr=True)
     return 0
 
 
@@ -204,7 +203,7 @@ def _seen(options: argparse.Namespace) -> int:
         try:
             matches = scans.find(image)
         except DataError as error:  # the other images are compared all the same
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            say(f"{type(error).__name__}: {error}", stderr=True)
             failed = True
             continue
         seen = seen or bool(matches)
@@ -244,7 +243,7 @@ def _named_source(name: str) -> Source:
 
     source = _recorded_source(name)
     if source is None:
-        msg = f"{name} is no source known by name. Known are {', '.join(SOURCES)}, and what --source NAME=FOLDER names."
+        msg = f"{name} is not a known source. Known are {', '.join(SOURCES)}, and those of --source NAME=FOLDER."
         raise ConfigurationError(msg)
     return source
 
@@ -262,12 +261,10 @@ def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:
     from pretraining.curation.exclusions import read_exclusions
 
     if options.images and len(options.images) != len(options.exclude):
-        msg = (
-            f"--images is given {len(options.images)} times, --exclude {len(options.exclude)}: one for each is needed."
-        )
-        raise ConfigurationError(msg)
+        given = f"{len(options.images)} --images and {len(options.exclude)} --exclude"
+        raise ConfigurationError(f"{given} are given, but each --exclude needs its own --images.")
     if options.fold is not None and not any(file.suffix.lower() == ".json" for file in options.exclude):
-        raise ConfigurationError("--fold says which fold of an --exclude splits_final.json is meant; there is none.")
+        raise ConfigurationError("--fold selects a fold of a splits_final.json, but none is given with --exclude.")
     folders = options.images or [None] * len(options.exclude)
     return [
         read_exclusions(file, options.fold if file.suffix.lower() == ".json" else None, images)

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings and not getattr(options, "takes_settings", False):
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     options.settings = settings
-    return exit_code_of(lambda: options.run(options), interrupted="The same command goes on from here.")
+    return exit_code_of(lambda: options.run(options), interrupted="The same command continues from here.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.cli.weights import WEIGHT_FORMATS
 from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
 from nnunetv2_meddino.weights.convert import FORMATS
+from tests.forked import run_code
 from tests.nnunet import command, nnunet_environment
 from tests.trainers.test_trainers import tiny_weights
 
@@ -47,9 +48,8 @@ import pickle
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
 assert first is second is MedDINOv3Trainer is pickle.loads(pickle.dumps(first))
 """
-    env = nnunet_environment(tmp_path)
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code, printed = run_code(script, nnunet_environment(tmp_path))
+    assert code == 0, printed
 
 
 def test_train_sets_the_environment_before_torch_is_loaded(tmp_path):

@@ -60,6 +60,23 @@ def test_a_second_run_keeps_corrected_label_maps_and_still_reports_them(
     assert [path.name for path in checked] == ["segmentation-130.nii"]
 
 
+def test_a_label_map_that_was_linked_and_is_corrected_later_is_not_changed_in_the_release(lits: Path) -> None:
+    broken, linked = next(lits.rglob("segmentation-130.nii")), next(lits.rglob("segmentation-100.nii"))
+    good, before = broken.read_bytes(), linked.read_bytes()
+    broken.write_bytes(good[:-30])
+    with pytest.raises(DataError, match=r"segmentation-130\.nii cannot be read"):
+        convert_dataset("lits", lits, 1)
+    assert linked.stat().st_nlink == 2
+    broken.write_bytes(good)
+    image = next(lits.rglob("volume-100.nii"))
+    content = image.read_bytes()
+    image.unlink()  # a download takes the place of the file, which the dataset still has
+    image.write_bytes(content)
+    with_identity_header(image)
+    assert convert_dataset("lits", lits, 1).corrected_headers == ["lits_100"]
+    assert linked.read_bytes() == before
+
+
 def test_a_label_map_of_another_size_is_refused_for_lits_too(lits: Path) -> None:
     (faulty,) = lits.rglob("segmentation-28.nii")
     write(faulty, np.zeros((4, 6, 7), np.uint8))

@@ -112,10 +112,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
-def _make_coarse(monkeypatch: pytest.MonkeyPatch, slices: int = 4, side: int = 80) -> None:
-    """Let phantoms of the same size have fewer voxels."""
-    monkeypatch.setattr(phantom, "SHAPE", (slices, side, side))
-    monkeypatch.setattr(phantom, "SPACING_MM", (96.0 / slices, 288.0 / side, 288.0 / side))
+def _make_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let phantoms of the same size have fewer voxels; a training would learn nothing from them."""
+    monkeypatch.setattr(phantom, "SHAPE", (4, 80, 80))
+    monkeypatch.setattr(phantom, "SPACING_MM", (24.0, 3.6, 3.6))
 
 
 @pytest.fixture
@@ -366,7 +366,6 @@ def test_the_real_pipeline_learns_from_phantoms_and_draws_them(tmp_path: Path, m
     (extension / "demo_of_the_test.py").write_text(SHORT_TRAINER)
     monkeypatch.setenv("nnUNet_extTrainer", str(extension))
     monkeypatch.setattr(run, "TRAINER", "MedDINOv3Trainer_demo_of_the_test")
-    _make_coarse(monkeypatch, slices=8, side=96)
     monkeypatch.setattr(run, "PHANTOMS", {"num_training": 5, "num_test": 1, "seed": 0})
     screen = io.StringIO()
     with redirect_stdout(screen):

@@ -143,9 +143,9 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
         (["--source", "one={data}/absent"], "does not exist"),
         (["--source", "one={data}/one", "--source", "ONE={data}/two"], "given twice"),
         (["--source", "one={data}/one", "--part-id", "2", "--num-parts", "2"], "--part-id must be 0 to 1"),
-        (["--source", "one={data}/one", "--fold", "0"], "--fold says which fold"),
+        (["--source", "one={data}/one", "--fold", "0"], "--fold selects a fold"),
         (["--source", "one={data}/one", "--exclude", "{data}/splits_final.json"], "say with --fold"),
-        (["--source", "one={data}/one", "--images", "{data}/one"], "one for each is needed"),
+        (["--source", "one={data}/one", "--images", "{data}/one"], "1 --images and 0 --exclude are given"),
         (["--source", "one={data}/one", "--store-size", "3"], "--store-size"),
         (["--source", "absent.yaml={data}/one"], "absent.yaml"),
     ],
@@ -211,4 +211,4 @@ def test_a_folder_of_ones_own_needs_no_record(data, tmp_path, capsys):
     assert "looked for   every image that a reader knows" in out
     assert "found: 3" in out
     assert main(["sources", "our_ct"]) == 2
-    assert "our_ct is no source known by name" in capsys.readouterr().err
+    assert "our_ct is not a known source" in capsys.readouterr().err
