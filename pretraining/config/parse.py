@@ -235,7 +235,8 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     here = dict.fromkeys(one[len(group + dot) :].split(".")[0] for one in known if one.startswith(group + dot))
     near = [f"{group}{dot}{one}" for one in difflib.get_close_matches(leaf, here, n=1)]
     near = near or [one for one in known if one.rpartition(".")[2] == leaf]
-    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known here: {', '.join(here) or 'none'}."
+    advice = f"{group} has {', '.join(here)}." if dot and here else "meddino-pretrain train stage1 --help lists all."
+    advice = f"Did you mean {' or '.join(near)}?" if near else advice
     return f"there is no option {name}. {advice}"
 
 
