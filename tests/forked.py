@@ -12,7 +12,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
@@ -21,14 +23,22 @@ _READ_ENVIRONMENT = ("nnunetv2", "nnunetv2_meddino", "pretraining")
 """nnU-Net looks at the environment when it is imported; and those who import it."""
 
 
-def run_installed(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+def run_installed(
+    name: str, arguments: Sequence[str], environment: Mapping[str, str], *, threads: bool = False
+) -> tuple[int, str]:
     """Run an installed command in a new process as its console script does; return its exit code and what it printed.
 
     Everything but nnU-Net and this project is imported already, which saves seconds.
+
+    Args:
+        name: Of the command.
+        arguments: Of the command.
+        environment: All of it.
+        threads: Let worker pools be threads: the processes that nnU-Net spawns import it for seconds each.
     """
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "printed"
-        options = (name, list(arguments), dict(environment), str(Path.cwd()), printed)
+        options = (name, list(arguments), dict(environment), str(Path.cwd()), printed, threads)
         process = CONTEXT.Process(target=_run, args=options)
         process.start()
         process.join()
@@ -36,7 +46,9 @@ def run_installed(name: str, arguments: Sequence[str], environment: Mapping[str,
         return process.exitcode, printed.read_text(errors="replace")
 
 
-def _run(name: str, arguments: list[str], environment: dict[str, str], folder: str, printed: Path) -> None:
+def _run(
+    name: str, arguments: list[str], environment: dict[str, str], folder: str, printed: Path, threads: bool
+) -> None:
     output = os.open(printed, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -47,6 +59,8 @@ def _run(name: str, arguments: list[str], environment: dict[str, str], folder: s
     for module in list(sys.modules):
         if module.partition(".")[0] in _READ_ENVIRONMENT:
             del sys.modules[module]
+    if threads:
+        multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool)
     sys.argv = [str(Path(sys.executable).with_name(name)), *arguments]
     (script,) = entry_points(group="console_scripts", name=name)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from nnunetv2_meddino.command_line import add_command
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
@@ -17,15 +18,16 @@ needs goes into --sbatch-arguments, which override the lines of the file."""
 def add_submit(commands: argparse._SubParsersAction) -> None:
     """Add ``submit``."""
     description = "train in a Slurm job: write RUN/submit/train.sbatch, show it, and submit it"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "submit",
-        help=description,
-        description=description,
+        _submit,
+        description,
         epilog=_EPILOG,
         usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.setting VALUE ...]",
         add_help=False,
     )
-    command.set_defaults(run=_submit, takes_settings=True)
+    command.set_defaults(takes_settings=True)
     add_training_options(command)
     add = command.add_argument
     add("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.command_line import exit_code_of
+from nnunetv2_meddino.command_line import add_command, add_out, exit_code_of
 from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -37,17 +37,18 @@ exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop)
 def add_train(commands: argparse._SubParsersAction) -> None:
     """Add ``train``."""
     description = "train one stage, or all three with the hand-over between them"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "train",
-        help=description,
-        description=description,
+        _train,
+        description,
         epilog=_TRAIN_EPILOG,
         usage="%(prog)s STAGE --corpus CORPUS --out RUN [--recipe NAME] [--section.setting VALUE ...]",
         add_help=False,
     )
-    command.set_defaults(run=_train, takes_settings=True)
+    command.set_defaults(takes_settings=True)
     add_training_options(command)
-    command.add_argument("-device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
+    command.add_argument("-device", metavar="DEVICE", help="cpu or cuda (default: cuda if there is one)")
     command.add_argument("--show", action="store_true", help="print the settings as YAML and stop")
 
 
@@ -74,7 +75,7 @@ def add_training_options(command: argparse.ArgumentParser) -> None:
     add("-h", "--help", action=_Help, nargs=0, help="show this help; after STAGE, its settings too")
     add("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
     add("--corpus", type=Path, required=True, metavar="CORPUS", help="corpus made by meddino-pretrain curate")
-    add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    add_out(command, "RUN", "folder of the run", required=True)
     add("--recipe", default="meddinov3", metavar="NAME", help="settings to start from (default: %(default)s)")
     add("--config", type=Path, metavar="FILE", help="YAML file of settings that replace the recipe's")
 
@@ -82,13 +83,12 @@ def add_training_options(command: argparse.ArgumentParser) -> None:
 def add_export(commands: argparse._SubParsersAction) -> None:
     """Add ``export``."""
     description = "write a run's teacher as weights"
-    command = commands.add_parser("export", help=description, description=description)
-    command.set_defaults(run=_export)
+    command = add_command(commands, "export", _export, description)
     command.add_argument(
         "run_folder", type=Path, metavar="RUN", help="folder of a run or of a stage, or a teacher's file"
     )
     command.add_argument("--format", choices=EXPORT_FORMATS, default="meddino", help="default: %(default)s")
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors; .pth for meta")
+    add_out(command, "FILE", "file to write: .safetensors; .pth for meta", required=True)
     command.add_argument("--step", type=int, metavar="N", help="the teacher after this step (default: the last)")
 
 
