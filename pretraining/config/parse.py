@@ -237,10 +237,10 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     near = near or [one for one in known if one.rpartition(".")[2] == leaf]
     if near:
         advice = f"Did you mean {' or '.join(near)}?"
+    elif dot and here:
+        advice = f"{group} has {', '.join(here)}."
     else:
-        advice = (
-            f"{group} has {', '.join(here)}." if dot and here else "meddino-pretrain train stage1 --help lists all."
-        )
+        advice = "meddino-pretrain train stage1 --help lists all."
     return f"there is no option {name}. {advice}"
 
 
