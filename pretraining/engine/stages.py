@@ -265,10 +265,8 @@ def _settings_of(path: Path) -> RunConfig:
     if isinstance(content, dict) and "group_size" not in content.get("data", {}):
         content["data"]["group_size"] = content["data"]["micro_batch_size"]
         koleo = content["losses"]["koleo"]
-        if koleo.get("distributed") in (
-            None,
-            "false",
-        ):  # else it is refused: neighbours of several processes made no group
+        # else it is refused: neighbours of several processes made no group
+        if koleo.get("distributed") in (None, "false"):
             content["losses"]["koleo"] = {"top_k": koleo["top_k"]}
     return from_dict(content, str(path))
 
