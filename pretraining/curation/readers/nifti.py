@@ -1,28 +1,30 @@
-"""NIfTI-1 and NIfTI-2 in one file, compressed or not."""
+"""NIfTI-1 and NIfTI-2 in one file, compressed or not.
+
+Files are read to the last byte, which verifies the checksum and length of a compressed one: SimpleITK opens a truncated
+or altered ``.nii.gz`` without an error and fills what is missing with zeros.
+"""
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from pretraining.curation.readers.raw_image import (
-    MM_PER_UNIT,
-    Stored,
-    as_three_axes,
-    check_possible,
-    open_stream,
-    read_exactly,
-)
+from pretraining.curation.readers.raw_image import MM_PER_UNIT, Stored, as_three_axes
 from pretraining.curation.volume import Refused
 
 _HEADER_BYTES = 540
 """Of a NIfTI-2 header; one of NIfTI-1 has 348."""
+
+_HIGHEST_COMPRESSION = 1032
+"""Of deflate: 258 bytes become 2 bits."""
 
 _UNITS = {1: "metre", 3: "micron"}
 """``xyzt_units`` -> what the affines count in; every other number is or means millimetres."""
@@ -38,7 +40,7 @@ _AFFINE_TOLERANCE = 0.1
 
 def read_nifti(path: Path) -> Stored:
     """Read one file; raises ``Refused``."""
-    with open_stream(path) as stream:
+    with _open(path) as stream:
         header = _header(stream)
         shape = as_three_axes(header.get_data_shape()[::-1])
         try:
@@ -55,8 +57,10 @@ def read_nifti(path: Path) -> Stored:
         except HeaderDataError as error:
             raise Refused("corrupt", f"the header's scaling is damaged ({error})") from error
         stream.seek(0)
-        check_possible(path.stat().st_size, offset + math.prod(shape) * dtype.itemsize)
-        content = read_exactly(stream, offset + math.prod(shape) * dtype.itemsize)
+        size, declared = path.stat().st_size, offset + math.prod(shape) * dtype.itemsize
+        if declared > _HIGHEST_COMPRESSION * size:  # before memory is used for it
+            raise Refused("truncated", f"{size} bytes cannot hold the {declared} bytes that are declared")
+        content = _read_exactly(stream, declared)
     one = np.ones((1, 1, 1))
     return Stored(
         values=np.frombuffer(content, dtype, offset=offset).reshape(shape),
@@ -69,10 +73,17 @@ def read_nifti(path: Path) -> Stored:
     )
 
 
+def _open(path: Path) -> BinaryIO:
+    """Open a file for reading, decompressed if it begins as gzip does, whatever its name."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(path) if compressed else path.open("rb"))
+
+
 def _header(stream: BinaryIO) -> Any:
     """Return the header of a stream; a damaged beginning may raise anything in nibabel."""
     try:
-        start = read_at_most(stream, _HEADER_BYTES)
+        start = _read_at_most(stream, _HEADER_BYTES)
         for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
             size = kind.template_dtype.itemsize
             if kind.may_contain_header(start) and start[344:348] != b"ni1\0":
@@ -86,7 +97,33 @@ def _header(stream: BinaryIO) -> Any:
     raise Refused("corrupt", "does not begin with a NIfTI header")
 
 
-def read_at_most(stream: BinaryIO, count: int) -> bytes:
+def _read_exactly(stream: BinaryIO, count: int) -> bytearray:
+    """Read a stream that must end after ``count`` bytes, and a gzip stream's checksum with it.
+
+    Raises:
+        Refused: ``truncated`` or ``corrupt``.
+    """
+    try:
+        content = bytearray(count)
+        view, filled = memoryview(content), 0
+        while filled < count and (read := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+            filled += read
+        if filled < count:
+            raise Refused("truncated", f"holds {filled} bytes of voxels where {count} are declared")
+        if stream.read(1):
+            raise Refused("corrupt", f"holds more than the {count} bytes of voxels that are declared")
+    except EOFError as error:
+        raise Refused("truncated", "the compressed stream ends before its end mark") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk; a damaged bzip2 stream has no number
+            raise
+        raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
+    return content
+
+
+def _read_at_most(stream: BinaryIO, count: int) -> bytes:
     """Read until ``count`` bytes are there or the stream ends."""
     content = b""
     while len(content) < count and (part := stream.read(count - len(content))):

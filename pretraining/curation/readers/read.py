@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.imaging.text_headers import DamagedError, read_header
 from pretraining.curation import intensity_checks
 from pretraining.curation.geometry import OBLIQUE_DEG, check_slices, orientation
-from pretraining.curation.readers import dicom, metaimage, nrrd
+from pretraining.curation.readers import dicom
+from pretraining.curation.readers.metaimage import read_metaimage
 from pretraining.curation.readers.nifti import read_nifti
+from pretraining.curation.readers.nrrd import read_nrrd
 from pretraining.curation.readers.raw_image import Stored
 from pretraining.curation.readers.series import PROJECTIONS, Identity, group, identity, is_dicom
 from pretraining.curation.volume import FLAGS, IntensityRule, Refused, Volume, printable
@@ -28,10 +31,7 @@ _ENDINGS = {
     ".mhd": "metaimage",
 }
 
-_READERS = {"nifti": read_nifti, "nrrd": nrrd.read_nrrd, "metaimage": metaimage.read_metaimage}
-
-_VOXEL_FILES = {"nrrd": nrrd.voxel_files, "metaimage": metaimage.voxel_files}
-"""Kind -> the files with voxels that a header of this kind names."""
+_READERS = {"nifti": read_nifti, "nrrd": read_nrrd, "metaimage": read_metaimage}
 
 UNKNOWN = "unknown"
 """Kind of a candidate that no reader takes."""
@@ -145,10 +145,10 @@ def without_ending(name: str) -> str:
 
 def input_files(candidate: Candidate) -> tuple[Path, ...]:
     """Return all files that decide what a candidate reads as: its own, and the voxels that a header keeps apart."""
-    if candidate.kind not in _VOXEL_FILES:
+    if candidate.kind not in ("nrrd", "metaimage"):
         return candidate.files
     try:
-        named = _VOXEL_FILES[candidate.kind](candidate.path)
+        named = read_header(candidate.path).files
     except Exception:  # noqa: BLE001 - a damaged header; reading it says what is wrong
         return candidate.files
     return tuple(dict.fromkeys((*candidate.files, *named)))
@@ -184,6 +184,8 @@ def _stored(candidate: Candidate, rule: IntensityRule) -> Stored:
         raise
     except OSError as error:
         raise Refused("unreadable", str(error)) from error
+    except DamagedError as damaged:
+        raise Refused(damaged.reason, str(damaged)) from damaged
     except Exception as error:  # a damaged header raises anything in the libraries
         raise Refused("corrupt", f"the header cannot be read ({type(error).__name__}: {error})") from error
 

@@ -19,7 +19,7 @@ from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import Candidate, input_files
 from tests.pretraining.curation.awkward import KINDS, PLAIN, write_dicom, write_nifti
 from tests.pretraining.curation.folders import source
-from tests.pretraining.curation.readers.test_encoded import AS_SIMPLEITK, VALID, WRONG
+from tests.pretraining.curation.readers.test_text_headers import AS_SIMPLEITK, VALID, WRONG
 
 CT_KINDS = {name: kind for name, kind in KINDS.items() if kind.rule == "ct"}
 HEADERS = {

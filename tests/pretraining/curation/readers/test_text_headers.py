@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.imaging.io import read_image
 from pretraining.curation.readers.read import Candidate, find_candidates, input_files, read_volume
 from pretraining.curation.volume import IntensityRule, Refused
 from tests.pretraining.curation.awkward import PLAIN, SHAPE, SPACING
@@ -222,6 +224,7 @@ def test_valid_files_are_read_as_by_simpleitk(name: str, tmp_path: Path) -> None
     np.testing.assert_allclose(volume.spacing_mm, image.GetSpacing()[::-1])
     assert volume.metadata["stored_orientation"] == "LPS"
     assert volume.flags == ()
+    np.testing.assert_array_equal(read_image(candidate.path).channels[0], PLAIN)  # as for every other command
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -238,6 +241,14 @@ def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_pat
     with pytest.raises(Refused) as caught:
         read_volume(write(tmp_path, name, contents), IntensityRule.CT)
     assert caught.value.reason == reason, caught.value
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if not name.startswith(("unknown", "pattern"))])
+def test_every_other_command_refuses_the_same_damage(name: str, tmp_path: Path) -> None:
+    reason, contents = WRONG[name]
+    if reason in ("truncated", "corrupt"):
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            read_image(write(tmp_path, name, contents).path)
 
 
 @pytest.mark.parametrize("name", ["list.nhdr", "pattern.nhdr", "list.mhd", "pattern.mhd"])
