@@ -30,7 +30,7 @@ REFERENCE = "definition"
 NOTES = (
     "Targets: three iterations of Sinkhorn-Knopp. Cross-entropy: forward and backward. x: definition over ours, "
     "medians of interleaved runs of the same process; one thread and user CPU time (no page faults) on the "
-    "CPU, wall time on a GPU. Peak memory above what is given: resident memory in a process of its own on the "
+    "CPU, wall time on a GPU. Peak memory above that of the arguments: resident memory in a process of its own on the "
     "CPU, allocator on a GPU."
 )
 
@@ -78,7 +78,7 @@ STEPS: dict[str, dict[str, Callable[..., Tensor]]] = {
 
 
 def arguments(step: str, rows: int, prototypes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    """Return what a step is given; logits have the spread of a cosine times a last layer's row."""
+    """Return the arguments of a step; logits have the spread of a cosine times a last layer's row."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(rows, prototypes, generator=generator) * 0.3).to(device=device, dtype=dtype)
     if step == "targets":

@@ -40,8 +40,8 @@ STEP = 512
 """Slices of a training step, for the time that drawing them takes."""
 FULL_SIZE = 3_870_000
 NOTES = (
-    f"Slices of {SIDE} x {SIDE} int16 in random order, handed over in batches of {BATCH} by torch's DataLoader; page "
-    "cache hot. ms: CPU time of all processes for a slice, user and kernel (decoding, copying, handing over, starting "
+    f"Slices of {SIDE} x {SIDE} int16 in random order, in batches of {BATCH} by torch's DataLoader; page "
+    "cache hot. ms: CPU time of all processes for a slice, user and kernel (decoding, copying, passing on, starting "
     "up), median of interleaved runs. x: NIfTI over this. Target: 2,000 slices/s on a core. NIfTI: gzipped volumes of "
     f"{DEPTH} slices, one slice through nibabel's dataobj; longer volumes cost more."
 )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,8 @@ Watch = Callable[[str], None]
 """Called with every line that a command writes."""
 
 _POLL_S = 0.1
-_STOP_S = 5.0
+# isolated and without site-packages: the command's environment is not its own; 5 s between SIGTERM and SIGKILL
+_SUPERVISE = (sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), "5")
 _SHOWN_LINES = 5
 # Warnings, parts of a traceback, and what nnU-Net adds when one of its workers has died of an error printed before.
 _NOISE = re.compile(r"\s|.*Warning: |Traceback|Exception in|During handling|The above exc|RuntimeError: One or more")
@@ -51,7 +49,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], log: Pat
         sink.flush()
         source.seek(0, os.SEEK_END)
         child = subprocess.Popen(
-            supervised([str(_executable(command[0])), *command[1:]], _STOP_S),
+            [*_SUPERVISE, str(_executable(command[0])), *command[1:]],
             env={**environment, "PYTHONUNBUFFERED": "1"},  # its lines are followed as they come
             stdin=subprocess.PIPE,
             stdout=sink,
@@ -90,31 +88,6 @@ def check_installed(names: Iterable[str]) -> None:
 
 def _executable(name: str) -> Path:
     return Path(sys.executable).parent / name
-
-
-def supervised(command: Sequence[str], grace_s: float) -> list[str]:
-    """Return the command that runs a command and ends it, with its workers, when this process ends.
-
-    Start it with a pipe as standard input (``stdin=subprocess.PIPE``), which must stay open, and in a new session.
-
-    Args:
-        command: The program and its arguments.
-        grace_s: Time between SIGTERM and SIGKILL.
-    """
-    # isolated and without site-packages: the command's environment is not its own
-    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), str(grace_s), *command]
-
-
-def end_with_parent() -> None:
-    """Make this worker process end with its parent; if that was killed, it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
 
 
 class BarWatch:

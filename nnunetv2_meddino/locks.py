@@ -18,12 +18,12 @@ import shlex
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from time import sleep
 from typing import Any
 from uuid import uuid4
 
@@ -161,11 +161,7 @@ def _wait_for_death(path: Path) -> None:
                 _words(holder),
                 DEAD_S - age_s,
             )
-        _pause()
-
-
-def _pause() -> None:
-    time.sleep(_LOOK_EVERY_S)
+        sleep(_LOOK_EVERY_S)
 
 
 def _seen(path: Path) -> tuple[float, Holder | None] | None:

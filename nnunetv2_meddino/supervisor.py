@@ -1,7 +1,7 @@
 """Runs a command that ends, with the workers it starts, when the calling process ends, even by SIGKILL.
 
-Run by path as ``python -I -S supervisor.py GRACE_S COMMAND...`` (``commands.supervised``): it imports only the standard
-library and starts in a few milliseconds. Standard input is a pipe that nobody writes to and whose other end only the
+Run by path as ``python -I -S supervisor.py GRACE_S COMMAND...``: it imports only the standard library and starts in a
+few milliseconds. Standard input is a pipe that nobody writes to and whose other end only the
 calling process holds: the kernel closes it when that process ends, however it does. ``prctl(PR_SET_PDEATHSIG)`` would
 reach the command but not its workers, and is set between fork and exec, where a process with threads (progress bars)
 must not run Python.

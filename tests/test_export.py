@@ -13,20 +13,29 @@ from nnunetv2_meddino.cli.main import main
 from tests.nnunet import make_trainer
 
 
-def trained(home: Path, monkeypatch: pytest.MonkeyPatch, folds: tuple[str, ...]) -> Path:
-    """Write a model folder with finished folds, of a network that has not learnt anything."""
-    monkeypatch.setenv("MEDDINO_WEIGHTS", "none")
-    monkeypatch.setenv("MEDDINO_BACKBONE", "tiny")
-    trainer = make_trainer(home, fold=0)
-    trainer.on_train_start()
-    fold = Path(trainer.output_folder)
-    trainer.save_checkpoint(str(fold / "checkpoint_final.pth"))
+@pytest.fixture(scope="module")
+def fold_0(preprocessed_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fold of a network that has not learnt anything, in the folder of its model."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MEDDINO_WEIGHTS", "none")
+        monkeypatch.setenv("MEDDINO_BACKBONE", "tiny")
+        for name in ("raw", "preprocessed"):
+            monkeypatch.setenv(f"nnUNet_{name}", str(preprocessed_home / name))
+        monkeypatch.setenv("nnUNet_results", str(tmp_path_factory.mktemp("results")))
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        trainer = make_trainer(preprocessed_home, fold=0)
+        trainer.on_train_start()
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    return Path(trainer.output_folder)
+
+
+def trained(home: Path, fold_0: Path, folds: tuple[str, ...]) -> Path:
+    """Write a model folder with finished folds."""
+    model = home / "results" / fold_0.parent.parent.name / fold_0.parent.name
+    shutil.copytree(fold_0.parent, model, ignore=shutil.ignore_patterns("fold_0"))
     for name in folds:
-        if name != "0":
-            shutil.copytree(fold, fold.parent / f"fold_{name}")
-    if "0" not in folds:
-        shutil.rmtree(fold)
-    return fold.parent
+        shutil.copytree(fold_0, model / f"fold_{name}")
+    return model
 
 
 @pytest.mark.parametrize(
@@ -39,8 +48,8 @@ def trained(home: Path, monkeypatch: pytest.MonkeyPatch, folds: tuple[str, ...])
         (("0", "1", "2", "3", "4"), ""),
     ],
 )
-def test_the_printed_command_names_the_folds_that_are_there(nnunet_home, monkeypatch, capsys, folds, printed):
-    model = trained(nnunet_home, monkeypatch, folds)
+def test_the_printed_command_names_the_folds_that_are_there(nnunet_home, fold_0, capsys, folds, printed):
+    model = trained(nnunet_home, fold_0, folds)
     (model / "fold_2").mkdir(exist_ok=True)  # begun, not finished, where it is not one of the folds
     capsys.readouterr()
     assert main(["export", str(model), "--stock"]) == 0
@@ -55,8 +64,8 @@ def test_the_printed_command_names_the_folds_that_are_there(nnunet_home, monkeyp
 
 
 @pytest.mark.parametrize("place", ["a b/model", "nnUNetTrainer__PlansX__2d"])
-def test_a_model_outside_of_nnunets_results_is_named_by_its_folder(nnunet_home, monkeypatch, capsys, place):
-    model = trained(nnunet_home, monkeypatch, ("0",))
+def test_a_model_outside_of_nnunets_results_is_named_by_its_folder(nnunet_home, fold_0, capsys, place):
+    model = trained(nnunet_home, fold_0, ("0",))
     capsys.readouterr()
     out = nnunet_home / place
     assert main(["export", str(model), "--stock", "-o", str(out)]) == 0

@@ -32,10 +32,10 @@ def outside_of_slurm(monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
-    def waits():
+    def waits(seconds: float) -> None:
         raise AssertionError("it waits")
 
-    monkeypatch.setattr(locks, "_pause", waits)
+    monkeypatch.setattr(locks, "sleep", waits)
 
 
 def left_by(folder: Path, holder: Holder, *, age_s: float = 0) -> None:
@@ -119,7 +119,7 @@ def test_a_lock_of_another_machine_that_is_not_touched_any_more_is_taken_over(tm
 
 def test_a_holder_on_another_machine_is_given_time_for_a_sign_of_life(tmp_path, monkeypatch, caplog):
     left_by(tmp_path, elsewhere(), age_s=20)
-    monkeypatch.setattr(locks, "_pause", lambda: os.utime(tmp_path / NAME))
+    monkeypatch.setattr(locks, "sleep", lambda seconds: os.utime(tmp_path / NAME))
     with pytest.raises(BusyError, match="node7"), locked(tmp_path):
         pass
     assert "Waiting for a sign of life, up to 280 s" in caplog.text
@@ -127,7 +127,7 @@ def test_a_holder_on_another_machine_is_given_time_for_a_sign_of_life(tmp_path, 
 
 def test_a_lock_that_is_given_up_meanwhile_is_taken(tmp_path, monkeypatch):
     left_by(tmp_path, elsewhere())
-    monkeypatch.setattr(locks, "_pause", (tmp_path / NAME).unlink)
+    monkeypatch.setattr(locks, "sleep", lambda seconds: (tmp_path / NAME).unlink())
     with locked(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 

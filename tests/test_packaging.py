@@ -16,10 +16,10 @@ from tests.conftest import PROJECT
 PACKAGES = ("nnunetv2_meddino", "pretraining")
 LOADED = """
 import json, sys
-from nnunetv2_meddino import overlays
+from nnunetv2_meddino.planning import presets
 from nnunetv2_meddino.environment import ext_trainer_folder
-loaded = {name: overlays.load_overlay(name).configuration for name in sys.argv[1:]}
-print(json.dumps([overlays.__file__, str(ext_trainer_folder()), loaded]))
+loaded = {name: presets.load_overlay(name).configuration for name in sys.argv[1:]}
+print(json.dumps([presets.__file__, str(ext_trainer_folder()), loaded]))
 """
 
 

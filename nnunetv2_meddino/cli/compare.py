@@ -88,7 +88,7 @@ def _compare_alone(options: argparse.Namespace) -> int:
             say("Everything is trained and validated.")
         failed = len(run_missing(steps, options.out))
         if failed:
-            say(f"{failed} of {len(steps)} steps were not done; the same command continues with them.")
+            say(f"{failed} of {len(steps)} steps did not succeed; the same command continues with them.")
     try:
         _report(options, selection, folders)
     except DataError as error:
@@ -99,7 +99,7 @@ def _compare_alone(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would fail after hours of work."""
+    """Refuse arguments that would fail only after hours of work."""
     if wrong := [fold for fold in options.folds if not re.fullmatch(r"\d+|all", fold)]:
         raise ConfigurationError(f"--folds takes numbers or 'all', not {', '.join(wrong)}.")
     if options.sbatch_arguments and not options.submit:

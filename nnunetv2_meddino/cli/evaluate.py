@@ -85,7 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _written(evaluation: Evaluation, out: Path) -> Path:
-    """Write the reports; where that is possible nowhere, print the JSON."""
+    """Write the reports; if they cannot be written anywhere, print the JSON."""
     from nnunetv2_meddino.evaluation.reports import summary_dict, write_reports
 
     try:
@@ -96,7 +96,7 @@ def _written(evaluation: Evaluation, out: Path) -> Path:
 
 
 def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
-    """Return the tolerances that the command line gives: numbers for all classes, ``name=mm`` for one, or a file.
+    """Return the tolerances given on the command line: numbers for all classes, ``name=mm`` for one, or a file.
 
     Raises:
         ConfigurationError: An argument is none of these.
@@ -126,7 +126,7 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
 
 
 def _check_out(out: Path | None) -> None:
-    """Refuse a file that could not be written before hours are spent."""
+    """Refuse a file that cannot be written before hours are spent on its content."""
     if out is None:
         return
     if out.is_dir() or out.suffix.lower() == ".csv":

@@ -1,6 +1,6 @@
-"""The demo: data, plans, training, prediction and scores through the stock nnU-Net commands, on a CPU, in minutes.
+"""The demo: data, plans, training, prediction and scores by the stock nnU-Net commands, on a CPU, in minutes.
 
-Everything is written under one work folder, which remembers the steps that have succeeded: the same call continues
+Everything is written to one work folder, which records the steps that have succeeded, so that the same call continues
 where an earlier one stopped.
 """
 
@@ -42,7 +42,7 @@ from nnunetv2_meddino.environment import (
 )
 from nnunetv2_meddino.errors import DataError, DemoError
 from nnunetv2_meddino.evaluation.files import read_segmentation
-from nnunetv2_meddino.files import write_json
+from nnunetv2_meddino.files import read_json, write_json
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.locks import NAME as LOCK
@@ -56,10 +56,10 @@ STATEMENT = (
     "for a few minutes on a CPU."
 )
 _NEXT = """
-On your own data, as briefly as here:   meddino demo --data /path/to/nnUNet_raw/DatasetXXX_Name --work-dir NEW_FOLDER
-In earnest, with pretrained weights:    nnUNetv2_plan_and_preprocess -d XXX -c 2d
+On your own data, as short as this:     meddino demo --data /path/to/nnUNet_raw/DatasetXXX_Name --out NEW_FOLDER
+For real, with pretrained weights:      nnUNetv2_plan_and_preprocess -d XXX -c 2d
                                         meddino train XXX 2d 0 -tr MedDINOv3Trainer"""
-_PHANTOM = {"num_training": 6, "num_test": 2, "seed": 0}
+PHANTOMS = {"num_training": 6, "num_test": 2, "seed": 0}
 _MARK = "meddino_demo.json"
 _COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder")
 
@@ -73,11 +73,11 @@ class DemoResult:
     mean_dice: float
     """Mean over the structures that a case has."""
     scored_on: str
-    """Which cases the scores are of, in words."""
+    """Which cases were scored, in words."""
     paths: dict[str, Path]
-    """Everything written, by what it is: ``work folder``, ``scores``, ``overlay`` and so on."""
+    """What was written: ``work folder``, ``scores``, ``overlay`` and so on."""
     duration_s: float
-    """Wall time of all steps, those of earlier calls included."""
+    """Wall time of all steps, including those of earlier calls."""
 
 
 def run_demo(work_dir: Path, *, data: Path | None = None) -> DemoResult:
@@ -85,7 +85,7 @@ def run_demo(work_dir: Path, *, data: Path | None = None) -> DemoResult:
 
     Args:
         work_dir: Folder for everything the demo writes. One of an earlier call with the same settings is continued.
-        data: A dataset in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; only read.
+        data: A dataset in nnU-Net raw format (``DatasetXXX_Name``) to run on instead of the phantoms; not changed.
 
     Returns:
         Scores and paths.
@@ -93,7 +93,7 @@ def run_demo(work_dir: Path, *, data: Path | None = None) -> DemoResult:
     Raises:
         DataError: ``data`` is not an nnU-Net raw dataset with at least five training cases.
         ConfigurationError: An nnU-Net command is missing.
-        DemoError: The work folder is not ours, or a step failed.
+        DemoError: The work folder is not one of a demo with these settings, or a step failed.
     """
     check_installed(_COMMANDS)
     demo = _Demo(work_dir.absolute(), _checked_dataset(data.absolute()) if data else None)
@@ -155,10 +155,10 @@ class _Demo:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"trainer": TRAINER, "data": str(self.data) if self.data else _PHANTOM}
+        return {"trainer": TRAINER, "data": str(self.data) if self.data else PHANTOMS}
 
     def refuse_other_folders(self) -> None:
-        """Raise an error where the work folder holds something that is no demo."""
+        """Raise an error if the work folder holds anything but a demo."""
         if not self.work_dir.exists():
             return
         names = {path.name for path in self.work_dir.iterdir()} if self.work_dir.is_dir() else {self.work_dir.name}
@@ -167,10 +167,10 @@ class _Demo:
             raise DemoError(msg)
 
     def open(self) -> dict[str, float]:
-        """Start or continue the work folder; return the steps that have finished and their seconds."""
+        """Start or continue the work folder; return the finished steps and their seconds."""
         mark = self.work_dir / _MARK
         if mark.is_file():
-            content = json.loads(mark.read_text())
+            content = read_json(mark, DemoError, "Delete the folder, or choose another.")
             if content["settings"] == self.settings:
                 return content["finished_s"]
             msg = f"{self.work_dir} holds a demo with other settings ({content['settings']}): "
@@ -181,7 +181,7 @@ class _Demo:
         return {}
 
     def save(self, finished_s: dict[str, float]) -> None:
-        """Remember which steps have finished."""
+        """Record which steps have finished."""
         write_json({"settings": self.settings, "finished_s": finished_s}, self.work_dir / _MARK)
 
     def steps(self) -> list[_Step]:
@@ -198,7 +198,7 @@ class _Demo:
 
     def _provide_data(self, report: Report) -> None:
         if self.data is None:
-            make_phantom_dataset(self.raw.parent, **_PHANTOM)
+            make_phantom_dataset(self.raw.parent, **PHANTOMS)
         elif not self.raw.is_symlink():
             _check_files(self.data, report)
             self.raw.symlink_to(self.data, target_is_directory=True)
@@ -211,7 +211,7 @@ class _Demo:
         arguments = [self.dataset_id, "2d", "0", "-tr", TRAINER, "-device", "cpu"]
         if any(self.validation.parent.glob("checkpoint_*.pth")):
             arguments.append("--c")
-        # No worker processes for augmentation: with few cores they cost more than they bring.
+        # with few cores, worker processes for augmentation cost more time than they save
         watch = TrainingWatch(report, self.validation.parent / "debug.json")
         self._run("03_train", ["nnUNetv2_train", *arguments], watch, nnUNet_n_proc_DA="0")
 
@@ -219,7 +219,7 @@ class _Demo:
         arguments = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions), "-d", self.dataset_id]
         arguments += ["-c", "2d", "-f", "0", "-tr", TRAINER, "-device", "cpu", "-npp", "1", "-nps", "1"]
         watch = PredictionWatch(report, len(_cases(self.raw, "imagesTs")))
-        # Here this variable caps the threads of the network.
+        # for nnUNetv2_predict, this variable limits the threads of the network
         self._run("04_predict", ["nnUNetv2_predict", *arguments], watch, nnUNet_def_n_proc=str(os.cpu_count()))
 
     def _evaluate(self, report: Report) -> None:
@@ -294,10 +294,10 @@ def _checked_dataset(folder: Path) -> Path:
 
 
 def _check_files(dataset: Path, report: Report) -> None:
-    """Read every image and label map of a raw dataset: what is damaged would only be met in the training, or never.
+    """Read every image and label map of a raw dataset; damage would otherwise be found during the training, or never.
 
     Raises:
-        DataError: Naming every file that cannot be used, and why.
+        DataError: Lists every file that cannot be used, and why.
     """
     ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
     folders = [dataset / name for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")]

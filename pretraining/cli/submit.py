@@ -5,38 +5,37 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from nnunetv2_meddino.command_line import add_command
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from pretraining.cli.train import add_training_options, stages_of
 
-_EPILOG = """Settings are changed as for train, and checked before the job is queued. A job is asked to stop 5 minutes
-before its time limit, saves its state and is queued again until the training is finished. What else the cluster wants
-goes into --sbatch-arguments, which win over the lines of the file."""
+_EPILOG = """Settings are changed as for train, and checked before the job is queued. Five minutes before its time limit
+a job is asked to stop; it saves its state and is queued again until the training is finished. What else the cluster
+needs goes into --sbatch-arguments, which override the lines of the file."""
 
 
 def add_submit(commands: argparse._SubParsersAction) -> None:
     """Add ``submit``."""
     description = "train in a Slurm job: write RUN/submit/train.sbatch, show it, and submit it"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "submit",
-        help=description,
-        description=description,
+        _submit,
+        description,
         epilog=_EPILOG,
         usage="%(prog)s STAGE --corpus CORPUS --out RUN [--nodes N] [--gpus-per-node G] [--section.setting VALUE ...]",
         add_help=False,
     )
-    command.set_defaults(run=_submit, takes_settings=True)
+    command.set_defaults(takes_settings=True)
     add_training_options(command)
-    command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
-    command.add_argument("--nodes", type=int, default=1, metavar="N", help="default: %(default)s")
-    command.add_argument(
-        "--gpus-per-node", type=int, default=1, metavar="G", help="and processes (default: %(default)s)"
-    )
-    command.add_argument(
-        "--sbatch-arguments", default="", metavar="ARGS", help="further ones, as --sbatch-arguments='-A lab'"
-    )
-    command.add_argument("--setup", default="", metavar="LINE", help="bash to begin with, as 'module load cuda'")
-    command.add_argument("--print", dest="print_only", action="store_true", help="write and show the file only")
+    add = command.add_argument
+    add("-device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
+    add("--gpus-per-node", type=int, default=1, metavar="G", help="GPUs and processes of a node (default: %(default)s)")
+    add("--sbatch-arguments", default="", metavar="ARGS", help="for sbatch, such as --sbatch-arguments='-A lab'")
+    add("--setup", default="", metavar="LINE", help="bash to run first, such as 'module load cuda'")
+    add("--print", dest="print_only", action="store_true", help="write and show the file, do not submit it")
 
 
 def _submit(options: argparse.Namespace) -> int:

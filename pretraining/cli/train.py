@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_meddino.command_line import exit_code_of
+from nnunetv2_meddino.command_line import add_command, add_out, exit_code_of
 from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -28,7 +28,7 @@ EXPORT_FORMATS = {"meddino": "meddino", "timm": "timm", "meta": "meddinov3"}
 """Formats by their names here and in the plugin; ``meta`` is what the MedDINOv3 release's own loader accepts."""
 
 _TRAIN_EPILOG = """Settings of the recipe are changed with --section.setting VALUE, for one stage with
---stage2.section.setting VALUE; STAGE --help explains them, --show prints them as YAML. A training that was stopped
+--stage2.section.setting VALUE; STAGE --help explains them all, --show prints them as YAML. A training that was stopped
 goes on where it was when the same command is run again. On several GPUs: torchrun --nproc-per-node 8 --no-python
 meddino-pretrain train ...
 exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop) and saved, 2 an error."""
@@ -37,17 +37,18 @@ exit code: 0 finished, 75 stopped on request (SIGTERM, SIGUSR1, a file RUN/stop)
 def add_train(commands: argparse._SubParsersAction) -> None:
     """Add ``train``."""
     description = "train one stage, or all three with the hand-over between them"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "train",
-        help=description,
-        description=description,
+        _train,
+        description,
         epilog=_TRAIN_EPILOG,
         usage="%(prog)s STAGE --corpus CORPUS --out RUN [--recipe NAME] [--section.setting VALUE ...]",
         add_help=False,
     )
-    command.set_defaults(run=_train, takes_settings=True)
+    command.set_defaults(takes_settings=True)
     add_training_options(command)
-    command.add_argument("-device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
+    command.add_argument("-device", metavar="DEVICE", help="cpu or cuda (default: cuda if there is one)")
     command.add_argument("--show", action="store_true", help="print the settings as YAML and stop")
 
 
@@ -70,24 +71,24 @@ class _Help(argparse.Action):
 
 def add_training_options(command: argparse.ArgumentParser) -> None:
     """Add what says which training is meant."""
-    command.add_argument("-h", "--help", action=_Help, nargs=0, help="show this; after STAGE, all its settings as well")
-    command.add_argument("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
-    command.add_argument("--corpus", type=Path, required=True, metavar="CORPUS", help="made by meddino-pretrain curate")
-    command.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    command.add_argument("--recipe", default="meddinov3", metavar="NAME", help="default: %(default)s")
-    command.add_argument("--config", type=Path, metavar="FILE", help="YAML with settings in place of the recipe's")
+    add = command.add_argument
+    add("-h", "--help", action=_Help, nargs=0, help="show this help; after STAGE, its settings too")
+    add("stage", metavar="STAGE", help="stage1, stage2, stage3 or all")
+    add("--corpus", type=Path, required=True, metavar="CORPUS", help="corpus made by meddino-pretrain curate")
+    add_out(command, "RUN", "folder of the run", required=True)
+    add("--recipe", default="meddinov3", metavar="NAME", help="settings to start from (default: %(default)s)")
+    add("--config", type=Path, metavar="FILE", help="YAML file of settings that replace the recipe's")
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:
     """Add ``export``."""
     description = "write a run's teacher as weights"
-    command = commands.add_parser("export", help=description, description=description)
-    command.set_defaults(run=_export)
+    command = add_command(commands, "export", _export, description)
     command.add_argument(
         "run_folder", type=Path, metavar="RUN", help="folder of a run or of a stage, or a teacher's file"
     )
     command.add_argument("--format", choices=EXPORT_FORMATS, default="meddino", help="default: %(default)s")
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors; .pth for meta")
+    add_out(command, "FILE", "file to write: .safetensors; .pth for meta", required=True)
     command.add_argument("--step", type=int, metavar="N", help="the teacher after this step (default: the last)")
 
 

@@ -61,7 +61,7 @@ class DataConfig:
             fitting = [str(count) for count in range(1, self.batch_size + 1) if self._divides(count)]
             raise ConfigurationError(
                 f"data: a batch of {self.batch_size} slices in groups of {self.group_size} cannot be divided over "
-                f"{world_size} processes; it can over {', '.join(fitting)}. Start so many, or change "
+                f"{world_size} processes; it can over {', '.join(fitting)}. Start one of these numbers, or change "
                 "--data.batch-size or --data.group-size."
             )
         own = self.batch_size // world_size

@@ -51,7 +51,6 @@ _PEAK = "peak"
 
 RENAMED = {"optim.local_loss_weight": "losses.local_weight", "optim.gram_loss_weight": "losses.gram_weight"}
 """Old names of settings, which are read until the release after 0.1."""
-_OLD_NAME = re.compile(rf"((?:{'|'.join(STAGES)})\.)?({'|'.join(map(re.escape, RENAMED))})(?=\.|$)")
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ def print_settings(config: RunConfig, recipe_name: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose scalars stay texts, since the types of the fields say what they mean; no key may stand twice."""
+    """YAML whose scalars stay texts, since the types of the fields say what they mean; duplicate keys are refused."""
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 (merge keys alone)
 
@@ -143,7 +142,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = str(key.value).replace("-", "_")
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -151,7 +150,7 @@ class _Loader(yaml.SafeLoader):
 def _flat(content: Any, where: str, prefix: str = "") -> Iterator[Setting]:
     """Yield the settings in nested mappings."""
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{where}: the content must be settings by their sections, not {content!r}.")
+        raise ConfigurationError(f"{where}: settings must be given by section, not as {content!r}.")
     for key, value in content.items():
         name = f"{prefix}{key}".replace("-", "_")
         if isinstance(value, dict):
@@ -167,7 +166,7 @@ def _typed(arguments: Sequence[str]) -> list[Setting]:
     while rest:
         name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("--") or name == "--":
-            raise ConfigurationError(f"{COMMAND_LINE}: {name!r} is no option. Options begin with --: --name VALUE.")
+            raise ConfigurationError(f"{COMMAND_LINE}: unexpected {name!r}. Settings are given as --name VALUE.")
         name = name[2:].replace("-", "_")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -197,8 +196,10 @@ def _of_stage(settings: Iterable[Setting], stage: str) -> list[Setting]:
 
 
 def _current(name: str) -> str:
-    """Return the present name of a setting."""
-    return _OLD_NAME.sub(lambda match: f"{match[1] or ''}{RENAMED[match[2]]}", name, count=1)
+    """Return the present name of a setting, with that of a stage where it has one."""
+    for old, new in RENAMED.items():
+        name = re.sub(rf"\b{re.escape(old)}\b", new, name)
+    return name
 
 
 def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunConfig:
@@ -213,7 +214,7 @@ def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunC
             raise ConfigurationError(f"{where}: {_unknown(name, known)}")
         if text is None:
             option = name.replace("_", "-")
-            raise ConfigurationError(f"{where}: --{option} lacks its value. Write --{option} VALUE.")
+            raise ConfigurationError(f"{where}: --{option} needs a value: --{option} VALUE.")
         arguments.append(f"--{name}={name}={text}")  # the value carries its name, so that its error can say it
     try:
         return _tyro(config, arguments)
@@ -276,7 +277,7 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         name, _, text = given[0].partition("=")
         try:
             return _value(hint, text)
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, KeyError, yaml.YAMLError) as error:
             raise ConfigurationError(f"{name} must be {_form(hint)}, not {text!r}.") from error
 
     return PrimitiveConstructorSpec(
@@ -292,7 +293,7 @@ def _value(hint: Any, given: Any) -> Any:
     """Return a text, or what YAML makes of a list, as a value of a type.
 
     Raises:
-        ValueError: It is none.
+        ValueError, KeyError, YAMLError: It is none.
     """
     inner = _without_none(hint)
     if inner is not hint and given in (NONE, *_NULLS):
@@ -305,6 +306,8 @@ def _value(hint: Any, given: Any) -> Any:
     if get_origin(inner) is tuple:
         if isinstance(given, str):
             given = yaml.load(given, _Loader) if given.startswith("[") else given.split(",")  # a SafeLoader
+        if not isinstance(given, list):
+            raise ValueError
         elements = get_args(inner)
         if elements[-1] is Ellipsis:
             elements = elements[:1] * len(given)
@@ -314,8 +317,6 @@ def _value(hint: Any, given: Any) -> Any:
     if get_origin(inner) is Literal:
         return get_args(inner)[get_args(inner).index(given)]  # ValueError where it is none of them
     if inner is bool:
-        if given.lower() not in _BOOLS:
-            raise ValueError
         return _BOOLS[given.lower()]
     if inner is float:
         given = given.replace(".inf", "inf")  # as YAML writes it
@@ -362,4 +363,4 @@ def _written(value: Any) -> str:
 
 def _as_yaml(value: Any) -> str:
     # YAML ends a number that stands alone with a line of dots
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()

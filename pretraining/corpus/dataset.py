@@ -78,7 +78,7 @@ class SliceDataset(Dataset[Slices]):
             corpus: Folder of the corpus.
 
         Raises:
-            DataError: The folder is no corpus or one of another version, or its manifest is damaged or contradicts
+            DataError: The folder is not a corpus or is of another version, or its manifest is damaged or contradicts
                 itself.
         """
         self.corpus = Path(corpus)

@@ -104,9 +104,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         DataError: It cannot be read, or lacks a column.
     """
     try:
-        table = pq.read_table(path, columns=columns)
-        return table if columns is None else table.select(columns)  # reading passes over columns that are missing
-    except (OSError, pa.ArrowException, KeyError) as error:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
 

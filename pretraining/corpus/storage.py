@@ -28,8 +28,8 @@ CURATE_AGAIN = "Curate this volume again: delete the file and run the curation."
 
 STORE_FLAGS = {
     "downsampled": f"slices larger than {MAX_SIZE_PX} pixels were made smaller (antialiased, proportions kept)",
-    "resampled": "slices were resampled in plane to the spacing that was asked for",
-    "resized": "slices were resized to the square that was asked for",
+    "resampled": "slices were resampled in plane to the requested spacing",
+    "resized": "slices were resized to the requested square",
 }
 """Flags for what curation itself did to a volume."""
 

@@ -14,9 +14,8 @@ from pretraining.losses.rows import rows_per_chunk
 def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, temperature: float) -> Tensor:
     """Return ``sum_n w_n sum_k -q_nk log_softmax(logits_n / temperature)_k``.
 
-    Computed in float32 a few rows at a time, forwards and for the gradient, which is worked out in the forward pass and
-    kept in the logits' dtype: the only tensor as large as the logits. So backward can run only once, and only the
-    logits get a gradient.
+    Computed in float32 a few rows at a time. The gradient is computed in the forward pass, too, and kept in the logits'
+    dtype: the only tensor as large as the logits. So backward can run only once, and only the logits get a gradient.
 
     Args:
         logits: ``(N, K)`` of the student, of any float type; N may be 0.

@@ -20,8 +20,8 @@ from pretraining.losses.rows import rows_per_chunk
 def gram_loss(student: Tensor, teacher: Tensor, config: GramConfig, masks: Tensor | None = None) -> Tensor:
     """Return the mean squared difference between the similarity matrices of the student's and the teacher's patches.
 
-    In float32, a few images at a time: at 768 pixels one image has 2304 x 2304 similarities. The gradient is worked out
-    in the forward pass, so that none of them is kept and none computed twice; backward can run only once.
+    In float32, a few images at a time: at 768 pixels one image has 2304 x 2304 similarities. The gradient is
+    computed in the forward pass, so that no similarity is kept or computed twice; backward can run only once.
 
     Args:
         student: ``(N, P, D)`` patches of the global crops, masked ones among them.

@@ -20,7 +20,7 @@ def koleo_loss(cls: Tensor, *, top_k: int = 1, group: dist.ProcessGroup | None =
     """Return ``-mean log ||x - nearest neighbour||`` over normalised class tokens.
 
     Always in float32: distances between near neighbours cancel in bfloat16. Gradients reach a token and its neighbours,
-    on other processes, too, where they are summed.
+    also on other processes, where they are summed.
 
     Args:
         cls: ``(B, D)`` class tokens of *one* crop of each image, before the head: two crops of an image are close by

@@ -26,19 +26,16 @@ MicroBatch = Callable[[], Tensor]
 
 
 class _Kernel(NamedTuple):
-    """Exponentials of some samples ``(n, K)``, the largest of each sample 1, and what they were divided by ``(n,)``."""
+    """Exponentials of some samples."""
 
     values: Tensor
+    """``(n, K)``, the largest of each sample 1."""
     factors: Tensor
+    """``(n,)``: what each sample was divided by for that."""
 
 
 @torch.no_grad()
-def sinkhorn_scaling(
-    logits: Sequence[MicroBatch],
-    temperature: float,
-    iterations: int = 3,
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:
+def sinkhorn_scaling(logits: Sequence[MicroBatch], temperature: float, iterations: int = 3) -> Tensor:
     """Return the logarithm of the prototypes' factors.
 
     All micro-batches of all processes are one population: the result is that of their concatenation. In the first
@@ -51,7 +48,6 @@ def sinkhorn_scaling(
             micro-batch are stored, in float32.
         temperature: The teacher's.
         iterations: At least 1 (DINOv3: 3).
-        group: Processes that share the population; by default all, if torch.distributed is initialised.
 
     Returns:
         ``log_u`` ``(K,)`` float32, the same on every process. Infinite if there is no sample anywhere.
@@ -59,7 +55,7 @@ def sinkhorn_scaling(
     if len(logits) == 1:  # computed once, and its exponentials stored: they are needed in every iteration
         only = logits[0]()
         logits = [lambda: only]
-    largest = _largest(logits, temperature, group)
+    largest = _largest(logits, temperature)
     kernels: Sequence[_Kernel] = list(_kernels(logits, largest, temperature)) if len(logits) == 1 else ()
     factors = None  # of the prototypes; none yet: in the first iteration samples count by their raw exponentials
     with torch.autocast(largest.device.type, enabled=False):  # it would multiply in bfloat16
@@ -70,7 +66,7 @@ def sinkhorn_scaling(
                 samples = kernel.factors if factors is None else 1 / (kernel.values @ factors)
                 mass += samples @ kernel.values  # of each prototype over the samples, which its factor then evens out
             if _is_distributed():
-                dist.all_reduce(mass, group=group)
+                dist.all_reduce(mass)
             factors = mass.amin() / mass  # at most 1: their common factor cancels but would grow for ever
     # exponentials were taken relative to the largest: undone here, where it is one addition
     return -mass.log() - largest
@@ -94,13 +90,13 @@ def sinkhorn_targets(logits: Tensor, log_u: Tensor, temperature: float) -> Tenso
     return targets
 
 
-def _largest(logits: Sequence[MicroBatch], temperature: float, group: dist.ProcessGroup | None) -> Tensor:
+def _largest(logits: Sequence[MicroBatch], temperature: float) -> Tensor:
     """Return each prototype's largest ``logit / temperature`` over all samples ``(K,)`` float32; 0 over none."""
     batches = (micro_batch() for micro_batch in logits)  # one at a time: all of them need not fit into memory
     largest = reduce(torch.maximum, (x.amax(0) if len(x) else x.new_full(x.shape[1:], -torch.inf) for x in batches))
     largest = largest.float()
     if _is_distributed():
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.nan_to_num(nan=torch.nan, neginf=0.0) / temperature  # NaN stays: the step must see it
 
 

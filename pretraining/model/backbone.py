@@ -34,17 +34,17 @@ class KeptRows(NamedTuple):
     mlp: Tensor
     """``(k',)``."""
     scale: float
-    """Factor of the residuals: all samples of the group over those that are computed."""
+    """Factor of the residuals: samples of the group over samples that are computed."""
 
 
 class SubsetBlock(EvaBlock):
     """A transformer block whose residual branches can be computed for a part of the batch only.
 
-    What is random is drawn outside, so that the block can be compiled, and computed again for its gradients.
+    Random numbers are drawn outside, so that the block can be compiled, and recomputed for its gradients.
     """
 
     checkpointed = False
-    """Keep nothing but the input for the backward pass and compute the block again there."""
+    """Keep only the input for the backward pass, and recompute the block there."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, rope: Tensor | None = None, rows: KeptRows | None = None
@@ -78,13 +78,13 @@ def _add_residual(x: Tensor, rows: Tensor, scale: float, branch: Callable[[Tenso
 class PretrainingViT(VisionTransformer):
     """DINOv3 ViT with a mask token and the two random elements of its pretraining.
 
-    Both act only where ``forward`` is given a generator: the batch-subset stochastic depth (one rate for all blocks)
-    and the scale of the patch coordinates, log-uniform and drawn anew for every block. Teachers are given none.
+    Both act only where ``forward`` is given a generator, which teachers never are: batch-subset stochastic depth (one
+    rate for all blocks), and the scale of the patch coordinates, log-uniform and drawn anew for every block.
 
     Args:
         config: The architecture.
         drop_path: Share of the samples left out of each residual branch.
-        rope_rescale: Largest factor of the coordinates, its inverse the smallest; None for none.
+        rope_rescale: Largest factor of the coordinates, the smallest being its inverse; None for no scaling.
         untied_local_norm: A final norm of its own for class and register tokens of local crops in training.
         in_channels: Channels of the images.
     """
@@ -117,11 +117,11 @@ class PretrainingViT(VisionTransformer):
         """Return the tokens of the last block.
 
         Args:
-            image: ``(B, C, H, W)``; patches that are not full at the right and below are cut off, as in the reference.
+            image: ``(B, C, H, W)``; incomplete patches at the right and the bottom are cut off, as in the reference.
             masks: ``(B, P)`` bool, patches that are replaced by the mask token before the first block.
             generator: On the CPU; source of what is random in training, in the same state for all shares of a group.
             share: What the slices are of their group; by default each image is a slice, and they are all.
-            local: These are local crops: their class token has a norm of its own where the network has one.
+            local: Whether these are local crops, whose class token has a norm of its own if the network has one.
         """
         patch = self.config.patch_size
         rows, columns = image.shape[-2] // patch, image.shape[-1] // patch
@@ -146,20 +146,21 @@ class PretrainingViT(VisionTransformer):
     def _kept_rows(
         self, batch: int, share: Share, device: torch.device, generator: Generator | None
     ) -> list[KeptRows] | list[None]:
-        """Draw for each block and branch the samples that are computed: of a group as many as in the reference.
+        """Draw the samples that each branch of each block computes: of a group as many as in the reference.
 
-        Chosen are as many of each stratum, up to one, so that processes which share a group have equal work and few
-        shapes. Which strata have one more changes from draw to draw: every sample is as likely as any other.
+        From every stratum the same number is chosen, or one more, so that processes which share a group have equal work
+        and few shapes. Which strata have one more changes from call to call: every sample is as likely as any other.
         """
         depth = len(self.blocks)
         if generator is None or self.drop_path_rate == 0:
             return [None] * depth
         crops, strata = batch // share.count, share.group // share.stratum
         kept = max(int(crops * share.group * (1 - self.drop_path_rate)), 1)
+        # every process draws for the whole group, and then takes what concerns its own slices
         turn = int(torch.randint(strata, (1,), generator=generator))
         of_stratum = (torch.arange(strata + 1) * kept // strata).diff().roll(turn)
         draws = torch.rand(depth, 2, strata, crops * share.stratum, generator=generator)
-        chosen = draws.argsort(dim=-1).argsort(dim=-1) < of_stratum[:, None]
+        chosen = draws.argsort(dim=-1).argsort(dim=-1) < of_stratum[:, None]  # the rank of each draw in its stratum
         chosen = chosen.unflatten(-1, (crops, share.stratum)).transpose(2, 3).flatten(3)  # (.., crops, slices)
         own = chosen[..., share.start : share.start + share.count].flatten(0, 1).flatten(1)
         rows = own.nonzero()[:, 1].to(device, non_blocking=True).split(own.sum(1).tolist())

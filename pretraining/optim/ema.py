@@ -39,7 +39,7 @@ def _matching(target: nn.Module, source: nn.Module) -> tuple[list[Tensor], list[
     theirs, ours = list(target.parameters()), list(source.parameters())
     if [_layout(parameter) for parameter in theirs] != [_layout(parameter) for parameter in ours]:
         msg = (
-            "Parameters cannot be carried from one network to another: their number, shapes or shards differ. Build "
+            "Parameters cannot be copied from one network to the other: their number, shapes or shards differ. Build "
             "both from the same configuration, shard both or neither, and reshard them after a forward pass."
         )
         raise ConfigurationError(msg)

@@ -52,7 +52,7 @@ def clip_gradients(student: nn.Module, max_norm: float) -> dict[str, Tensor]:
     norms = {}
     for part, parameters in parameters_by_module(student).items():
         gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        # foreach is said because torch would go tensor by tensor over shards
+        # without foreach=True torch would go tensor by tensor over shards
         norm = get_total_norm(gradients, foreach=True)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()

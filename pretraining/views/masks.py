@@ -115,7 +115,7 @@ def _blocks(
         good = (new > 0) & (new <= allowed)
         first = good.argmax(1)
         grown = good.any(1)
-        active = active[grown]  # where no try was good, the reference stops, too
+        active = active[grown]  # a crop for which no try was good is finished, as in the reference
         box = [edges[grown, first[grown]][:, None] for edges in (top, bottom, left, right)]
         rows, columns = (ticks >= box[0]) & (ticks < box[1]), (ticks >= box[2]) & (ticks < box[3])
         covered[active] |= rows[:, :, None] & columns[:, None, :]

@@ -15,7 +15,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tens
     """Cut regions out of images and resize them to squares.
 
     Equals cropping and then ``torch.nn.functional.interpolate(mode="bicubic", antialias=True)``, for all regions at
-    once: ``Wy @ image @ Wx.T`` with a row of weights for each output pixel. Pixels outside a region count for nothing.
+    once: ``Wy @ image @ Wx.T`` with a row of weights for each output pixel. Pixels outside a region are ignored.
 
     Args:
         images: ``(B, S, S)`` float.
@@ -46,7 +46,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 def _weights(starts: Tensor, lengths: Tensor, mirrored: Tensor, size: int, side: int, like: Tensor) -> Tensor:
     """Return the weights ``(N, size, side)`` that resize ``lengths`` pixels from ``starts`` on to ``size`` pixels.
 
-    Weights are worked out for the few pixels under the kernel and then spread: the full matrix is mostly zeros.
+    Weights are computed for the few pixels under the kernel and then scattered: the full matrix is mostly zeros.
     """
     taps = 2 * math.ceil(2 * max(float(lengths.max()) / size, 1.0)) + 1
     start, length, flip = (values.to(like.device)[:, None] for values in (starts, lengths, mirrored))

@@ -65,7 +65,7 @@ def test_a_failed_step_is_named_with_its_cause_and_the_exit_code_says_so(folders
     out = capsys.readouterr().out
     assert f"[1/3] {NAME}: preprocess 2d: FAILED\n  nnUNetv2_preprocess ended with status 1:" in out
     assert f"[2/3] {NAME}: train {STOCK}, fold 4: not started" in out
-    assert "3 of 3 steps were not done" in out
+    assert "3 of 3 steps did not succeed" in out
     assert "2 rows" in out
     assert (tmp_path / "here" / "logs" / f"preprocess_{NAME}_nnUNetPlans_2d.log").is_file()
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_check_passes_here_and_says_what_to_do(tmp_path):
 
 def test_check_names_a_package_of_the_wrong_version(monkeypatch):
     monkeypatch.setattr(checks, "requires", lambda name: ["timm>=99", "no-such-package-here>=1", "x; extra == 'dev'"])
-    found = {c.name: c for c in checks._versions()}
+    found = {check.name: check for check in islice(checks.run_checks(), 4)}
     assert found["timm"].status is checks.Status.FAILED
     assert ">=99 is needed" in found["timm"].detail
     assert found["no-such-package-here"].status is checks.Status.FAILED

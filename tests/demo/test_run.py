@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import select
 import shutil
 import signal
 import sys
@@ -18,12 +17,13 @@ import pytest
 from matplotlib import colors, image
 
 from nnunetv2_meddino.commands import BarWatch, PredictionWatch, TrainingWatch
-from nnunetv2_meddino.demo import run
+from nnunetv2_meddino.demo import phantom, run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
 from nnunetv2_meddino.demo.run import STATEMENT, TRAINER, run_demo
 from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, DemoError
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.visualization.style import COLOURS
+from tests.processes import has_ended, until
 
 # Leaves what the real commands leave, fails or hangs on request, and keeps a diary of how it was called.
 STAND_IN = f"""#!{sys.executable}
@@ -105,28 +105,27 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         (executables / f"nnUNetv2_{step}").chmod(0o755)
     (executables / "python").symlink_to(Path(sys.executable).resolve())
     monkeypatch.setattr(sys, "executable", str(executables / "python"))
-    monkeypatch.setattr(run, "_PHANTOM", {"num_training": 1, "num_test": 1, "seed": 0})
+    monkeypatch.setattr(run, "PHANTOMS", {"num_training": 1, "num_test": 1, "seed": 0})
+    _make_coarse(monkeypatch)
     stage = Stage(tmp_path)
     monkeypatch.setenv("DIARY", str(stage.diary))
     return stage
 
 
+def _make_coarse(monkeypatch: pytest.MonkeyPatch, slices: int = 4, side: int = 80) -> None:
+    """Let phantoms of the same size have fewer voxels."""
+    monkeypatch.setattr(phantom, "SHAPE", (slices, side, side))
+    monkeypatch.setattr(phantom, "SPACING_MM", (96.0 / slices, 288.0 / side, 288.0 / side))
+
+
 @pytest.fixture
-def real_data(tmp_path: Path) -> Path:
+def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset of the user's own, with labelled test cases."""
+    _make_coarse(monkeypatch)
     made = make_phantom_dataset(tmp_path, num_training=1, num_test=1, seed=0)
     for index in range(1, 5):
         shutil.copy(made / "labelsTr" / "phantomTr_000.nii.gz", made / "labelsTr" / f"phantomTr_00{index}.nii.gz")
     return made.rename(tmp_path / "Dataset123_Mine")
-
-
-def has_ended(pid: int) -> bool:
-    """Wait for a process that is being killed; False where it lives on."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    return bool(select.select([process], [], [], 30)[0])
 
 
 def test_steps_run_in_order_and_the_result_is_told(stage: Stage) -> None:
@@ -240,7 +239,7 @@ def test_ctrl_c_ends_the_command_with_its_workers_and_can_be_continued(
     with pytest.raises(KeyboardInterrupt):
         stage.play()
     pids = [int(pid) for pid in (stage.folder / "pids").read_text().split()]
-    assert all(map(has_ended, pids))
+    until(lambda: all(map(has_ended, pids)))
     assert "The same command continues from here" in stage.screen.getvalue()
     monkeypatch.delenv("INTERRUPT")
     assert stage.play().mean_dice == pytest.approx(0.75)
@@ -367,7 +366,8 @@ def test_the_real_pipeline_learns_from_phantoms_and_draws_them(tmp_path: Path, m
     (extension / "demo_of_the_test.py").write_text(SHORT_TRAINER)
     monkeypatch.setenv("nnUNet_extTrainer", str(extension))
     monkeypatch.setattr(run, "TRAINER", "MedDINOv3Trainer_demo_of_the_test")
-    monkeypatch.setattr(run, "_PHANTOM", {"num_training": 5, "num_test": 1, "seed": 0})
+    _make_coarse(monkeypatch, slices=8, side=96)
+    monkeypatch.setattr(run, "PHANTOMS", {"num_training": 5, "num_test": 1, "seed": 0})
     screen = io.StringIO()
     with redirect_stdout(screen):
         result = run_demo(work_dir=tmp_path / "work")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 
 from pretraining.cli.main import main
+from tests.forked import CONTEXT
 from tests.pretraining.launched import launched, torchrun, train_arguments, until_step
 from tests.pretraining.training import ANY_STAGE, SMALL, STEPS, losses, small_corpus
 from tests.processes import until
@@ -122,22 +123,25 @@ def test_settings_belong_to_train_alone(capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+def run_alone(arguments, printed):
+    """Runs the command in a process of its own."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    with printed.open("w") as file, contextlib.redirect_stdout(file):
+        code = main(arguments)
+    sys.exit(code)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_and_asks_to_be_run_again(corpus, run, tmp_path, number):
-    code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests may run under nohup
-    code += "from pretraining.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")]
-    metrics = tmp_path / "stage1" / "metrics.jsonl"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
-        deadline = time.monotonic() + 120
-        while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 75
-    assert f"stopped by {number.name}; the same command goes on" in out
+    given = arguments(corpus, tmp_path, "stage1", "--engine.steps", "500")
+    metrics, printed = tmp_path / "stage1" / "metrics.jsonl", tmp_path / "printed"
+    process = CONTEXT.Process(target=run_alone, args=(given, printed))
+    process.start()
+    until(lambda: not process.is_alive() or (metrics.is_file() and metrics.read_text().count("\n") >= 3))
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 75
+    assert f"stopped by {number.name}; the same command goes on" in printed.read_text()
     saved = sorted((tmp_path / "stage1" / "checkpoints").glob("step_*"))[-1]
     assert len(losses(tmp_path / "stage1")) == int(saved.name.removeprefix("step_"))
     assert losses(tmp_path / "stage1")[:3] == losses(run / "stage1")[:3]

@@ -157,7 +157,11 @@ def test_names_of_the_release_before_are_read(in_file, caplog, where):
     else:
         config = from_dict({"optim": {"gram_loss_weight": 2, "local_loss_weight": {"peak": 3, "start": 1}}}, "x", BASE)
     assert (config.losses.gram_weight, config.losses.local_weight) == (Schedule(2.0), Schedule(3.0, start=1.0))
-    assert ("optim.gram_loss_weight is now called losses.gram_weight" in caplog.text) == (where != "config.yaml")
+    notes = (
+        "optim.gram_loss_weight is now called losses.gram_weight;",
+        "stage1.optim.local_loss_weight.start is now called stage1.losses.local_weight.start;",
+    )
+    assert [note in caplog.text for note in notes] == [where != "config.yaml"] * 2
 
 
 @pytest.mark.parametrize(
@@ -192,10 +196,10 @@ def test_names_of_the_release_before_are_read(in_file, caplog, where):
         (["--views", "{x"], "views is not YAML"),
         (["--views.global-size", "65"], "views: global_size 65 must be a multiple of 16"),
         (["--optim.lr.warmup-steps", "-1"], "schedule: warmup_steps -1 must be at least 0"),
-        (["--engine.steps"], r"--engine\.steps lacks its value"),
-        (["--engine.compile", "--engine.steps", "1"], r"--engine\.compile lacks its value"),
-        (["engine.steps", "1"], r"'engine\.steps' is no option"),
-        (["--", "1"], "'--' is no option"),
+        (["--engine.steps"], r"--engine\.steps needs a value"),
+        (["--engine.compile", "--engine.steps", "1"], r"--engine\.compile needs a value"),
+        (["engine.steps", "1"], r"unexpected 'engine\.steps'"),
+        (["--", "1"], "unexpected '--'"),
     ],
 )
 def test_refuses_on_the_command_line(arguments, message):
@@ -211,14 +215,15 @@ def test_refuses_on_the_command_line(arguments, message):
         ("stage1: {optm: {lr: 1}}", r"no option optm\.lr\. Did you mean optim\.lr\?"),
         ("5: 6", "no option 5"),
         ("optim:", "optim is a section"),
-        ("- steps", "the content must be settings by their sections"),
+        ("- steps", "settings must be given by section"),
         ("engine: {steps: 1.0}", "must be INTEGER"),
         ("engine: {steps: null}", "must be INTEGER"),
         ("data: {source_weights: x}", "must be"),
+        ("data: {source_weights: [{1: a, 2: b}]}", "must be"),
         ("optim: {betas: [0.9, 0.99, 0.999]}", "must be NUMBER,NUMBER"),
         ("views: {gram_size: 65}", "views: gram_size 65 must be a multiple of 16"),
-        ("engine:\n  steps: 1\n  steps: 2", r"'steps' stands twice\n +in .*own\.yaml\", line 3"),
-        ("views: {gram_size: 64, gram-size: 80}", "'gram-size' stands twice"),
+        ("engine:\n  steps: 1\n  steps: 2", r"duplicate key 'steps'\n +in .*own\.yaml\", line 3"),
+        ("views: {gram_size: 64, gram-size: 80}", "duplicate key 'gram-size'"),
         ("engine: [", "cannot be read as YAML"),
     ],
 )
@@ -242,6 +247,6 @@ def test_help_explains_every_setting(capsys, monkeypatch):
         entry = entries[name.removesuffix(".peak").replace("_", "-")]
         assert len(entry.split(" ", 2)[2].partition("(default: ")[0]) > 10, name
     assert "default: 0.0002" in entries["optim.lr"], "values are the recipe's"
-    assert "default: 0.9, 0.999" in entries["optim.betas"]
+    assert "default: 0.9,0.999" in entries["optim.betas"].replace(", ", ",")
     assert "default: false" in entries["engine.compile"]
     assert "default: none" in entries["monitor.wandb"]

@@ -144,7 +144,7 @@ def test_a_missing_or_damaged_volume_is_a_data_error(tmp_path):
         open_volume(tmp_path / "torn.b2nd")
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -79,6 +79,6 @@ def test_a_damaged_volume_is_mended_as_the_message_says(whole, corpus, data):
     assert {seed: _volume(corpus, seed).stat().st_mtime_ns for seed in (0, 2)} == before
 
 
-def test_a_folder_without_a_corpus_is_said(tmp_path):
+def test_a_folder_without_a_corpus_is_an_error(tmp_path):
     with pytest.raises(DataError, match="holds no finished corpus"):
         verify_corpus(tmp_path)
