@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from nnunetv2_meddino.imaging.text_headers import read_header
-from pretraining.curation.readers.raw_image import MM_PER_UNIT, Stored, as_three_axes
-from pretraining.curation.volume import Refused
+from pretraining.curation.readers.raw_image import MM_PER_UNIT, RawImage, as_three_axes
+from pretraining.curation.volume import Rejected
 
 
-def read_metaimage(path: Path) -> Stored:
-    """Read one file; raises ``Refused`` or ``DamagedError``."""
+def read_metaimage(path: Path) -> RawImage:
+    """Read one file; raises ``Rejected`` or ``DamagedError``."""
     header = read_header(path)
     fields, sizes, kind = header.fields, header.sizes, header.fields["elementtype"].upper()
     if int(fields.get("elementnumberofchannels", "1")) > 1 or kind.endswith("_ARRAY"):
-        raise Refused("rgb", f"every voxel holds several values ({kind})")
+        raise Rejected("rgb", f"every voxel holds several values ({kind})")
     shape = as_three_axes(sizes[::-1])
     spacing = [float(size) for size in fields.get("elementspacing", fields.get("elementsize", "")).split()]
     if len(spacing) < 3:
-        raise Refused("bad_geometry", "the MetaImage header has no ElementSpacing")
+        raise Rejected("bad_geometry", "the MetaImage header has no ElementSpacing")
     n = len(sizes)
     matrix = fields.get("transformmatrix", fields.get("rotation", fields.get("orientation")))
     # by definition the identity where there is no matrix
@@ -29,4 +29,4 @@ def read_metaimage(path: Path) -> Stored:
     sizes_mm = np.array(spacing[:3]) * MM_PER_UNIT.get(unit, 1.0)
     axes = (cosines[:3, :3] * sizes_mm[:, np.newaxis])[::-1]
     values = header.values().reshape(shape)
-    return Stored(values, axes, metadata={"format": "metaimage"}, unit=unit if unit in MM_PER_UNIT else "mm")
+    return RawImage(values, axes, metadata={"format": "metaimage"}, unit=unit if unit in MM_PER_UNIT else "mm")

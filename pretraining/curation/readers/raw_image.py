@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.curation.volume import Refused
+from pretraining.curation.volume import Rejected
 
 _ONE = np.ones((1, 1, 1))
 
@@ -22,7 +22,7 @@ MM_PER_UNIT = {
 
 
 @dataclass(eq=False)
-class Stored:
+class RawImage:
     """Stored values and what the header says about them.
 
     Attributes:
@@ -53,15 +53,15 @@ def as_three_axes(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return a stored shape, slowest axis first, without the axes of length 1 in front of the last three.
 
     Raises:
-        Refused: ``4d``, ``single_slice`` (two axes) or ``bad_geometry`` (an axis without voxels).
+        Rejected: ``4d``, ``single_slice`` (two axes) or ``bad_geometry`` (an axis without voxels).
     """
     sizes = [int(size) for size in shape]
     while len(sizes) > 3 and sizes[0] == 1:
         del sizes[0]
     if len(sizes) > 3:
-        raise Refused("4d", f"{len(sizes)} axes of {' x '.join(map(str, reversed(sizes)))} values")
+        raise Rejected("4d", f"{len(sizes)} axes of {' x '.join(map(str, reversed(sizes)))} values")
     if any(size < 1 for size in sizes) or not sizes:
-        raise Refused("bad_geometry", f"axes of {sizes} voxels")
+        raise Rejected("bad_geometry", f"axes of {sizes} voxels")
     if len(sizes) < 3:
-        raise Refused("single_slice", f"a picture of {' x '.join(map(str, sizes))} pixels")
+        raise Rejected("single_slice", f"a picture of {' x '.join(map(str, sizes))} pixels")
     return sizes[0], sizes[1], sizes[2]

@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _two_sources(monkeypatch):
     for name in ("one", "two"):
-        monkeypatch.setitem(collections.SOURCES, name, source(name))
+        monkeypatch.setitem(collections.COLLECTIONS, name, source(name))
 
 
 def _curate(data: Path, corpus: Path, *more: object) -> list[str]:
@@ -211,4 +211,4 @@ def test_a_folder_of_ones_own_needs_no_record(data, tmp_path, capsys):
     assert "looked for   every image that a reader knows" in out
     assert "found: 3" in out
     assert main(["sources", "our_ct"]) == 2
-    assert "our_ct is no source known by name" in capsys.readouterr().err
+    assert "our_ct is not known" in capsys.readouterr().err

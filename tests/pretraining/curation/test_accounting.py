@@ -13,8 +13,8 @@ import pytest
 
 from pretraining.cli.main import main
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation.collections import own_source
-from pretraining.curation.gather import SourceFolder, curate
+from pretraining.curation.collections import own_collection
+from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import Candidate, input_files
 from tests.pretraining.curation.awkward import KINDS, PLAIN, write_dicom, write_nifti
@@ -82,7 +82,7 @@ def test_every_input_ends_as_it_should_and_is_counted_once(folder: Path, tmp_pat
     """Case ids are the names of the inputs."""
     named = source("named", images=(r"^/(?P<case>(?!unnamed)[^/]+)/",))
     corpus = tmp_path / "corpus"
-    curate([SourceFolder(named, folder)], corpus, settings=StoreSettings())
+    curate([CollectionFolder(named, folder)], corpus, settings=StoreSettings())
     content = merge(corpus)
     counts = content["counts"]
     reasons = {name: kind.reason for name, kind in CT_KINDS.items()} | {name: own for name, (own, _) in HEADERS.items()}
@@ -109,7 +109,7 @@ def test_every_input_ends_as_it_should_and_is_counted_once(folder: Path, tmp_pat
 
 def test_a_source_of_ones_own_accounts_for_all_of_them_too(folder: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
-    curate([SourceFolder(own_source("our_ct"), folder)], corpus, settings=StoreSettings())
+    curate([CollectionFolder(own_collection("our_ct"), folder)], corpus, settings=StoreSettings())
     content = merge(corpus)
     counts, passed_over = content["counts"], content["passed_over"]["our_ct"]
     no_format = {"volume_mgz", "pair_img", "link_to_nothing", "link_to_itself", "pipe", "text"}
@@ -147,7 +147,7 @@ def test_what_another_source_names_was_not_passed_over(tmp_path: Path) -> None:
     write_dicom(tmp_path / "data" / "two", PLAIN)
     (tmp_path / "link").symlink_to("data")
     sources = [
-        SourceFolder(source(name, images=(rf"^/(?P<case>{name})$",)), tmp_path / folder)
+        CollectionFolder(source(name, images=(rf"^/(?P<case>{name})$",)), tmp_path / folder)
         for name, folder in (("one", "data"), ("two", "link"))
     ]
     curate(sources, tmp_path / "corpus", settings=StoreSettings())

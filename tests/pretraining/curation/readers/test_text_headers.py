@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.io import read_image
 from pretraining.curation.readers.read import Candidate, find_candidates, input_files, read_volume
-from pretraining.curation.volume import IntensityRule, Refused
+from pretraining.curation.volume import IntensityRule, Rejected
 from tests.pretraining.curation.awkward import PLAIN, SHAPE, SPACING
 
 RAW = PLAIN.astype("<i2").tobytes()
@@ -238,7 +238,7 @@ def test_valid_files_that_simpleitk_does_not_read_are_read(name: str, tmp_path: 
 @pytest.mark.parametrize("name", WRONG)
 def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_path: Path) -> None:
     reason, contents = WRONG[name]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         read_volume(write(tmp_path, name, contents), IntensityRule.CT)
     assert caught.value.reason == reason, caught.value
 
@@ -283,6 +283,6 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         input_files(candidate)
         try:
             read_volume(candidate, IntensityRule.CT)
-        except Refused:
+        except Rejected:
             refused += 1
     assert refused > 100
