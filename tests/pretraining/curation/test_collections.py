@@ -68,7 +68,7 @@ def test_cases_are_found_in_order(tmp_path: Path) -> None:
         ("amos_0002", tmp_path / "b/imagesTr/amos_0002.nii.gz"),
         ("amos_0010", tmp_path / "a/imagesVa/amos_0010.nii.gz"),
     ]
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         survey(COLLECTIONS["AMOS22"], tmp_path / "nowhere")
 
 

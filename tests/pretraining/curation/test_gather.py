@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import blosc2
@@ -16,15 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nnunetv2_meddino import process_pool
 from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation import gather as curation
 from pretraining.curation import job, process_volume, tables
-from pretraining.curation.cases import survey
 from pretraining.curation.gather import CollectionFolder, Division, curate
 from pretraining.curation.merge import merge
-from tests.conftest import PROJECT, shared_path
+from pretraining.curation.readers.read import find_candidates
+from pretraining.curation.volume import IntensityRule
+from tests.conftest import shared_path
 from tests.pretraining.curation.folders import corpus_bytes, curated, phantom, source, write_volume
 
 
@@ -400,47 +397,14 @@ def test_case_ids_that_occur_twice_are_told_apart(tmp_path):
     assert len(set(cases)) == 3
 
 
-_KILLER = """
-import os, signal, sys
-from pretraining.corpus import pool
-
-def work(item):
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-def lost(item):
-    return -item
-
-if __name__ == "__main__":
-    results = []
-    process_pool.run(work, list(range(8)), processes=2, lost=lost, keep=results.append)
-    print(sorted(results))
-"""
-
-
-def test_an_item_that_kills_its_process_takes_no_other_with_it(tmp_path):
-    script = tmp_path / "killer.py"
-    script.write_text(_KILLER)
-    env = os.environ | {"PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[-3, 0, 1, 2, 4, 5, 6, 7]"
-
-
 def test_a_process_killed_twice_is_a_refusal_that_is_tried_again(single, mixed, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(single, corpus)
-    folder = CollectionFolder(source("one"), mixed / "one")
-    found = curation._units(folder, survey(folder.source, folder.folder), corpus)
-    record = process_volume.process_lost(found[0])
-    assert record.reason == "no_memory"
-    assert process_volume.process(found[0], StoreSettings()).reason == ""
-
-
-def test_pool_with_one_process_works_here():
-    results: list[int] = []
-    process_pool.run(lambda item: item * 2, [1, 2, 3], processes=1, lost=lambda item: -item, keep=results.append)
-    assert results == [2, 4, 6]
+    candidate = find_candidates(mixed / "one")[0]
+    record, stored = (path(corpus, "one", "case_0") for path in (job.record_path, job.staging_path))
+    task = process_volume.VolumeTask("one", "case_0", candidate, mixed / "one", IntensityRule.CT, record, stored)
+    assert process_volume.process_lost(task).reason == "no_memory"
+    assert process_volume.process(task, StoreSettings()).reason == ""
 
 
 def test_a_merge_that_stops_half_way_leaves_no_corpus_that_looks_finished(single, tmp_path, monkeypatch):
@@ -484,7 +448,7 @@ def test_real_volumes(tmp_path):
         CollectionFolder(source(name, images=images), shared_path(f"data/{name}")) for name, images in folders.items()
     ]
     corpus = tmp_path / "corpus"
-    curate(sources, corpus, settings=StoreSettings(), keep_near=True, processes=2)
+    curate(sources, corpus, settings=StoreSettings(), keep_near=True)
     content = merge(corpus)
     assert content["counts"]["refused"] == 2
     assert content["counts"]["found"] == content["volumes"] + 2 == 7 + 2 + 8 + 11
