@@ -59,7 +59,7 @@ class Dry:
             monkeypatch.setitem(CATALOG, name, small_entry(CATALOG[name]))
         replace(nnunetv2_meddino.weights.hub, "hf_hub_download", self._noting(self._download))
         replace(nnunetv2_meddino.demo.run, "run_demo", self._noting(_demo))
-        replace(nnunetv2_meddino.comparison.jobs.run, "run_steps", self._noting(lambda steps, out, console: []))
+        replace(nnunetv2_meddino.comparison.jobs.run, "run_missing", self._noting(lambda steps, out: []))
         replace(nnunetv2_meddino.cli.compare, "_report", self._unless_used(nnunetv2_meddino.cli.compare._report))
         replace(pretraining.engine.stages, "train_stages", self._noting(_train_stages))
         replace(
@@ -138,7 +138,7 @@ def strict_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", strictly)
 
 
-def _demo(*, work_dir: Path | None, data: Path | None) -> None:
+def _demo(out: Path, *, data: Path | None) -> None:
     assert data is None or (data / "dataset.json").is_file(), f"{data} is no dataset"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import importlib.util
 import io
 import os
 import shlex
@@ -66,6 +65,8 @@ class Programs:
             "pip": self._pip,
             "python": self._python,
             "python3": self._python,
+            "ruff": self._check,
+            "mypy": self._check,
             **dict.fromkeys(NNUNET, self._nnunet),
         }
 
@@ -160,16 +161,41 @@ class Programs:
         words = call.words[1:]
         if words[:2] == ("-m", "venv") and len(words) == 3:
             return
-        if words == ("-m", "pytest") and importlib.util.find_spec("pytest"):
+        if words[:2] == ("-m", "pytest"):
+            check_tests(words[2:])
             return
         msg = f"no test knows how to run python {shlex.join(words)}"
         raise DocumentationError(msg)
+
+    def _check(self, call: Call) -> None:
+        """``.ci/run`` runs these; here it matters that it does so in the same words."""
+        self.dry.used = True
+        if shlex.join(call.words) not in (PROJECT / ".ci/run").read_text():
+            raise DocumentationError(f".ci/run does not run {shlex.join(call.words)}")
 
     def _nnunet(self, call: Call) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
             strict_options(monkeypatch)
             monkeypatch.setattr(sys, "argv", list(call.words))
             NNUNET[call.words[0]]()
+
+
+def check_tests(arguments: Sequence[str]) -> None:
+    """Refuse options of pytest that it does not have, files that are not there, and markers that nobody declares.
+
+    Raises:
+        DocumentationError: There is one.
+    """
+    parser = Strict("pytest")
+    parser.add_argument("-n")
+    parser.add_argument("-k")
+    parser.add_argument("-m")
+    parser.add_argument("files", nargs="*")
+    options = parser.parse_args(arguments)
+    if missing := [file for file in options.files if not (PROJECT / file).is_file()]:
+        raise DocumentationError(f"there are no tests {', '.join(missing)}")
+    if options.m and f'"{options.m}: ' not in (PROJECT / "pyproject.toml").read_text():
+        raise DocumentationError(f"no marker is called {options.m}")
 
 
 def check_requirement(text: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BASH = "/bin/bash"
-PROGRAMS = ("meddino", "meddino-pretrain", "torchrun", "sbatch", "pip", "python", "python3")
+PROGRAMS = ("meddino", "meddino-pretrain", "torchrun", "sbatch", "pip", "python", "python3", "ruff", "mypy")
 NNUNET_PROGRAMS = ("plan_and_preprocess", "preprocess", "train", "predict")
 
 _RECORD = r"""

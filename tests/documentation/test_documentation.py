@@ -120,8 +120,8 @@ def test_wrong_samples_are_found(trial, language, text, why):
 
 
 def test_layout_names_files_that_are_there(trial):
-    (fault,) = faults_of(trial, "nnunetv2_meddino/\n  planner.py  cli.py", "text", page="docs/architecture.md")
-    assert fault.fault == "DocumentationError: the tree has no planner.py"
+    (fault,) = faults_of(trial, "nnunetv2_meddino/\n  cli.py  files.py", "text", page="docs/architecture.md")
+    assert fault.fault == "DocumentationError: the tree has no cli.py"
 
 
 def test_block_that_is_not_closed_is_found():
