@@ -109,7 +109,7 @@ def predict(config: RunConfig, batch: int, depth: int | None = None) -> dict[str
     views, count = config.views, StorageCount()
     grid = views.global_size // views.masks.patch_size
     masks = draw_masks(2 * batch, grid, views.masks, seed=0, step=0, first=0)
-    finite = mock.patch.object(step, "true_everywhere", lambda flag: True)  # it would look at a value
+    finite = mock.patch.object(step, "all_ranks_true", lambda flag: True)  # it would look at a value
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, finite:
         without_values(model, fake)
         take = step.TrainingStep(

@@ -47,7 +47,7 @@ def preprocessed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (home / name).mkdir(parents=True, exist_ok=True)
             write_dataset(home / "raw")
             env = nnunet_environment(home)
-            command(env, "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1)
+            command(env, "nnUNetv2_plan_and_preprocess", "-d", 998, "-c", "2d", "-np", 1, "-npfp", 1, threads=True)
             complete.touch()
     return home
 

@@ -12,7 +12,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
@@ -21,12 +23,20 @@ _READ_ENVIRONMENT = ("nnunetv2", "nnunetv2_meddino", "pretraining")
 """nnU-Net looks at the environment when it is imported; and those who import it."""
 
 
-def run_installed(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+def run_installed(
+    name: str, arguments: Sequence[str], environment: Mapping[str, str], *, threads: bool = False
+) -> tuple[int, str]:
     """Run an installed command in a new process as its console script does; return its exit code and what it printed.
 
     Everything but nnU-Net and this project is imported already, which saves seconds.
+
+    Args:
+        name: Of the command.
+        arguments: Of the command.
+        environment: All of it.
+        threads: Let worker pools be threads: the processes that nnU-Net spawns import it for seconds each.
     """
-    return _run(_call_command, (name, list(arguments)), environment)
+    return _run(_call_command, (name, list(arguments), threads), environment)
 
 
 def run_code(code: str, environment: Mapping[str, str]) -> tuple[int, str]:
@@ -67,7 +77,9 @@ def _in_new_process(
         sys.exit(1)
 
 
-def _call_command(name: str, arguments: list[str]) -> None:
+def _call_command(name: str, arguments: list[str], threads: bool) -> None:
+    if threads:
+        multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool)
     sys.argv = [str(Path(sys.executable).with_name(name)), *arguments]
     (script,) = entry_points(group="console_scripts", name=name)
     sys.exit(script.load()())

@@ -68,9 +68,17 @@ def nnunet_environment(home: Path, **variables: str) -> dict[str, str]:
     return env
 
 
-def command(env: dict[str, str], name: str, *arguments: object, fails: bool = False) -> str:
-    """Run an installed command and return what it printed; it must fail where ``fails`` says so and succeed else."""
-    code, printed = run_installed(name, [*map(str, arguments)], env)
+def command(env: dict[str, str], name: str, *arguments: object, fails: bool = False, threads: bool = False) -> str:
+    """Run an installed command and return what it printed; it must fail where ``fails`` says so and succeed else.
+
+    Args:
+        env: Its whole environment.
+        name: Of the command.
+        *arguments: Of the command.
+        fails: Whether it is to fail.
+        threads: See ``run_installed``.
+    """
+    code, printed = run_installed(name, [*map(str, arguments)], env, threads=threads)
     assert (code != 0) == fails, f"{name} {arguments} ended with {code}:\n{printed[-3000:]}"
     return printed
 

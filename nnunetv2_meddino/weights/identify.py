@@ -146,7 +146,9 @@ def _distributed(checkpoint: Path) -> str:
 def _is_run(path: Path) -> bool:
     """Tell whether a folder is a run of our pretraining, one of its stages, or the checkpoints or teachers in one."""
     stages = (path, path.parent, *path.glob("stage*"))
-    return any((stage / "origins.json").is_file() or any(stage.glob("teachers/*.safetensors")) for stage in stages)
+    names = ("initial_weights.json", "origins.json")  # the second up to 0.1, for one more release
+    written = any((stage / name).is_file() for stage in stages for name in names)
+    return written or any(any(stage.glob("teachers/*.safetensors")) for stage in stages)
 
 
 def _run(path: Path) -> str:

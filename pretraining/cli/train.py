@@ -113,16 +113,16 @@ def _train(options: argparse.Namespace) -> int:
         for config in configs:
             say(f"# {config.stage}\n{to_yaml(config)}")
         return 0
-    from pretraining.engine.distributed import joined_processes
+    from pretraining.engine.distributed import init_distributed
     from pretraining.engine.stages import train_stages
     from pretraining.engine.stop import STOP, StopRequest
 
     timeout_s = max(config.engine.timeout_s for config in configs)
-    with StopRequest(options.out / STOP).listening() as stop, joined_processes(options.device, timeout_s) as ranks:
-        logging.basicConfig(level=logging.INFO if ranks.first else logging.ERROR, format="%(message)s")
-        with _progress(shown=ranks.first) as report:
+    with StopRequest(options.out / STOP).listening() as stop, init_distributed(options.device, timeout_s) as ranks:
+        logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(message)s")
+        with _progress(shown=ranks.is_main) as report:
             finished = train_stages(configs, options.corpus, options.out, ranks, stop=stop, progress=report)
-        if ranks.first:
+        if ranks.is_main:
             last = configs[-1].stage
             stage = shlex.quote(str(options.out / last))
             done = f"finished: meddino-pretrain export {stage} --out WEIGHTS.safetensors"

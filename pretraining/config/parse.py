@@ -18,7 +18,7 @@ import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -235,7 +235,12 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     here = dict.fromkeys(one[len(group + dot) :].split(".")[0] for one in known if one.startswith(group + dot))
     near = [f"{group}{dot}{one}" for one in difflib.get_close_matches(leaf, here, n=1)]
     near = near or [one for one in known if one.rpartition(".")[2] == leaf]
-    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known here: {', '.join(here) or 'none'}."
+    if near:
+        advice = f"Did you mean {' or '.join(near)}?"
+    elif dot and here:
+        advice = f"{group} has {', '.join(here)}."
+    else:
+        advice = "meddino-pretrain train stage1 --help lists all."
     return f"there is no option {name}. {advice}"
 
 
@@ -250,20 +255,22 @@ def _section(info: StructTypeInfo) -> StructConstructorSpec | None:
     hints = get_type_hints(info.type)
     hints |= {_PEAK: Annotated[hints[_PEAK], tyro.conf.arg(name="")]} if _PEAK in hints else {}
     settings = (
-        StructFieldSpec(name, hint, getattr(info.default, name), partial(_docstring, info.type, name))
+        StructFieldSpec(name, hint, getattr(info.default, name), _docstrings(info.type).get(name))
         for name, hint in hints.items()
     )
     return StructConstructorSpec(info.type, tuple(settings))
 
 
-def _docstring(section: type, setting: str) -> str | None:
-    """Return the docstring under a field, with a line for each paragraph; tyro would break lines as the source does."""
+@cache
+def _docstrings(section: type) -> dict[str, str]:
+    """Return the docstrings under fields, with a line for each paragraph; tyro would break lines as the source does."""
+    docstrings = {}
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
     for field, below in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == setting and isinstance(below, ast.Expr):
-            text = inspect.cleandoc(ast.literal_eval(below.value)).replace("``", "`")
-            return re.sub(r"\n(?![\n-]) *", " ", text)
-    return None
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            text = inspect.cleandoc(str(below.value.value)).replace("``", "`")
+            docstrings[ast.unparse(field.target)] = re.sub(r"\n(?![\n-]) *", " ", text)
+    return docstrings
 
 
 @_REGISTRY.primitive_rule

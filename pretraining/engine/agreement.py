@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from nnunetv2_meddino.errors import CheckpointError, MedDINOError
+from nnunetv2_meddino.errors import MedDINOError
 
 T = TypeVar("T")
 
@@ -21,35 +21,29 @@ class Agreement:
 
     Args:
         timeout_s: How long processes wait for each other; None is what torch has for gloo.
-
-    Attributes:
-        group: The process group; None for a process alone.
-        rank: Of this process.
-        world_size: Number of processes.
     """
 
     def __init__(self, timeout_s: float | None = None) -> None:
         self.group: dist.ProcessGroup | None = None
+        """None for a process alone."""
         if dist.is_available() and dist.is_initialized():
             timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
             self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
         self.rank = 0 if self.group is None else dist.get_rank()
         self.world_size = 1 if self.group is None else dist.get_world_size()
 
-    def first(self, decide: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, decide: Callable[[], T]) -> T:
         """Return everywhere what rank 0 decides.
 
         Raises:
-            CheckpointError: Rank 0 failed; there its own error is raised.
+            Exception: Rank 0's own error; elsewhere the same where it is one of this package, else a ``MedDINOError``.
         """
         value, failure = _attempt(decide) if self.rank == 0 else (None, None)
         if self.group is not None:
-            told = [(value, _words(failure))]
-            dist.broadcast_object_list(told, src=0, group=self.group)
+            shared = [(value, failure if isinstance(failure, MedDINOError | None) else _foreign(failure))]
+            dist.broadcast_object_list(shared, src=0, group=self.group)
             if self.rank:
-                value, words = told[0]
-                if words:
-                    raise CheckpointError(words)
+                value, failure = shared[0]
         if failure is not None:
             raise failure
         return value  # type: ignore[return-value]
@@ -70,7 +64,6 @@ def _attempt(decide: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def _words(failure: Exception | None) -> str:
-    if failure is None:
-        return ""
-    return str(failure) if isinstance(failure, MedDINOError) else f"process 0 failed: {failure!r}"
+def _foreign(failure: Exception) -> MedDINOError:
+    """Return an error that can be pickled, whatever the other one is made of."""
+    return MedDINOError(f"Process 0 failed: {failure!r}")

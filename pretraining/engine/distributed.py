@@ -25,26 +25,23 @@ STRATEGIES = ("ddp", "fsdp")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all.
-
-    Attributes:
-        rank: From 0.
-        world_size: Number of processes.
-        device: Of this process.
-    """
+    """This process among all."""
 
     rank: int
+    """From 0."""
     world_size: int
+    """Number of processes."""
     device: torch.device
+    """Of this process."""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and the terminal."""
         return self.rank == 0
 
 
 @contextmanager
-def joined_processes(device: str | None, timeout_s: float) -> Iterator[Ranks]:
+def init_distributed(device: str | None, timeout_s: float) -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started; without it there is this one.
 
     Args:
@@ -139,7 +136,7 @@ def _shard_backbone(backbone: PretrainingViT, **settings: Any) -> None:
     fully_shard(backbone, **settings)
 
 
-def without_reduction(student: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+def no_sync(student: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """Keep gradients of this backward pass local, to be reduced with a later one, where ``wanted``."""
     if isinstance(student, DistributedDataParallel):
         return student.no_sync() if wanted else nullcontext()
@@ -158,7 +155,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def true_everywhere(flag: Tensor) -> bool:
+def all_ranks_true(flag: Tensor) -> bool:
     """Tell whether a scalar is true in all processes; all get the same answer."""
     agreed = flag.to(torch.float32)
     if dist.is_initialized():

@@ -139,7 +139,7 @@ class StageTraining:
                 if bad >= self.config.engine.max_bad_steps:
                     self.checkpoints.wait()  # one that is still being written must not appear in a run that goes on
                     raise TrainingError(self._diagnosis(step, slices, result, dataset))
-                stopping = stop.agreed(self.ranks.first)
+                stopping = stop.agreed(self.ranks.is_main)
                 with monitor.throughput.paused():
                     self._save(done, stopping, {"monitor": monitor.state_dict(), "bad_steps": bad})
                 if stopping and done < self.config.engine.steps:

@@ -3,7 +3,7 @@
 A run is a folder with a folder for each stage:
 
     RUN/stage1/config.yaml        the resolved configuration
-    RUN/stage1/origins.json       provenance of what it started from
+    RUN/stage1/initial_weights.json  provenance of what it started from
     RUN/stage1/metrics.jsonl      what happened
     RUN/stage1/checkpoints/       states to go on from
     RUN/stage1/teachers/          EMA teachers as safetensors: for the next stage, and for the plugin
@@ -36,7 +36,7 @@ from pretraining.engine.agreement import Agreement
 from pretraining.engine.checkpointing.manifest import RECORD, DamageError, read_record
 from pretraining.engine.distributed import Ranks
 from pretraining.engine.loop import CHECKPOINTS, Progress, Stage, StageTraining
-from pretraining.engine.stop import StopRequest, tell_running, tell_stopped
+from pretraining.engine.stop import StopRequest, clear_stopped, mark_stopped
 from pretraining.engine.teachers import load_backbone, load_gram_teacher, load_teacher, teacher_path, teacher_steps
 from pretraining.model.config import RANDOM_WEIGHTS
 from pretraining.model.student_teacher import StudentTeacher
@@ -44,8 +44,9 @@ from pretraining.model.student_teacher import StudentTeacher
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-ORIGINS = "origins.json"
-_ORIGINS_ADVICE = (
+INITIAL_WEIGHTS = "initial_weights.json"
+_OLD_INITIAL_WEIGHTS = "origins.json"  # its name up to 0.1, read for one more release
+_INITIAL_WEIGHTS_ADVICE = (
     "It says what the stage was started from, which is recorded nowhere else: restore it from a copy, or train the "
     "stage in a new run folder."
 )
@@ -95,7 +96,7 @@ def train_stages(
         config.division(ranks.world_size)  # the third stage must not be refused after weeks of the first
     agreement = Agreement(max(config.engine.timeout_s for config in configs))
     with ExitStack() as stack:
-        agreement.first(lambda: stack.enter_context(locked(run)))  # process 0 holds it for all
+        agreement.broadcast_from_rank0(lambda: stack.enter_context(locked(run)))  # process 0 holds it for all
         return _train_stages(configs, corpus, run, ranks, agreement, stop, progress)
 
 
@@ -108,40 +109,50 @@ def _train_stages(
     stop: StopRequest,
     progress: Callable[[str], Progress],
 ) -> bool:
-    record = agreement.first(lambda: corpus_record(corpus))
-    agreement.first(partial(check_settings, configs, run, record))
-    agreement.first(partial(tell_running, run))
+    on_rank0 = agreement.broadcast_from_rank0
+    record = on_rank0(lambda: corpus_record(corpus))
+    on_rank0(partial(check_settings, configs, run, record))
+    on_rank0(partial(clear_stopped, run))
     trained = False
     for config in configs:
-        if agreement.first(partial(is_finished, config, run)):
+        if on_rank0(partial(is_finished, config, run)):
             logger.info("%s is finished", config.stage)
             continue
-        if trained and stop.agreed(ranks.first):
-            agreement.first(partial(tell_stopped, run))
+        if trained and stop.agreed(ranks.is_main):
+            on_rank0(partial(mark_stopped, run))
             return False
         folder = run / config.stage
-        agreement.first(partial(_write_settings, config, folder, record))
+        on_rank0(partial(_write_settings, config, folder, record))
         torch.manual_seed(config.data.seed)
         model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
-        if agreement.first(partial(_goes_on, folder)):  # from a checkpoint, which holds all weights
-            origins = agreement.first(partial(read_json, folder / ORIGINS, DataError, _ORIGINS_ADVICE))
+        if on_rank0(partial(_goes_on, folder)):  # from a checkpoint, which holds all weights
+            origins = on_rank0(partial(_read_initial_weights, folder))
         else:
-            origins = fill(model, config, run)
-            agreement.first(partial(write_json, origins, folder / ORIGINS))
+            origins = initialize_from(model, config, run)
+            on_rank0(partial(write_json, origins, folder / INITIAL_WEIGHTS))
         stage = Stage(config, folder, corpus, _provenance(config, run, record, origins))
         if not StageTraining(stage, model, ranks).run(stop, progress(config.stage)):
-            agreement.first(partial(tell_stopped, run))  # before any process ends: a launcher may then kill the rest
+            on_rank0(partial(mark_stopped, run))  # before any process ends: a launcher may then kill the rest
             return False
         trained = True
     return True
 
 
+def _initial_weights_file(folder: Path) -> Path:
+    old = folder / _OLD_INITIAL_WEIGHTS
+    return old if old.is_file() else folder / INITIAL_WEIGHTS
+
+
+def _read_initial_weights(folder: Path) -> dict[str, Any]:
+    return read_json(_initial_weights_file(folder), DataError, _INITIAL_WEIGHTS_ADVICE)
+
+
 def _goes_on(folder: Path) -> bool:
-    return (folder / ORIGINS).is_file() and any((folder / CHECKPOINTS).glob("step_*"))
+    return _initial_weights_file(folder).is_file() and any((folder / CHECKPOINTS).glob("step_*"))
 
 
-def fill(model: StudentTeacher, config: RunConfig, run: Path) -> dict[str, Any]:
-    """Fill the networks with what the stage starts from.
+def initialize_from(model: StudentTeacher, config: RunConfig, run: Path) -> dict[str, Any]:
+    """Initialise the networks of a stage.
 
     Args:
         model: As built, on the CPU.
@@ -254,10 +265,8 @@ def _settings_of(path: Path) -> RunConfig:
     if isinstance(content, dict) and "group_size" not in content.get("data", {}):
         content["data"]["group_size"] = content["data"]["micro_batch_size"]
         koleo = content["losses"]["koleo"]
-        if koleo.get("distributed") in (
-            None,
-            "false",
-        ):  # else it is refused: neighbours of several processes made no group
+        # else it is refused: neighbours of several processes made no group
+        if koleo.get("distributed") in (None, "false"):
             content["losses"]["koleo"] = {"top_k": koleo["top_k"]}
     return from_dict(content, str(path))
 

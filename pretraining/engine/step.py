@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
-from pretraining.engine.distributed import true_everywhere, without_reduction
+from pretraining.engine.distributed import all_ranks_true, no_sync
 from pretraining.engine.monitoring.collapse import class_rank, target_measures
 from pretraining.groups import Share
 from pretraining.losses import (
@@ -113,7 +113,7 @@ class TrainingStep:
             if self.parts > 1 and number % self.parts == 0:
                 own = range(number, number + self.parts)
                 koleo = [*self._group_koleo([(batches[i], generators[i], shares[i]) for i in own])]
-            with without_reduction(self.student, number + 1 < len(batches)):
+            with no_sync(self.student, number + 1 < len(batches)):
                 of_group = koleo[number % self.parts]
                 outputs, losses = self._losses(views, target, values, generator, share, of_group)
                 self.scaler.scale(losses.total / len(batches)).backward()
@@ -124,7 +124,7 @@ class TrainingStep:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norms = clip_gradients(self.model.student, self.clip_norm)
-        applied = true_everywhere(torch.isfinite(torch.stack([total, *norms.values()])).all())
+        applied = all_ranks_true(torch.isfinite(torch.stack([total, *norms.values()])).all())
         if applied:
             set_step(self.optimizer, values)
             self.scaler.step(self.optimizer)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nnunetv2_meddino.files import naming
-from pretraining.engine.distributed import true_everywhere
+from pretraining.engine.distributed import all_ranks_true
 
 STOP = "stop"
 STOPPED = "stopped"
@@ -45,17 +45,17 @@ class StopRequest:
         if self.received is None and self.file is not None and self.file.exists():
             self.received = str(self.file)
 
-    def agreed(self, first: bool) -> bool:
+    def agreed(self, is_main: bool) -> bool:
         """Tell whether any process was asked; all call this, and all get the same answer.
 
         Args:
-            first: Whether this process looks for the file.
+            is_main: Whether this process looks for the file.
         """
-        if first:
+        if is_main:
             self.look()
         if self.received is None and self._launcher not in (None, os.getppid()):
             self.received = "the end of torchrun"
-        return not true_everywhere(torch.tensor(self.received is None))
+        return not all_ranks_true(torch.tensor(self.received is None))
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -75,13 +75,13 @@ class StopRequest:
                 signal.signal(number, old)
 
 
-def tell_running(run: Path) -> None:
-    """Take back that a run stopped; a request that came before the training did is kept."""
+def clear_stopped(run: Path) -> None:
+    """Delete ``RUN/stopped``; a request to stop that came before the training did is kept."""
     (run / STOPPED).unlink(missing_ok=True)
 
 
-def tell_stopped(run: Path) -> None:
-    """Say that a run stopped and saved its state; the request is met."""
+def mark_stopped(run: Path) -> None:
+    """Write ``RUN/stopped``: the state is saved; the request to stop is met."""
     with naming(run / STOPPED):
         (run / STOPPED).write_text("Stopped on request; the state is saved, and the same command goes on.\n")
     (run / STOP).unlink(missing_ok=True)

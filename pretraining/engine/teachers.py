@@ -52,7 +52,7 @@ def save_teacher(path: Path, teacher: Network, vit: ViTConfig, provenance: Mappi
     backbone from it.
     """
     state = whole_state(teacher)
-    if not ranks.first:
+    if not ranks.is_main:
         return
     metadata = {
         "format": FORMAT_NAME,

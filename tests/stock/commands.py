@@ -32,9 +32,9 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     return {**env, **variables}
 
 
-def plan_and_preprocess(home: Path, dataset_id: int) -> None:
-    env = nnunet_environment(home)
-    command(env, "nnUNetv2_plan_and_preprocess", "-d", dataset_id, "-c", "2d", "-np", 1, "-npfp", 1)
+def plan_and_preprocess(home: Path, dataset_id: int, *, threads: bool = True) -> None:
+    arguments = ("-d", dataset_id, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity")
+    command(nnunet_environment(home), "nnUNetv2_plan_and_preprocess", *arguments, threads=threads)
 
 
 def labels_of(folder: Path) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def test_real_ct_of_several_patients_from_raw_data_to_labels(tmp_path):
     home = home_with(tmp_path, shared_path("data/Dataset902_CTSarcoma"))
     plan_and_preprocess(home, 902)
     env = environment(home, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
-    losses = train_losses(command(env, "meddino", "train", 902, "2d", 0, "-tr", TRAINER, *DEVICE))
+    losses = train_losses(command(env, "meddino", "train", 902, "2d", 0, "-tr", TRAINER, *DEVICE, threads=True))
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     predict(home, home / "predicted")
@@ -44,7 +44,7 @@ def test_training_on_real_ct_learns_its_cases(tmp_path, capsys):
     env = environment(home, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
     dice = {}
     for trainer in ("MedDINOv3UntrainedTrainer", "MedDINOv3LearningTrainer"):
-        losses = train_losses(command(env, "nnUNetv2_train", 900, "2d", "all", "-tr", trainer, *DEVICE))
+        losses = train_losses(command(env, "nnUNetv2_train", 900, "2d", "all", "-tr", trainer, *DEVICE, threads=True))
         summary = json.loads((model(home, trainer) / "fold_all/validation/summary.json").read_text())
         dice[trainer] = summary["foreground_mean"]["Dice"]
     with capsys.disabled():
@@ -66,7 +66,7 @@ def test_regions_ignore_label_and_two_channels(tmp_path):
     )
     plan_and_preprocess(home, 998)
     env = environment(home, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
-    command(env, "nnUNetv2_train", 998, "2d", 0, "-tr", TRAINER, *DEVICE)
+    command(env, "nnUNetv2_train", 998, "2d", 0, "-tr", TRAINER, *DEVICE, threads=True)
     state = torch.load(model(home) / "fold_0/checkpoint_final.pth", weights_only=False)["network_weights"]
     assert state["encoder.patch_embed.proj.weight"].shape[1] == 2
     assert state["decoder.seg_layers.0.weight"].shape[0] == 2

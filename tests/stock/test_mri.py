@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 def mri(tmp_path_factory) -> Path:
     """Real MRI, trained through a crash: weights from a file that is gone afterwards."""
     home = home_with(tmp_path_factory.mktemp("mri"), shared_path("data/Dataset901_MRMini"))
-    plan_and_preprocess(home, 901)
+    plan_and_preprocess(home, 901, threads=False)
     weights = tiny_weights(home / "tiny.safetensors")
     env = environment(home, MEDDINO_WEIGHTS=str(weights), CRASH_AFTER_EPOCH="1")
     (home / "crash.log").write_text(command(env, "nnUNetv2_train", 901, "2d", 0, "-tr", TRAINER, *DEVICE, fails=True))
@@ -157,11 +157,22 @@ def test_pretrained_weights_of_nnunet_win_over_ours(mri):
 def test_best_configuration_and_ensemble(mri, tmp_path):
     env = environment(mri, MEDDINO_BACKBONE="tiny", MEDDINO_WEIGHTS="none")
     command(env, "meddino", "plan", "-d", 901, "--patch-size", 64)
-    command(env, "nnUNetv2_preprocess", "-d", 901, "-plans_name", "nnUNetPlans", "-c", "2d_64", "-np", 1)
-    command(env, "nnUNetv2_train", 901, "2d_64", 0, "-tr", TRAINER, *DEVICE, "--npz")
+    command(env, "nnUNetv2_preprocess", "-d", 901, "-plans_name", "nnUNetPlans", "-c", "2d_64", "-np", 1, threads=True)
+    command(env, "nnUNetv2_train", 901, "2d_64", 0, "-tr", TRAINER, *DEVICE, "--npz", threads=True)
     arguments = ("-c", "2d", "2d_64", "-tr", TRAINER, "-f", 0, "-np", 1)
-    out = command(env, "nnUNetv2_find_best_configuration", 901, *arguments)
+    out = command(env, "nnUNetv2_find_best_configuration", 901, *arguments, threads=True)
     assert re.search(rf"{TRAINER}__nnUNetPlans__2d(_64)?: [\d.]+|ensemble", out)
     predict(mri, tmp_path / "2d_64", "-c", "2d_64", "-tr", TRAINER, "--save_probabilities")
-    command(env, "nnUNetv2_ensemble", "-i", mri / "predicted", tmp_path / "2d_64", "-o", tmp_path / "both", "-np", 1)
+    command(
+        env,
+        "nnUNetv2_ensemble",
+        "-i",
+        mri / "predicted",
+        tmp_path / "2d_64",
+        "-o",
+        tmp_path / "both",
+        "-np",
+        1,
+        threads=True,
+    )
     assert len(labels_of(tmp_path / "both")) == 6

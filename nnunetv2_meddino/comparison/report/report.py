@@ -138,8 +138,8 @@ def _dataset(
     blocks.append(Heading(3, "Classes"))
     classes = dataset.rows[0].scores.classes
     for metric in METRICS:
-        tables = (_classes(dataset, analysis, names, metric, classes),)
-        blocks.append(Details(f"{metric.title} of every class", tables))
+        table = _classes(dataset, analysis, names, metric, classes)
+        blocks.append(Details(f"{metric.title} of every class", table))
     blocks += [Heading(3, "Models and training"), _models(dataset, names)]
     return blocks
 

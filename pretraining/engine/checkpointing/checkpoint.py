@@ -91,7 +91,7 @@ class Checkpoints:
         flat = FlatState(state)
         record = Record(step, self._agreement.world_size, torch.__version__, _json(metadata), _json(flat.values), {})
         needed = flat.bytes_on_disk(self._agreement.world_size) + 2 * len(json.dumps([record.metadata, record.values]))
-        self._agreement.first(lambda: self._prepare(step, needed))
+        self._agreement.broadcast_from_rank0(lambda: self._prepare(step, needed))
         self._pending = self._background.submit(self._write, flat.staged(), record, needed)
         self._current = step
         if not self.asynchronous:
@@ -118,7 +118,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in rising order, the one being written included; files are not read."""
         self.wait()
-        return self._agreement.first(self._steps)
+        return self._agreement.broadcast_from_rank0(self._steps)
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint that is intact; None where none was ever saved.
@@ -129,7 +129,7 @@ class Checkpoints:
             CheckpointError: All are damaged, or one is of another release.
         """
         self.wait()
-        return self._agreement.first(self._latest)
+        return self._agreement.broadcast_from_rank0(self._latest)
 
     def load(self, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
         """Load a checkpoint in place, whatever number of processes saved it.
@@ -148,7 +148,7 @@ class Checkpoints:
             CheckpointError: There is no such checkpoint, it is damaged, or the state does not fit it.
         """
         self.wait()
-        record, index = self._agreement.first(lambda: self._open(step))
+        record, index = self._agreement.broadcast_from_rank0(lambda: self._open(step))
         flat, folder = FlatState(state), self._final(step)
         if misfits := flat.misfits(saved_tensors(index), record.values):
             more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
@@ -186,7 +186,7 @@ class Checkpoints:
         partial = self._partial(record.step)
         try:
             files = write_tensors(partial, tensors, self._agreement)
-            self._agreement.first(lambda: self._publish(replace(record, files=files), needed))
+            self._agreement.broadcast_from_rank0(lambda: self._publish(replace(record, files=files), needed))
         except BaseException as error:
             if self._agreement.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)

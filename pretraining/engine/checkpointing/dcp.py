@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 
 from nnunetv2_meddino.errors import CheckpointError
 from pretraining.engine.agreement import Agreement
-from pretraining.engine.checkpointing.manifest import FileSeal, seal
+from pretraining.engine.checkpointing.manifest import FileChecksum, file_checksum
 
 INDEX = ".metadata"
 
@@ -44,7 +44,7 @@ _INDEX_CLASSES = {
 }
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor], agreement: Agreement) -> dict[str, FileSeal]:
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], agreement: Agreement) -> dict[str, FileChecksum]:
     """Write tensors to a folder, each process its shards, and see them to the disk.
 
     Args:
@@ -63,7 +63,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], agreement: Agreem
         dcp.save(dict(tensors), storage_writer=writer, process_group=agreement.group, no_dist=agreement.group is None)
     except CheckpointException as error:
         raise _first_failure(error) from error
-    return {name: sealed for files in agreement.gather(writer.files) for name, sealed in files.items()}
+    return {name: checksum for files in agreement.gather(writer.files) for name, checksum in files.items()}
 
 
 def read_index(folder: Path, files: Collection[str]) -> Metadata:
@@ -127,7 +127,7 @@ class _Writer(dcp.FileSystemWriter):
         # on the first GPU in every process
         super().__init__(folder, per_thread_copy_ahead=0)
         self.folder = folder
-        self.files: dict[str, FileSeal] = {}
+        self.files: dict[str, FileChecksum] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
         try:
@@ -135,12 +135,12 @@ class _Writer(dcp.FileSystemWriter):
         except Exception as error:
             raise _root(error) from error
         for path in self.folder.glob(f"{plan.storage_data.prefix}*"):
-            self.files[path.name] = seal(path)
+            self.files[path.name] = file_checksum(path)
         return written
 
     def finish(self, metadata: Metadata, results: Any) -> None:
         super().finish(metadata, results)
-        self.files[INDEX] = seal(self.folder / INDEX)
+        self.files[INDEX] = file_checksum(self.folder / INDEX)
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(save_id=self.save_id)  # a folder that is renamed and moved does not name its place

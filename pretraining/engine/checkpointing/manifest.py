@@ -1,4 +1,4 @@
-"""The seal of a checkpoint: a record of every file's size and checksum, written last."""
+"""The manifest of a checkpoint: the size and checksum of every file, written last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK = 2**22
 
 
 @dataclass(frozen=True)
-class FileSeal:
+class FileChecksum:
     """What a file was when it was written.
 
     Attributes:
@@ -51,14 +51,14 @@ class Record:
     torch_version: str
     metadata: dict[str, Any]
     values: dict[str, Any]
-    files: dict[str, FileSeal]
+    files: dict[str, FileChecksum]
 
 
 class DamageError(Exception):
     """A file of a checkpoint is missing or not what was written; the message names it."""
 
 
-def seal(path: Path) -> FileSeal:
+def file_checksum(path: Path) -> FileChecksum:
     """Return size and checksum of a file.
 
     Raises:
@@ -68,7 +68,7 @@ def seal(path: Path) -> FileSeal:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             crc, size = isal_zlib.crc32(block, crc), size + len(block)
-    return FileSeal(size, crc)
+    return FileChecksum(size, crc)
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -108,27 +108,27 @@ def read_record(folder: Path) -> Record:
             f"{path} describes {name!r} version {version}; this release reads {FORMAT!r} version {VERSION}. "
             "Use the release that wrote it."
         )
-    content["files"] = {name: FileSeal(**sealed) for name, sealed in content["files"].items()}
+    content["files"] = {name: FileChecksum(**expected) for name, expected in content["files"].items()}
     return Record(**content)
 
 
-def check_files(folder: Path, files: Mapping[str, FileSeal]) -> None:
-    """Compare all files of a checkpoint with their seals, the sizes of all first.
+def check_files(folder: Path, files: Mapping[str, FileChecksum]) -> None:
+    """Compare all files of a checkpoint with their checksums, the sizes of all first.
 
     Raises:
         DamageError: One is missing, short, or has another content.
         OSError: One cannot be read for a reason that says nothing of its content.
     """
-    for name, sealed in files.items():
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             raise DamageError(f"{path} is missing")
-        if (size := path.stat().st_size) != sealed.size:
-            raise DamageError(f"{path} has {size} bytes instead of {sealed.size}")
-    for name, sealed in files.items():
+        if (size := path.stat().st_size) != expected.size:
+            raise DamageError(f"{path} has {size} bytes instead of {expected.size}")
+    for name, expected in files.items():
         path = folder / name
         try:
-            intact = seal(path) == sealed
+            intact = file_checksum(path) == expected
         except OSError as error:
             if error.errno != errno.EIO:
                 raise

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nnunetv2_meddino.errors import ConfigurationError
 
 
-class Mirror(Protocol):
+class MetricLogger(Protocol):
     """Shows what is logged."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

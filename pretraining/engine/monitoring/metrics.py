@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.files import naming, replacing
-from pretraining.engine.monitoring.loggers import Mirror, TensorBoard, WandB
+from pretraining.engine.monitoring.loggers import MetricLogger, TensorBoard, WandB
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +56,16 @@ class MetricsLog:
         enabled: bool = True,
     ) -> None:
         self._enabled = enabled
-        self._mirrors: list[Mirror] = []
+        self._loggers: list[MetricLogger] = []
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
         _drop_from(path, start_step)
         if tensorboard:
-            self._mirrors.append(TensorBoard(folder / "tensorboard", start_step))
+            self._loggers.append(TensorBoard(folder / "tensorboard", start_step))
         if wandb is not None:
-            self._mirrors.append(WandB(wandb, folder, start_step))
+            self._loggers.append(WandB(wandb, folder, start_step))
         self._file = path.open("ab")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -82,7 +82,7 @@ class MetricsLog:
         odd = {name: str(value) for name, value in numbers.items() if not math.isfinite(value)}
         record: dict[str, Any] = {"step": step, **numbers, **dict.fromkeys(odd, None)}
         self._append(record | {"not_finite": odd} if odd else record)
-        for mirror in self._mirrors:
+        for mirror in self._loggers:
             mirror.scalars(step, numbers)
 
     def event(self, step: int, kind: str, message: str) -> None:
@@ -90,7 +90,7 @@ class MetricsLog:
         if not self._enabled:
             return
         self._append({"step": step, "event": kind, "message": message})
-        for mirror in self._mirrors:
+        for mirror in self._loggers:
             mirror.event(step, kind, message)
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class MetricsLog:
         if not self._enabled:
             return
         self._file.close()
-        for mirror in self._mirrors:
+        for mirror in self._loggers:
             mirror.close()
 
     def __enter__(self) -> MetricsLog:

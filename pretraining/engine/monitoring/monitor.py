@@ -61,12 +61,12 @@ class Monitor:
             start_step=start_step,
             tensorboard=self.settings.tensorboard,
             wandb=self.settings.wandb,
-            enabled=ranks.first,
+            enabled=ranks.is_main,
         )
         patch = config.views.masks.patch_size
         intensity, size = config.views.intensity, self.settings.image_size
         self.slices, self.probe_data = [], None
-        if ranks.first:
+        if ranks.is_main:
             self.slices = watched_slices(dataset, self.settings.pictures, intensity, size=size, patch_size=patch)
             if self.settings.probe_dataset is not None:
                 self.probe_data = read_probe_data(
@@ -134,9 +134,9 @@ class Monitor:
         """Return the whole teacher backbone on the first process, None on the others."""
         backbone = model.teacher.backbone
         if self.config.engine.strategy != "fsdp" or self.ranks.world_size == 1:
-            return backbone if self.ranks.first else None
+            return backbone if self.ranks.is_main else None
         state = whole_state(backbone)
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return None
         plain = VisionTransformer(backbone.config, backbone.in_channels)
         plain.load_state_dict({name: state[name] for name in plain.state_dict()})

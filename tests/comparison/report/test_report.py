@@ -235,7 +235,7 @@ def test_names_leave_out_what_all_methods_share():
 def test_markup_in_names_is_shown_as_it_is(tmp_path):
     nasty = "<script>a|b_c*"
     table = Table((nasty,), ((Cell(nasty, nasty),),), caption=nasty)
-    blocks = [Heading(1, nasty), Paragraph(nasty), Notes((nasty,), are_warnings=True), table, Details(nasty, (table,))]
+    blocks = [Heading(1, nasty), Paragraph(nasty), Notes((nasty,), are_warnings=True), table, Details(nasty, table)]
     page = Page(to_html(blocks))
     assert page.links == []
     assert page.tables[0] == [[nasty], [f"{nasty} {nasty}"]]

@@ -31,7 +31,7 @@ def slices() -> Slices:
 def test_step_stays_on_its_device_and_waits_for_it_once(monkeypatch, stage, autocast, micro_batches):
     config = small_config(stage, "--model.untied-local-norm", "true")
     asked = []
-    monkeypatch.setattr(step, "true_everywhere", lambda flag: asked.append(flag.device.type) or True)
+    monkeypatch.setattr(step, "all_ranks_true", lambda flag: asked.append(flag.device.type) or True)
     with pretended_cuda():
         model = to_cuda(StudentTeacher(config.model, gram=config.gram_teacher.enabled))
         take = step.TrainingStep(

@@ -15,7 +15,7 @@ from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.config import RunConfig
 from pretraining.engine.agreement import Agreement
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
-from pretraining.engine.distributed import Ranks, joined_processes, neighbours
+from pretraining.engine.distributed import Ranks, init_distributed, neighbours
 from pretraining.engine.teachers import teacher_path
 from tests.pretraining.processes import in_processes
 from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, train_all
@@ -160,11 +160,11 @@ def test_processes_wait_for_each_other_as_long_as_was_asked_for(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_gpu_is_said():
-    with pytest.raises(ConfigurationError, match="no CUDA device"), joined_processes("cuda", 10):
+    with pytest.raises(ConfigurationError, match="no CUDA device"), init_distributed("cuda", 10):
         pass
 
 
 def test_process_without_launcher_is_alone():
-    with joined_processes("cpu", 10) as ranks:
+    with init_distributed("cpu", 10) as ranks:
         assert (ranks.rank, ranks.world_size, ranks.device.type) == (0, 1, "cpu")
         assert not dist.is_initialized()

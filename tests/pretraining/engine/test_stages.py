@@ -20,7 +20,7 @@ from pretraining.corpus.format import read_corpus
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.export import export_teacher, find_teacher
 from pretraining.engine.loop import StageTraining
-from pretraining.engine.stages import fill
+from pretraining.engine.stages import initialize_from
 from pretraining.engine.teachers import teacher_path
 from pretraining.model.student_teacher import StudentTeacher
 from tests.pretraining.curation.folders import curated, phantom, write_volume
@@ -46,7 +46,7 @@ def run(corpus, tmp_path_factory):
 
 def filled(config, run):
     model = StudentTeacher(config.model, gram=config.gram_teacher.enabled)
-    return model, fill(model, config, run)
+    return model, initialize_from(model, config, run)
 
 
 def equal(module, state):
@@ -168,7 +168,7 @@ def test_stage_killed_before_its_first_checkpoint_begins_anew(corpus, run, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train(small_config("stage2"), corpus, tmp_path)
     monkeypatch.undo()
-    assert (tmp_path / "stage2" / "origins.json").is_file()
+    assert (tmp_path / "stage2" / "initial_weights.json").is_file()
     assert train(small_config("stage2"), corpus, tmp_path)
     assert losses(tmp_path / "stage2") == losses(run / "stage2")
 
@@ -291,9 +291,9 @@ def test_stage_that_goes_on_needs_nothing_it_started_from(corpus, run, tmp_path)
 
 def test_broken_origins_of_a_stage_that_goes_on_are_an_error_of_their_own(corpus, tmp_path):
     assert not train(small_config("stage1"), corpus, tmp_path, stop_after=2)
-    (tmp_path / "stage1/origins.json").write_text('{"initial": ')
+    (tmp_path / "stage1/initial_weights.json").write_text('{"initial": ')
     with pytest.raises(
-        DataError, match=r"origins\.json cannot be read as JSON.*restore it from a copy, or train"
+        DataError, match=r"initial_weights\.json cannot be read as JSON.*restore it from a copy, or train"
     ) as caught:
         train(small_config("stage1"), corpus, tmp_path)
     assert "plan" not in str(caught.value)

@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from nnunetv2_meddino.errors import CheckpointError
 from pretraining.engine.checkpointing import checkpoint
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
-from pretraining.engine.checkpointing.manifest import read_record, seal, write_record
+from pretraining.engine.checkpointing.manifest import file_checksum, read_record, write_record
 from pretraining.engine.checkpointing.state import FlatState
 from tests.forked import CONTEXT
 from tests.pretraining.engine.checkpointing import saving
@@ -146,9 +146,9 @@ def test_the_newest_and_every_tenth_are_kept(folder):
 def test_a_step_is_not_saved_twice_and_not_before_a_later_one(folder, caplog):
     checkpoints = Checkpoints(folder)
     save(checkpoints, 4)
-    before = seal(folder / "step_00000004" / "checkpoint.json")
+    before = file_checksum(folder / "step_00000004" / "checkpoint.json")
     checkpoints.save(4, state_of(0), {})
-    assert seal(folder / "step_00000004" / "checkpoint.json") == before
+    assert file_checksum(folder / "step_00000004" / "checkpoint.json") == before
     resumed = Checkpoints(folder)
     for step in (3, 4):
         with pytest.raises(CheckpointError, match="already holds step 4"):
@@ -338,7 +338,7 @@ def test_nothing_in_a_checkpoint_is_executed(folder, tmp_path, replace_file):
     here, made = folder / "step_00000001", tmp_path / "executed"
     replace_file(here, _Evil(made))
     record = read_record(here)
-    write_record(here, replace(record, files={name: seal(here / name) for name in record.files}))
+    write_record(here, replace(record, files={name: file_checksum(here / name) for name in record.files}))
     checkpoints = Checkpoints(folder)
     assert checkpoints.latest() == 1
     with pytest.raises(CheckpointError):
