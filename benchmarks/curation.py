@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.fingerprint import exact_hash, fingerprint
-from pretraining.curation.process_volume import Unit, process
+from pretraining.curation.process_volume import VolumeTask, process
 from pretraining.curation.readers.read import find_candidates, read_volume
 from pretraining.curation.volume import IntensityRule
 
@@ -77,7 +77,7 @@ def measure(
         def curate(settings: StoreSettings) -> None:
             record = Path(folder) / "record"
             record.unlink(missing_ok=True)
-            done = process(Unit("", "", candidate, Path(folder), IntensityRule.CT, record, stored), settings)
+            done = process(VolumeTask("", "", candidate, Path(folder), IntensityRule.CT, record, stored), settings)
             assert not done.reason, done.message
 
         paper = StoreSettings(store_size=256, spacing_mm=0.45)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 
 from isal import igzip
 from PIL import Image as Pillow
 
+from nnunetv2_meddino.imaging.text_headers import METAIMAGE_ENDINGS, NRRD_ENDINGS, read_header
+
 GZIP = b"\x1f\x8b"
 _GIPL_HEADER_BYTES = 256
-_METAIMAGE_HEADER_BYTES = 1 << 16
 
 
 def check_complete(path: Path) -> None:
-    """Raise where a JPEG, BMP or TIFF ends early, or where the checksum of a compressed MetaImage is wrong."""
+    """Raise where a JPEG, BMP or TIFF ends early, or the voxels of an NRRD or MetaImage are not whole."""
     name = path.name.lower()
     if name.endswith((".jpg", ".jpeg", ".bmp")):
         with Pillow.open(path) as picture:
             picture.load()  # a truncated one raises
     elif name.endswith((".tif", ".tiff")):
         _check_tiff(path)
-    elif name.endswith((".mha", ".mhd")):
-        _check_metaimage(path)
+    elif name.endswith((*NRRD_ENDINGS, *METAIMAGE_ENDINGS)):
+        read_header(path).values()
 
 
 def check_length(path: Path, data_bytes: int) -> None:
@@ -58,22 +58,3 @@ def _check_tiff(path: Path) -> None:
         (entries,) = struct.unpack_from(order + count, content, page)
         following = page + struct.calcsize(count) + entries * entry
         (page,) = struct.unpack_from(order + offset, content, following)
-
-
-def _check_metaimage(path: Path) -> None:
-    content = path.read_bytes()
-    fields, end = {}, 0
-    while (stop := content.find(b"\n", end, _METAIMAGE_HEADER_BYTES)) >= 0 and "ElementDataFile" not in fields:
-        key, _, value = content[end:stop].decode("latin-1").partition("=")
-        fields[key.strip()] = value.strip()
-        end = stop + 1
-    file = fields.get("ElementDataFile", "")
-    if fields.get("CompressedData", "").lower() != "true" or file.upper().startswith("LIST") or "%" in file:
-        return
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of zlib or of gzip
-    data = memoryview(content)[end:] if file.upper() == "LOCAL" else (path.parent / file).read_bytes()
-    step = 1 << 24
-    for start in range(0, len(data), step):
-        stream.decompress(data[start : start + step])  # a wrong checksum raises
-    if not stream.eof:
-        raise ValueError("its compressed data end early")

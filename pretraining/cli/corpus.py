@@ -12,9 +12,9 @@ from nnunetv2_meddino.console import print_table, progress, say
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from pretraining.curation.collections import Source
+    from pretraining.curation.collections import Collection
     from pretraining.curation.exclusions import ExclusionList
-    from pretraining.curation.gather import SourceFolder
+    from pretraining.curation.gather import CollectionFolder
 
 NOTHING_CURATED = 1
 DAMAGED = 1
@@ -115,15 +115,16 @@ def add_seen(commands: argparse._SubParsersAction) -> None:
 
 
 def _sources(options: argparse.Namespace) -> int:
-    from pretraining.curation.collections import SOURCES, find_cases
+    from pretraining.curation.cases import survey
+    from pretraining.curation.collections import COLLECTIONS
     from pretraining.inspection.report import source_text, sources_table
 
-    folders = {entry.source.name: entry for entry in map(_source_folder, options.source)}
-    known = SOURCES | {name: entry.source for name, entry in folders.items()}
-    found = {name: len(find_cases(entry.source, entry.folder)) for name, entry in folders.items()}
+    folders = {entry.collection.name: entry for entry in map(_collection_folder, options.source)}
+    known = COLLECTIONS | {name: entry.collection for name, entry in folders.items()}
+    found = {name: len(survey(entry.collection, entry.folder).cases) for name, entry in folders.items()}
     if options.names:
-        for source in (known.get(name) or _named_source(name) for name in options.names):
-            say(source_text(source, found.get(source.name)) + "\n")
+        for collection in (known.get(name) or _named_collection(name) for name in options.names):
+            say(source_text(collection, found.get(collection.name)) + "\n")
         return 0
     print_table(sources_table(known, found))
     return 0
@@ -138,7 +139,7 @@ def _curate(options: argparse.Namespace) -> int:
     division = Division(options.part_id, options.num_parts)
     settings = StoreSettings(options.store_size, options.spacing)
     exclusions = _exclusions(options)
-    sources = [_source_folder(argument) for argument in options.source]
+    sources = [_collection_folder(argument) for argument in options.source]
     with progress() as show:
         summary = curate(
             sources,
@@ -154,7 +155,7 @@ def _curate(options: argparse.Namespace) -> int:
             content = merge(options.out, show)
     if division.num_parts > 1:
         of = f"part {division.part_id} of {division.num_parts}"
-        say(f"{of}: {summary.curated} volumes curated, {summary.refused} refused, {summary.images} images compared")
+        say(f"{of}: {summary.curated} volumes curated, {summary.rejected} rejected, {summary.images} images compared")
         say(f"when all parts are finished: meddino-pretrain merge {shlex.quote(str(options.out))}")
         return 0
     say(corpus_text(content, options.out))
@@ -228,33 +229,33 @@ def _verify(options: argparse.Namespace) -> int:
     return DAMAGED if damaged else 0
 
 
-def _source_folder(argument: str) -> SourceFolder:
-    from pretraining.curation.collections import own_source
-    from pretraining.curation.gather import SourceFolder
+def _collection_folder(argument: str) -> CollectionFolder:
+    from pretraining.curation.collections import own_collection
+    from pretraining.curation.gather import CollectionFolder
 
     name, equals, folder = argument.partition("=")
     if not name or not equals or not folder:
         raise ConfigurationError(f"--source {argument} must be NAME=FOLDER, or RECORD.yaml=FOLDER.")
-    return SourceFolder(_recorded_source(name) or own_source(name), Path(folder))
+    return CollectionFolder(_recorded_collection(name) or own_collection(name), Path(folder))
 
 
-def _named_source(name: str) -> Source:
-    from pretraining.curation.collections import SOURCES
+def _named_collection(name: str) -> Collection:
+    from pretraining.curation.collections import COLLECTIONS
 
-    source = _recorded_source(name)
-    if source is None:
-        msg = f"{name} is not a known source. Known are {', '.join(SOURCES)}, and those of --source NAME=FOLDER."
-        raise ConfigurationError(msg)
-    return source
+    collection = _recorded_collection(name)
+    if collection is None:
+        known = ", ".join(COLLECTIONS)
+        raise ConfigurationError(f"{name} is not a known source. Known are {known}, and those of --source NAME=FOLDER.")
+    return collection
 
 
-def _recorded_source(name: str) -> Source | None:
+def _recorded_collection(name: str) -> Collection | None:
     """Return the source of a YAML record, or the collection of a name; None if there is none."""
-    from pretraining.curation.collections import SOURCES, load_source_file
+    from pretraining.curation.collections import COLLECTIONS, load_collection
 
     if Path(name).suffix.lower() in (".yaml", ".yml"):
-        return load_source_file(Path(name))
-    return {known.lower(): source for known, source in SOURCES.items()}.get(name.lower())
+        return load_collection(Path(name))
+    return {known.lower(): collection for known, collection in COLLECTIONS.items()}.get(name.lower())
 
 
 def _exclusions(options: argparse.Namespace) -> list[ExclusionList]:

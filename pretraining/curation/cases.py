@@ -1,4 +1,4 @@
-"""Which volumes a folder holds of a source, under which case ids; and what else lies there."""
+"""Which volumes a folder holds of a collection, under which case ids; and what else lies there."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.curation.collections import Collection
 from pretraining.curation.readers.read import UNKNOWN, Candidate, contents_of, input_files, without_ending
 from pretraining.curation.volume import printable
-
-if TYPE_CHECKING:
-    from pretraining.curation.collections import Source
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a folder holds of a source; every file in it is part of one of these.
+    """What a folder holds of a collection; every file in it is part of one of these.
 
     Attributes:
         cases: Case id, of which there are no two alike, and files of every volume; sorted by case id.
@@ -34,31 +31,31 @@ class Findings:
     unlisted: list[Path]
 
 
-def survey(source: Source, folder: Path) -> Findings:
-    """Find the cases of a source below a folder.
+def survey(collection: Collection, folder: Path) -> Findings:
+    """Find the cases of a collection below a folder.
 
     Series and files that would have one case id (a patient's series, say) are told apart by eight digits behind it.
-    What a pattern names and no reader takes is a case too, to be refused: a file of another format, a link to nothing,
+    What a pattern names and no reader takes is a case too, to be rejected: a file of another format, a link to nothing,
     or a folder in which there is nothing that can be read.
 
     Raises:
         DataError: The folder does not exist.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder. Give the folder into which {source.name} was unpacked.")
+        raise DataError(f"{folder} is not a folder. Give the folder into which {collection.name} was unpacked.")
     contents = contents_of(folder)
     found: list[tuple[str, Candidate]] = []
     unmatched = []
     for candidate in contents.candidates:
-        case = _case_of(source, folder, candidate)
+        case = _case_of(collection, folder, candidate)
         if case is None:
             unmatched.append(candidate)
         else:
             found.append((case, candidate))
     voxels = {file for candidate in contents.candidates for file in input_files(candidate)}
     others = [other for other in contents.others if other.path not in voxels]
-    if source.images:
-        found += _unreadable_cases(source, folder, others, found)
+    if collection.images:
+        found += _unreadable_cases(collection, folder, others, found)
     used = {file for _, candidate in found for file in candidate.files}
     return Findings(
         cases=sorted(_with_own_ids(found, folder), key=lambda pair: pair[0]),
@@ -74,18 +71,18 @@ def relative_name(path: Path, folder: Path) -> str:
     return "" if relative == "." else printable(relative)
 
 
-def _case_of(source: Source, folder: Path, candidate: Candidate) -> str | None:
+def _case_of(collection: Collection, folder: Path, candidate: Candidate) -> str | None:
     relative = relative_name(candidate.path, folder)
-    if not source.images:
-        return source.case_of(relative if candidate.is_folder else without_ending(relative))
-    case = source.case_of(relative)
+    if not collection.images:
+        return collection.case_of(relative if candidate.is_folder else without_ending(relative))
+    case = collection.case_of(relative)
     if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash behind it
-        case = source.case_of(f"{relative}/")
+        case = collection.case_of(f"{relative}/")
     return case
 
 
 def _unreadable_cases(
-    source: Source, folder: Path, others: Sequence[Candidate], found: Sequence[tuple[str, Candidate]]
+    collection: Collection, folder: Path, others: Sequence[Candidate], found: Sequence[tuple[str, Candidate]]
 ) -> list[tuple[str, Candidate]]:
     """Return what patterns name among the files that no reader takes.
 
@@ -96,8 +93,8 @@ def _unreadable_cases(
     folders: dict[tuple[str, Path], list[Path]] = {}
     for other in others:
         parent = relative_name(other.path.parent, folder)
-        own = source.case_of(relative_name(other.path, folder))
-        whole = source.case_of(parent) or source.case_of(f"{parent}/")
+        own = collection.case_of(relative_name(other.path, folder))
+        whole = collection.case_of(parent) or collection.case_of(f"{parent}/")
         if whole is not None and own in (None, whole):
             folders.setdefault((whole, other.path.parent), []).append(other.path)
         elif own is not None:

@@ -17,8 +17,6 @@ import yaml
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.corpus.case_ids import NUMBER
-from pretraining.curation.cases import survey
-from pretraining.curation.readers.read import Candidate
 from pretraining.curation.volume import IntensityRule
 
 MODALITIES = ("CT", "MR", "XR")
@@ -31,7 +29,7 @@ _SIMILAR = 0.7
 
 
 @dataclass(frozen=True)
-class Source:
+class Collection:
     """One collection.
 
     Attributes:
@@ -108,7 +106,7 @@ class Source:
         return match["case"].strip("/").replace("/", "_") if match and match["case"] else None
 
 
-def own_source(name: str) -> Source:
+def own_collection(name: str) -> Collection:
     """Return a source that takes every CT in a folder, whatever its layout.
 
     Raises:
@@ -118,7 +116,7 @@ def own_source(name: str) -> Source:
     def plain(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    own, known = plain(name), {plain(other): other for other in SOURCES}
+    own, known = plain(name), {plain(other): other for other in COLLECTIONS}
     near = difflib.get_close_matches(own, known, 1, _SIMILAR) or [
         n for n in known if len(own) > 3 and n.startswith(own)
     ]
@@ -128,7 +126,7 @@ def own_source(name: str) -> Source:
             "less like one of `meddino-pretrain sources`, or the path of a YAML record."
         )
         raise ConfigurationError(msg)
-    return Source(
+    return Collection(
         name=name,
         title="a folder of your own",
         homepage="not stated",
@@ -139,7 +137,7 @@ def own_source(name: str) -> Source:
     )
 
 
-def load_source_file(path: Path) -> Source:
+def load_collection(path: Path) -> Collection:
     r"""Read a user's own source from a YAML record.
 
     ``name``, ``modality`` and ``images`` are needed; ``intensity`` follows from the modality. An example::
@@ -158,7 +156,7 @@ def load_source_file(path: Path) -> Source:
         raise ConfigurationError(f"{path} cannot be read as a source record: {error}. Correct it.") from error
     if not isinstance(record, dict):
         raise ConfigurationError(f"{path} holds no record (lines such as 'name: clinic'). Correct it.")
-    known = {field.name for field in fields(Source)} - {"former_aliases"}
+    known = {field.name for field in fields(Collection)} - {"former_aliases"}
     if unknown := sorted(str(key) for key in record.keys() - known):
         raise ConfigurationError(f"{path} has the unknown fields {', '.join(unknown)}; known are {', '.join(known)}.")
     if missing := [key for key in ("name", "modality", "images") if not record.get(key)]:
@@ -181,7 +179,7 @@ def load_source_file(path: Path) -> Source:
             raise ValueError(f"expected_volumes must be a number, not {expected!r}")
         values["modality"] = values["modality"].upper()
         values["intensity"] = IntensityRule(str(values.get("intensity", values["modality"])).lower())
-        return Source(**values)
+        return Collection(**values)
     except ValueError as error:
         rules = ", ".join(rule.value for rule in IntensityRule)
         raise ConfigurationError(f"{path}: {error} (modalities and intensity rules: {rules}). Correct it.") from error
@@ -197,19 +195,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
-def find_cases(source: Source, folder: Path) -> list[tuple[str, Candidate]]:
-    """Return the case id and files of every volume of a source below a folder; see ``cases.survey``."""
-    return survey(source, folder).cases
-
-
 _UNCHECKED = "The layout is that of the publication; it was not checked against a download."
 _TCIA = "https://www.cancerimagingarchive.net/collection/"
 _CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 _READ_TERMS = "see the home page"
 
 
-def _decathlon(task: int, organ: str, name: str, volumes: int, contains: tuple[str, ...], note: str = "") -> Source:
-    return Source(
+def _decathlon(task: int, organ: str, name: str, volumes: int, contains: tuple[str, ...], note: str = "") -> Collection:
+    return Collection(
         name=f"MSD-{name}",
         title=f"Medical Segmentation Decathlon, task {task:02d} ({organ})",
         homepage="http://medicaldecathlon.com",
@@ -224,7 +217,7 @@ def _decathlon(task: int, organ: str, name: str, volumes: int, contains: tuple[s
 
 
 _RECORDS = (
-    Source(
+    Collection(
         name="BTCV",
         title="Multi-Atlas Labeling Beyond the Cranial Vault, abdomen",
         homepage="https://www.synapse.org/#!Synapse:syn3193805",
@@ -236,7 +229,7 @@ _RECORDS = (
         note="30 training and 20 test images.",
         aliases={"btcv_{n:04d}": "img{n:04d}"},
     ),
-    Source(
+    Collection(
         name="Pancreas-CT",
         title="NIH Pancreas-CT",
         homepage=_TCIA + "pancreas-ct/",
@@ -246,7 +239,7 @@ _RECORDS = (
         images=(r"/(?P<case>PANCREAS_\d{4})(/|$)",),
         note="82 scans were published, and some withdrawn later as copies. " + _UNCHECKED,
     ),
-    Source(
+    Collection(
         name="CHAOS",
         title="Combined Healthy Abdominal Organ Segmentation, CT part",
         homepage="https://chaos.grand-challenge.org",
@@ -257,7 +250,7 @@ _RECORDS = (
         expected_volumes=40,
         note="20 training and 20 test patients (arXiv:2001.06535). " + _UNCHECKED,
     ),
-    Source(
+    Collection(
         name="LiTS",
         title="Liver Tumor Segmentation Challenge",
         homepage="https://competitions.codalab.org/competitions/17094",
@@ -270,7 +263,7 @@ _RECORDS = (
         aliases={"lits_{n:03d}": "volume-{n}", "lits_test_{n:03d}": "test-volume-{n}"},
         former_aliases={"lits_{n:03d}": "test-volume-{n}"},
     ),
-    Source(
+    Collection(
         name="KiTS",
         title="Kidney Tumor Segmentation Challenge 2023",
         homepage="https://kits-challenge.org/kits23",
@@ -281,7 +274,7 @@ _RECORDS = (
         expected_volumes=489,
         note="The labelled cases; CT-3M names no year. KiTS19 and KiTS21 have the same file names and fewer cases.",
     ),
-    Source(
+    Collection(
         name="WORD",
         title="Whole abdominal Organ Dataset",
         homepage="https://github.com/HiLab-git/WORD",
@@ -292,7 +285,7 @@ _RECORDS = (
         expected_volumes=150,
         note="Number: arXiv:2111.02403. " + _UNCHECKED,
     ),
-    Source(
+    Collection(
         name="AbdomenCT-1K",
         title="AbdomenCT-1K",
         homepage="https://github.com/JunMa11/AbdomenCT-1K",
@@ -304,7 +297,7 @@ _RECORDS = (
         note="The publication counts 1112 scans; how many of them are released as images was not checked. "
         + _UNCHECKED,
     ),
-    Source(
+    Collection(
         name="AMOS22",
         title="Abdominal Multi-Organ Segmentation, CT part",
         homepage="https://zenodo.org/records/7262581",
@@ -322,7 +315,7 @@ _RECORDS = (
     _decathlon(8, "hepatic vessels", "HepaticVessel", 443, ()),
     _decathlon(9, "spleen", "Spleen", 61, ()),
     _decathlon(10, "colon", "Colon", 190, ()),
-    Source(
+    Collection(
         name="CT-ORG",
         title="CT volumes with multiple organ segmentations",
         homepage=_TCIA + "ct-org/",
@@ -334,7 +327,7 @@ _RECORDS = (
         contains=("LiTS",),
         note="Number: doi:10.1038/s41597-020-00715-8. Files are named as in LiTS, so give each its own folder.",
     ),
-    Source(
+    Collection(
         name="TotalSegmentator",
         title="TotalSegmentator CT dataset, version 2",
         homepage="https://zenodo.org/records/10047292",
@@ -345,7 +338,7 @@ _RECORDS = (
         expected_volumes=1228,
         note="Number: description of version 2 of the release; version 1 has 1204. " + _UNCHECKED,
     ),
-    Source(
+    Collection(
         name="AbdomenAtlas3",
         title="AbdomenAtlas 3.0",
         homepage="https://github.com/MrGiovanni/RadGPT",
@@ -362,5 +355,5 @@ _RECORDS = (
     ),
 )
 
-SOURCES: dict[str, Source] = {source.name: source for source in _RECORDS}
+COLLECTIONS = {collection.name: collection for collection in _RECORDS}
 """Name -> collection; the six tasks of the Decathlon are six records."""

@@ -10,7 +10,7 @@ from pretraining.curation.deduplicate import ContentIndex, Match
 from pretraining.curation.fingerprint import exact_hash, fingerprint, is_current
 from pretraining.curation.process_volume import outdated
 from pretraining.curation.readers.read import Candidate, candidates_of, read_volume
-from pretraining.curation.volume import IntensityRule, Refused
+from pretraining.curation.volume import IntensityRule, Rejected
 
 
 class SeenScans:
@@ -58,17 +58,17 @@ class SeenScans:
         return sorted(found.values(), key=lambda m: (-m.similarity, m.name))
 
     def _matches(self, candidate: Candidate) -> list[Match]:
-        matches, refusals = [], []
+        matches, rejections = [], []
         for rule in self._rules:
             try:
                 volume = read_volume(candidate, rule)
-            except Refused as refused:
-                refusals.append(refused.message)
+            except Rejected as rejected:
+                rejections.append(rejected.message)
                 continue
             content_hash = exact_hash(volume.voxels)
             matches += self._index.matches(content_hash, fingerprint(volume).to_bytes())
-        if len(refusals) == len(self._rules) > 0:
-            msg = f"{candidate.path} cannot be compared with the corpus: {'; '.join(dict.fromkeys(refusals))}"
+        if len(rejections) == len(self._rules) > 0:
+            msg = f"{candidate.path} cannot be compared with the corpus: {'; '.join(dict.fromkeys(rejections))}"
             raise DataError(msg)
         return matches
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pretraining.curation.fingerprint import Fingerprint
 from pretraining.curation.fingerprint_index import FingerprintIndex
 from pretraining.curation.likeness import differ
-from pretraining.curation.process_volume import Record
+from pretraining.curation.process_volume import VolumeRecord
 
 EXACT, NEAR = "exact", "near"
 
@@ -75,14 +75,14 @@ class Duplicate:
 
     Attributes:
         record: It.
-        of: The name of the volume that is kept.
+        original_id: The name of the volume that is kept.
         kind: ``exact`` or ``near``.
         similarity: In [0, 1].
         spacing_disagrees: Whether the two headers cannot both be right.
     """
 
-    record: Record
-    of: str
+    record: VolumeRecord
+    original_id: str
     kind: str
     similarity: float
     spacing_disagrees: bool
@@ -99,7 +99,7 @@ class Deduplicated:
         near_kept: Near-duplicates that stay because they were asked to: by name, the volume that each is like.
     """
 
-    kept: list[Record]
+    kept: list[VolumeRecord]
     names: dict[str, list[str]]
     dropped: list[Duplicate]
     near_kept: dict[str, Match]
@@ -107,7 +107,7 @@ class Deduplicated:
     @property
     def marks(self) -> dict[str, list[str]]:
         """Return for kept volumes the flags that follow from their copies."""
-        disagreeing = {copy.of for copy in self.dropped if copy.spacing_disagrees}
+        disagreeing = {copy.original_id for copy in self.dropped if copy.spacing_disagrees}
         for name, match in self.near_kept.items():
             disagreeing |= {name, match.name} if match.spacing_disagrees else set()
         marks = {name: [NEAR_DUPLICATE_FLAG] for name in self.near_kept}
@@ -117,7 +117,7 @@ class Deduplicated:
 
 
 def deduplicate(
-    records: Sequence[Record],
+    records: Sequence[VolumeRecord],
     matches: Mapping[str, Sequence[Match]],
     source_order: Sequence[str],
     *,
@@ -138,12 +138,12 @@ def deduplicate(
     """
     rank = {source: index for index, source in enumerate(source_order)}
 
-    def preference(record: Record) -> tuple[int, bool, float, int, str]:
+    def preference(record: VolumeRecord) -> tuple[int, bool, float, int, str]:
         _, y, x = record.native_spacing_mm
         lost = not differ(record.native_spacing_mm, _LOST_MM, _ROUNDING)
         return -record.shape[0], lost, y * x, rank[record.source], record.case
 
-    kept: dict[str, Record] = {}
+    kept: dict[str, VolumeRecord] = {}
     names: dict[str, list[str]] = {}
     near_kept: dict[str, Match] = {}
     dropped: list[Duplicate] = []

@@ -14,7 +14,7 @@ from nnunetv2_meddino.datasets.names import check_names
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.case_ids import listed_ids
 from pretraining.curation.deduplicate import ContentIndex, Match
-from pretraining.curation.process_volume import Record
+from pretraining.curation.process_volume import VolumeRecord
 from pretraining.curation.readers.read import Candidate, contents_of
 
 BY_ID, BY_CONTENT = "id", "content"
@@ -119,11 +119,11 @@ class ExcludedImage:
 
     Attributes:
         case: The id in the list.
-        records: Its record under every intensity rule that the corpus uses; refusals among them.
+        records: Its record under every intensity rule that the corpus uses; rejections among them.
     """
 
     case: str
-    records: tuple[Record, ...]
+    records: tuple[VolumeRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,20 @@ class Excluded:
 
     Attributes:
         record: It.
-        how: ``id`` or ``content``.
-        of: The listed case, or the excluded volume whose content it shares.
+        reason: ``id`` or ``content``.
+        original_id: The listed case, or the excluded volume whose content it shares.
         similarity: In [0, 1]; 1 where found by id.
     """
 
-    record: Record
-    how: str
-    of: str
+    record: VolumeRecord
+    reason: str
+    original_id: str
     similarity: float
 
 
 def exclude(
-    records: Sequence[Record],
-    refused: Sequence[Record],
+    records: Sequence[VolumeRecord],
+    rejected: Sequence[VolumeRecord],
     lists: Sequence[tuple[ExclusionList, Sequence[ExcludedImage]]],
     index: ContentIndex,
     matches: Mapping[str, Sequence[Match]],
@@ -159,11 +159,11 @@ def exclude(
 
     Args:
         records: All curated volumes.
-        refused: All refused volumes: a listed case among them is found, though there is nothing to leave out.
+        rejected: All rejected volumes: a listed case among them is found, though there is nothing to leave out.
         lists: What is to be excluded, and the images that were read for it.
         index: The contents of ``records``.
         matches: For each name in ``records`` what the index finds for it.
-        sources: What the manifest says of each source; ``aliases`` and ``former_aliases`` as in ``Source``.
+        sources: What the manifest says of each source; ``aliases`` and ``former_aliases`` as in ``Collection``.
 
     Returns:
         The excluded volumes, sorted by source and case, and the report for ``corpus.json``.
@@ -174,8 +174,8 @@ def exclude(
     by_name = {record.name: record for record in records}
     aliases = {name: source["aliases"] for name, source in sources.items()}
     former = {name: source.get("former_aliases", {}) for name, source in sources.items()}  # parts made before lack it
-    named = _names_by_id([*records, *refused], aliases)
-    named_once = _names_by_id([*records, *refused], former)
+    named = _names_by_id([*records, *rejected], aliases)
+    named_once = _names_by_id([*records, *rejected], former)
     for number, (listed, _) in enumerate(lists):
         for case in listed.cases:
             also = named_once.get(case, ()) if listed.fold is None else ()  # splits never held test cases
@@ -194,7 +194,7 @@ def exclude(
                 content = Excluded(by_name[match.name], BY_CONTENT, image.case, match.similarity)
                 excluded.setdefault(match.name, content)
     _spread(excluded, by_name, matches)
-    by_id = sum(entry.how == BY_ID for entry in excluded.values())
+    by_id = sum(entry.reason == BY_ID for entry in excluded.values())
     listed_cases = [(number, case) for number, (listed, _) in enumerate(lists) for case in listed.cases]
     report = {
         "lists": [_describe(listed, images) for listed, images in lists],
@@ -209,7 +209,7 @@ def exclude(
     return [excluded[name] for name in sorted(excluded, key=lambda n: (by_name[n].source, by_name[n].case))], report
 
 
-def _names_by_id(records: Sequence[Record], aliases: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+def _names_by_id(records: Sequence[VolumeRecord], aliases: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     """Return the names of volumes by all ids that lists may name them by, alone or behind ``source/``."""
     names: dict[str, list[str]] = {}
     for record in records:
@@ -220,7 +220,7 @@ def _names_by_id(records: Sequence[Record], aliases: Mapping[str, Mapping[str, s
 
 
 def _spread(
-    excluded: dict[str, Excluded], by_name: Mapping[str, Record], matches: Mapping[str, Sequence[Match]]
+    excluded: dict[str, Excluded], by_name: Mapping[str, VolumeRecord], matches: Mapping[str, Sequence[Match]]
 ) -> None:
     """Add the volumes that have the content of excluded ones, and theirs, until there are no more."""
     neighbours: dict[str, dict[str, float]] = {}

@@ -15,20 +15,20 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation import job as jobs
 from pretraining.curation.cases import Findings, relative_name, survey
-from pretraining.curation.collections import Source
+from pretraining.curation.collections import Collection
 from pretraining.curation.exclusions import ExclusionList, find_images
 from pretraining.curation.job import Job, Part
-from pretraining.curation.process_volume import Record, Unit, file_name, process, process_lost
+from pretraining.curation.process_volume import VolumeRecord, VolumeTask, file_name, process, process_lost
 from pretraining.curation.tables import volume_path
 from pretraining.curation.volume import printable
 from pretraining.progress import Progress
 
 
 @dataclass(frozen=True)
-class SourceFolder:
-    """A source and the folder it was downloaded to."""
+class CollectionFolder:
+    """A collection and the folder it was downloaded to."""
 
-    source: Source
+    collection: Collection
     folder: Path
 
 
@@ -51,17 +51,17 @@ class PartSummary:
 
     Attributes:
         curated: Number of volumes whose slices are stored.
-        refused: Number of volumes that were refused.
+        rejected: Number of volumes that were rejected.
         images: Number of images of excluded cases that were read for their content.
     """
 
     curated: int
-    refused: int
+    rejected: int
     images: int
 
 
 def curate(
-    sources: Sequence[SourceFolder],
+    sources: Sequence[CollectionFolder],
     corpus: Path,
     *,
     settings: StoreSettings,
@@ -100,7 +100,7 @@ def curate(
 
 
 def _curate_part(
-    sources: Sequence[SourceFolder],
+    sources: Sequence[CollectionFolder],
     corpus: Path,
     settings: StoreSettings,
     exclusions: Sequence[ExclusionList],
@@ -109,20 +109,20 @@ def _curate_part(
     processes: int,
     progress: Progress,
 ) -> PartSummary:
-    units: list[Unit] = []
+    tasks: list[VolumeTask] = []
     found: dict[str, int] = {}
     findings: list[Findings] = []
     for number, entry in enumerate(sources):
-        findings.append(survey(entry.source, entry.folder))
-        own = _units(entry, findings[-1], corpus)
-        found[entry.source.name] = len(own)
-        units += own
+        findings.append(survey(entry.collection, entry.folder))
+        own = _tasks(entry, findings[-1], corpus)
+        found[entry.collection.name] = len(own)
+        tasks += own
         progress("finding volumes", number + 1, len(sources))
-    images = _find_images(exclusions, [entry.source for entry in sources], corpus)
-    names = [(unit.source, unit.case) for unit in units] + [(number, unit.case) for number, unit in images]
+    images = _find_images(exclusions, [entry.collection for entry in sources], corpus)
+    names = [(task.source, task.case) for task in tasks] + [(number, task.case) for number, task in images]
     job = Job(
         settings=settings.to_json(),
-        sources={entry.source.name: jobs.describe_source(entry.source) for entry in sources},
+        sources={entry.collection.name: jobs.describe_collection(entry.collection) for entry in sources},
         found=found,
         exclusions=tuple(exclusions),
         keep_near=keep_near,
@@ -131,62 +131,62 @@ def _curate_part(
     )
     jobs.forget_other_jobs(corpus, job)
     jobs.reopen_part(corpus, division.part_id, division.num_parts)
-    mine = units[division.part_id :: division.num_parts]
+    mine = tasks[division.part_id :: division.num_parts]
     my_images = images[division.part_id :: division.num_parts]
-    refused = _work(mine + [unit for _, unit in my_images], settings, processes, progress, own=len(mine))
+    rejected = _work(mine + [task for _, task in my_images], settings, processes, progress, own=len(mine))
     records = corpus / jobs.PARTS
     jobs.write_part(
         corpus,
         Part(
             job=job,
             number=division.part_id,
-            units=tuple((unit.source, unit.case) for unit in mine),
+            volumes=tuple((task.source, task.case) for task in mine),
             images=tuple((number, u.case, u.record.relative_to(records).as_posix()) for number, u in my_images),
             passed_over=_passed_over(sources, findings),
         ),
     )
-    return PartSummary(curated=len(mine) - refused, refused=refused, images=len(my_images))
+    return PartSummary(curated=len(mine) - rejected, rejected=rejected, images=len(my_images))
 
 
-def _check_sources(sources: Sequence[SourceFolder], corpus: Path) -> None:
+def _check_sources(sources: Sequence[CollectionFolder], corpus: Path) -> None:
     if not sources:
         raise ConfigurationError("Nothing to curate: name at least one --source NAME=FOLDER.")
-    names = [entry.source.name for entry in sources]
+    names = [entry.collection.name for entry in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"--source {', '.join(twice)} is given twice. Every source needs a name of its own.")
     for entry in sources:
         if not entry.folder.is_dir():
-            raise DataError(f"The folder {entry.folder} of source {entry.source.name} does not exist.")
+            raise DataError(f"The folder {entry.folder} of source {entry.collection.name} does not exist.")
         if corpus.resolve().is_relative_to(entry.folder.resolve()):
-            msg = f"The corpus {corpus} would lie inside the folder of source {entry.source.name}. Name another --out."
-            raise ConfigurationError(msg)
+            where = f"inside the folder of source {entry.collection.name}"
+            raise ConfigurationError(f"The corpus {corpus} would lie {where}. Name another --out.")
 
 
-def _units(entry: SourceFolder, findings: Findings, corpus: Path) -> list[Unit]:
-    source = entry.source
-    units = [
-        Unit(
-            source=source.name,
+def _tasks(entry: CollectionFolder, findings: Findings, corpus: Path) -> list[VolumeTask]:
+    collection = entry.collection
+    tasks = [
+        VolumeTask(
+            source=collection.name,
             case=case,
             candidate=candidate,
             folder=entry.folder,
-            rule=source.intensity,
-            record=jobs.record_path(corpus, source.name, case),
-            stored=jobs.parked_path(corpus, source.name, case),
-            placed=corpus / volume_path(source.name, case),
+            rule=collection.intensity,
+            record=jobs.record_path(corpus, collection.name, case),
+            stored=jobs.staging_path(corpus, collection.name, case),
+            placed=corpus / volume_path(collection.name, case),
         )
         for case, candidate in findings.cases
     ]
-    if not units:
+    if not tasks:
         msg = (
-            f"No volume of source {source.name} was found in {entry.folder}. Name the folder that the download was "
+            f"No volume of source {collection.name} was found in {entry.folder}. Name the folder that the download was "
             "unpacked to; meddino-pretrain sources says what is looked for."
         )
         raise DataError(msg)
-    return units
+    return tasks
 
 
-def _passed_over(sources: Sequence[SourceFolder], findings: Sequence[Findings]) -> dict[str, dict[str, Any]]:
+def _passed_over(sources: Sequence[CollectionFolder], findings: Sequence[Findings]) -> dict[str, dict[str, Any]]:
     """Return for each source what of its folder is no volume of any source: see ``job.Job``.
 
     Two sources may lie in one folder: what a pattern of any of them names was not passed over.
@@ -197,7 +197,7 @@ def _passed_over(sources: Sequence[SourceFolder], findings: Sequence[Findings]) 
         left = [candidate for candidate in own.unmatched if _place(candidate.path) not in named]
         dicom = {c.path if c.is_folder else c.path.parent for c in left if c.kind == "dicom"}
         endings = Counter(printable(path.suffix.lower()) for path in own.others if _place(path) not in named)
-        passed_over[entry.source.name] = {
+        passed_over[entry.collection.name] = {
             "dicom_folders": sorted(relative_name(path, entry.folder) or "." for path in dicom),
             "images": sum(candidate.kind != "dicom" for candidate in left),
             "other_files": dict(sorted(endings.items())),
@@ -212,31 +212,31 @@ def _place(path: Path) -> str:
 
 
 def _find_images(
-    exclusions: Sequence[ExclusionList], sources: Sequence[Source], corpus: Path
-) -> list[tuple[int, Unit]]:
-    """Return a unit for each image of an excluded case and each intensity rule in use, with the number of its list."""
-    rules = sorted({source.intensity for source in sources}, key=lambda rule: rule.value)
-    units = []
+    exclusions: Sequence[ExclusionList], collections: Sequence[Collection], corpus: Path
+) -> list[tuple[int, VolumeTask]]:
+    """Return a task for each image of an excluded case and each intensity rule in use, with the number of its list."""
+    rules = sorted({collection.intensity for collection in collections}, key=lambda rule: rule.value)
+    tasks = []
     for number, listed in enumerate(exclusions):
         for case, candidates in find_images(listed).items():
             for index, candidate in enumerate(candidates):
                 for rule in rules:
                     name = f"{file_name(case)}.{index}.{rule.value}.json"
                     record = corpus / jobs.PARTS / "exclusions" / str(number) / name
-                    units.append((number, Unit("", case, candidate, listed.images or Path(), rule, record)))
-    return units
+                    tasks.append((number, VolumeTask("", case, candidate, listed.images or Path(), rule, record)))
+    return tasks
 
 
-def _work(units: Sequence[Unit], settings: StoreSettings, processes: int, progress: Progress, *, own: int) -> int:
-    """Do the units and return how many of the first ``own``, the volumes, were refused."""
-    sources = {unit.source for unit in units[:own]}
-    counts: dict[str, Any] = {"done": 0, "refused": 0}
-    progress("curating", 0, len(units))
+def _work(tasks: Sequence[VolumeTask], settings: StoreSettings, processes: int, progress: Progress, *, own: int) -> int:
+    """Do the tasks and return how many of the first ``own``, the volumes, were rejected."""
+    sources = {task.source for task in tasks[:own]}
+    counts: dict[str, Any] = {"done": 0, "rejected": 0}
+    progress("curating", 0, len(tasks))
 
-    def keep(record: Record) -> None:
+    def keep(record: VolumeRecord) -> None:
         counts["done"] += 1
-        counts["refused"] += bool(record.reason) and record.source in sources
-        progress("curating", counts["done"], len(units))
+        counts["rejected"] += bool(record.reason) and record.source in sources
+        progress("curating", counts["done"], len(tasks))
 
-    process_pool.run(partial(process, settings=settings), units, processes=processes, lost=process_lost, keep=keep)
-    return counts["refused"]
+    process_pool.run(partial(process, settings=settings), tasks, processes=processes, lost=process_lost, keep=keep)
+    return counts["rejected"]

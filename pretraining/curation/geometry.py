@@ -1,4 +1,4 @@
-"""How stored voxels lie in the patient, and which geometries are refused.
+"""How stored voxels lie in the patient, and which geometries are rejected.
 
 Patient coordinates are those of DICOM: x to the patient's left, y to the back, z to the head (L, P, S), in millimetres.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.curation.volume import Refused
+from pretraining.curation.volume import Rejected
 
 SHEAR_TOLERANCE_DEG = 1.0
 """Deviation from a right angle between two axes that is still rounding; also the smallest gantry tilt."""
@@ -28,7 +28,7 @@ MAX_IN_PLANE_RATIO = 2.0
 """Axial slices with pixels longer than this are cut from a thick-slice sagittal or coronal scan."""
 
 MIN_IN_PLANE_PX = 16
-"""Smaller slices are refused: fewer pixels than a patch of the Vision Transformer."""
+"""Smaller slices are rejected: fewer pixels than a patch of the Vision Transformer."""
 
 SPACING_RANGE_MM = (0.05, 50.0)
 """Voxel sizes outside are another unit, or no size at all: the finest scanners of patients reconstruct at 0.06 mm."""
@@ -84,19 +84,19 @@ def orientation(axes_mm: NDArray[np.float64], counted_in: str = "mm") -> Orienta
         counted_in: The header's unit of length, for the message.
 
     Raises:
-        Refused: ``bad_geometry`` or ``sheared``.
+        Rejected: ``bad_geometry`` or ``sheared``.
     """
     spacing = np.linalg.norm(axes_mm, axis=1)
     low, high = SPACING_RANGE_MM
     if not np.isfinite(axes_mm).all() or (spacing < low).any() or (spacing > high).any():
         sizes = " x ".join(f"{size:g}" for size in spacing)
         aside = "" if counted_in == "mm" else f" (the header's unit is the {counted_in})"
-        raise Refused("bad_geometry", f"voxels of {sizes} mm{aside}, where {low:g} to {high:g} mm are plausible")
+        raise Rejected("bad_geometry", f"voxels of {sizes} mm{aside}, where {low:g} to {high:g} mm are plausible")
     unit = axes_mm / spacing[:, np.newaxis]
     cosines = np.abs((unit @ unit.T)[np.triu_indices(3, 1)]).max()
     shear = float(np.degrees(np.arcsin(min(cosines, 1.0))))
     if shear > SHEAR_TOLERANCE_DEG:
-        raise Refused("sheared", f"two axes are {shear:.1f} degrees away from a right angle")
+        raise Rejected("sheared", f"two axes are {shear:.1f} degrees away from a right angle")
     best = max(permutations(range(3)), key=lambda order: sum(abs(unit[axis, 2 - i]) for i, axis in enumerate(order)))
     along = [float(unit[axis, 2 - i]) for i, axis in enumerate(best)]
     sides = {axis: _SIDES[2 - i][along[i] > 0] for i, axis in enumerate(best)}
@@ -111,24 +111,24 @@ def orientation(axes_mm: NDArray[np.float64], counted_in: str = "mm") -> Orienta
 
 
 def check_slices(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
-    """Refuse what gives no axial slices worth training on.
+    """Reject what gives no axial slices worth training on.
 
     Args:
         shape: Canonical ``(z, y, x)``.
         spacing_mm: Canonical ``(z, y, x)``.
 
     Raises:
-        Refused: ``single_slice`` (one voxel along any axis), ``too_small`` or ``not_axial``.
+        Rejected: ``single_slice`` (one voxel along any axis), ``too_small`` or ``not_axial``.
     """
     if min(shape) == 1:
-        raise Refused("single_slice", f"{shape[0]} x {shape[1]} x {shape[2]} voxels (z, y, x)")
+        raise Rejected("single_slice", f"{shape[0]} x {shape[1]} x {shape[2]} voxels (z, y, x)")
     if min(shape[1:]) < MIN_IN_PLANE_PX:
-        raise Refused("too_small", f"axial slices of {shape[1]} x {shape[2]} pixels")
+        raise Rejected("too_small", f"axial slices of {shape[1]} x {shape[2]} pixels")
     ratio = max(spacing_mm[1:]) / min(spacing_mm[1:])
     if ratio > MAX_IN_PLANE_RATIO:
         plane = "sagittal" if spacing_mm[2] > spacing_mm[1] else "coronal"
         pixels = f"{spacing_mm[1]:g} x {spacing_mm[2]:g} mm"
-        raise Refused("not_axial", f"a {plane} acquisition: pixels of axial slices would be {pixels} (y, x)")
+        raise Rejected("not_axial", f"a {plane} acquisition: pixels of axial slices would be {pixels} (y, x)")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def stack_slices(positions_mm: NDArray[np.float64], row: NDArray[np.float64], co
         column: ``(3,)`` unit vector along which the row index grows.
 
     Raises:
-        Refused: ``mixed_series`` (two slices share a position), ``varying_spacing``, ``missing_slices``,
+        Rejected: ``mixed_series`` (two slices share a position), ``varying_spacing``, ``missing_slices``,
             ``uneven_slices`` or ``sheared``.
     """
     normal = np.cross(row, column)
@@ -168,28 +168,30 @@ def stack_slices(positions_mm: NDArray[np.float64], row: NDArray[np.float64], co
     heights = steps @ normal
     if heights.min() < SAME_POSITION_MM:
         at = positions_mm[order][int(heights.argmin())]
-        raise Refused("mixed_series", f"two images share the position {at[0]:g}, {at[1]:g}, {at[2]:g} mm")
+        raise Rejected("mixed_series", f"two images share the position {at[0]:g}, {at[1]:g}, {at[2]:g} mm")
     gap = float(np.median(gaps))
     tolerance = _tolerance_mm(gap)
     uneven = np.abs(gaps - gap) > tolerance
     if uneven.any():
-        _refuse_varying(gaps)
+        _reject_varying(gaps)
         missing = np.rint(gaps / gap) - 1
         whole = np.abs(gaps - (missing + 1) * gap) <= tolerance * (missing + 1)
         if whole.all() and (missing >= 0).all():
             where = ", ".join(f"{n:g} after slice {i + 1}" for i, n in enumerate(missing) if n)
-            raise Refused("missing_slices", f"slices are {gap:g} mm apart, and there are missing: {where}")
-        raise Refused("uneven_slices", f"slices are {gaps.min():g} to {gaps.max():g} mm apart")
+            raise Rejected("missing_slices", f"slices are {gap:g} mm apart, and there are missing: {where}")
+        raise Rejected("uneven_slices", f"slices are {gaps.min():g} to {gaps.max():g} mm apart")
     advance = positions_mm[order[-1]] - positions_mm[order[0]]
     length = float(np.linalg.norm(advance))
     advance = advance / length
     beside = (positions_mm[order] - positions_mm[order[0]]) @ (np.eye(3) - np.outer(advance, advance))
     if np.linalg.norm(beside, axis=1).max() > tolerance:
-        raise Refused("uneven_slices", "the positions of the slices do not lie on a line")
+        raise Rejected("uneven_slices", "the positions of the slices do not lie on a line")
     tilt = float(np.degrees(np.arccos(min(1.0, abs(float(advance @ normal))))))
     sideways = float(np.degrees(np.arcsin(min(1.0, abs(float(advance @ row))))))
     if sideways > SHEAR_TOLERANCE_DEG or tilt > MAX_TILT_DEG:
-        raise Refused("sheared", f"slices advance at {tilt:.1f} degrees to their normal, {sideways:.1f} of it sideways")
+        raise Rejected(
+            "sheared", f"slices advance at {tilt:.1f} degrees to their normal, {sideways:.1f} of it sideways"
+        )
     step = normal * (length / (len(order) - 1))
     return Stack([int(i) for i in order], step, tilt if tilt > SHEAR_TOLERANCE_DEG else 0.0)
 
@@ -199,8 +201,8 @@ def _tolerance_mm(gap: float) -> float:
     return max(POSITION_TOLERANCE_MM, POSITION_TOLERANCE * gap)
 
 
-def _refuse_varying(gaps: NDArray[np.float64]) -> None:
-    """Refuse a series that was reconstructed at one distance in one part and at another in the next."""
+def _reject_varying(gaps: NDArray[np.float64]) -> None:
+    """Reject a series that was reconstructed at one distance in one part and at another in the next."""
     runs: list[list[float]] = []
     for gap in gaps.tolist():
         if runs and abs(gap - runs[-1][0]) <= _tolerance_mm(runs[-1][0]):
@@ -211,4 +213,4 @@ def _refuse_varying(gaps: NDArray[np.float64]) -> None:
     distances = [float(np.median(run)) for run in long]
     if len(long) > 1 and max(distances) - min(distances) > _tolerance_mm(min(distances)):
         parts = ", then ".join(f"{len(run)} gaps of {gap:g} mm" for run, gap in zip(long, distances, strict=True))
-        raise Refused("varying_spacing", f"the slices are no regular grid: {parts}")
+        raise Rejected("varying_spacing", f"the slices are no regular grid: {parts}")

@@ -1,4 +1,4 @@
-"""From stored values to the int16 of a volume, and which values are refused.
+"""From stored values to the int16 of a volume, and which values are rejected.
 
 What a scanner gives: air at -1000 HU (its lowest value is -1024), fat near -100, soft tissue between 0 and 100, bone
 above 300. The rules below ask for evidence against that scale, so that crops without air and phantoms pass.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pretraining.curation.volume import IntensityRule, Refused
+from pretraining.curation.volume import IntensityRule, Rejected
 
 AIR_HU = -1024
 """What padding becomes: the lowest value of a scanner."""
@@ -51,13 +51,13 @@ def slabs(array: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
 
 
 def check_type(dtype: np.dtype[Any]) -> None:
-    """Refuse types that hold no single real value a voxel: ``rgb``, ``complex``, or ``unreadable`` for others."""
+    """Reject types that hold no single real value a voxel: ``rgb``, ``complex``, or ``unreadable`` for others."""
     if dtype.names is not None:
-        raise Refused("rgb", f"every voxel holds {len(dtype.names)} values")
+        raise Rejected("rgb", f"every voxel holds {len(dtype.names)} values")
     if dtype.kind == "c":
-        raise Refused("complex", f"values of type {dtype}")
+        raise Rejected("complex", f"values of type {dtype}")
     if dtype.kind not in "iuf":
-        raise Refused("unreadable", f"values of type {dtype}")
+        raise Rejected("unreadable", f"values of type {dtype}")
 
 
 def convert(
@@ -76,7 +76,7 @@ def convert(
         values were multiplied (1 for CT). Zero stays zero.
 
     Raises:
-        Refused: ``rgb``, ``complex``, ``nonfinite`` or ``unreadable``.
+        Rejected: ``rgb``, ``complex``, ``nonfinite`` or ``unreadable``.
     """
     check_type(stored.dtype)
     whole = stored.dtype.kind in "iu" and bool((slope == 1).all() and (intercept == np.rint(intercept)).all())
@@ -106,14 +106,14 @@ def convert(
 def _values(
     slab: NDArray[Any], part: slice, slope: NDArray[np.float64], intercept: NDArray[np.float64], whole: bool
 ) -> NDArray[Any]:
-    """Return true values as int64 or, where they may be broken, float64; refuse those that are not finite."""
+    """Return true values as int64 or, where they may be broken, float64; reject those that are not finite."""
     times, plus = (factor[part] if factor.shape[0] > 1 else factor for factor in (slope, intercept))
     if whole:
         return slab.astype(np.int64) + plus.astype(np.int64)
     values = slab.astype(np.float64) * times + plus
     if not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
-        raise Refused("nonfinite", f"{count} values near slice {part.start} are not finite")
+        raise Rejected("nonfinite", f"{count} values near slice {part.start} are not finite")
     return values
 
 
@@ -136,29 +136,29 @@ def histogram(voxels: NDArray[np.int16]) -> NDArray[np.int64]:
 
 
 def check_grey_levels(counts: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
-    """Refuse CT that went through an 8-bit picture (``8_bit``) or holds one value (``empty``).
+    """Reject CT that went through an 8-bit picture (``8_bit``) or holds one value (``empty``).
 
     Signs: a type of one byte; values of 0 to 255 only; or 128 to 256 evenly spaced values over more than 600 HU.
     """
     values = np.flatnonzero(counts) + _LOWEST
     if len(values) == 1:
-        raise Refused("empty", f"every voxel is {values[0]}")
+        raise Rejected("empty", f"every voxel is {values[0]}")
     if dtype.itemsize == 1 or (values[0] >= 0 and values[-1] <= 255):
-        raise Refused("8_bit", f"values of type {dtype}, from {values[0]} to {values[-1]}")
+        raise Rejected("8_bit", f"values of type {dtype}, from {values[0]} to {values[-1]}")
     if 128 <= len(values) <= 256 and values[-1] - values[0] > 600:
         steps = np.diff(values)
         if np.median(steps) >= 2 and (np.abs(steps - np.median(steps)) <= 1).mean() > 0.95:
-            raise Refused("8_bit", f"only {len(values)} grey values, {np.median(steps):g} HU apart")
+            raise Rejected("8_bit", f"only {len(values)} grey values, {np.median(steps):g} HU apart")
 
 
 def check_hounsfield(counts: NDArray[np.int64]) -> None:
-    """Refuse CT values that are not on the Hounsfield scale.
+    """Reject CT values that are not on the Hounsfield scale.
 
     Args:
         counts: ``histogram`` of the values as stored, before padding is replaced.
 
     Raises:
-        Refused: ``empty``: as good as nothing above -500 HU. ``not_hounsfield``: tissue near 1024 and nothing below
+        Rejected: ``empty``: as good as nothing above -500 HU. ``not_hounsfield``: tissue near 1024 and nothing below
             -250 (stored unsigned, rescale lost); air near -2000 (rescaled twice, or a slope of 2); air near -500
             (wrong slope); neither fat nor air (MR); nothing near soft tissue; less than 150 HU between the darkest and
             the brightest; or many values above metal (unsigned 16 bit).
@@ -170,24 +170,24 @@ def check_hounsfield(counts: NDArray[np.int64]) -> None:
         return float(of[low - _LOWEST : high + 1 - _LOWEST].sum() / max(total, 1))
 
     if share(-2100, -1900, smooth) > 0.01:
-        raise Refused("not_hounsfield", "air lies near -2000: rescaled twice, or with a wrong slope")
+        raise Rejected("not_hounsfield", "air lies near -2000: rescaled twice, or with a wrong slope")
     if share(BODY_ABOVE_HU, _HIGHEST) < EMPTY_VOLUME_SHARE:
-        raise Refused("empty", "nothing but air")
+        raise Rejected("empty", "nothing but air")
     if share(10000, _HIGHEST) > 0.005:
-        raise Refused("not_hounsfield", "many values above 10000, as of negative numbers read without their sign")
+        raise Rejected("not_hounsfield", "many values above 10000, as of negative numbers read without their sign")
     tissue, valley = share(874, 1224), share(500, 750)
     if tissue > 0.01 and tissue > 2 * valley and share(PADDING_BELOW_HU + 1, -251) < 1e-3:
-        raise Refused("not_hounsfield", "tissue lies near 1024 and air near 0: the offset of -1024 was not applied")
+        raise Rejected("not_hounsfield", "tissue lies near 1024 and air near 0: the offset of -1024 was not applied")
     if share(PADDING_BELOW_HU + 1, FAT_BELOW_HU) < 1e-3:
-        raise Refused("not_hounsfield", f"next to nothing lies below {FAT_BELOW_HU}: no CT is without fat and air")
+        raise Rejected("not_hounsfield", f"next to nothing lies below {FAT_BELOW_HU}: no CT is without fat and air")
     if share(-300, 300) < 0.005:
-        raise Refused("not_hounsfield", "next to nothing lies between -300 and 300, where soft tissue is")
+        raise Rejected("not_hounsfield", "next to nothing lies between -300 and 300, where soft tissue is")
     if share(-700, -350) > 0.1 and share(PADDING_BELOW_HU + 1, -800) < 1e-4:
-        raise Refused("not_hounsfield", "air lies near -500: a wrong slope")
+        raise Rejected("not_hounsfield", "air lies near -500: a wrong slope")
     cumulative = np.cumsum(counts[PADDING_BELOW_HU + 1 - _LOWEST :])
     low, high = np.searchsorted(cumulative, (0.0005 * total, 0.9995 * total))
     if high - low < 150:
-        raise Refused("not_hounsfield", f"only {high - low} between the darkest and the brightest: scaled values")
+        raise Rejected("not_hounsfield", f"only {high - low} between the darkest and the brightest: scaled values")
 
 
 def _without_spikes(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from nnunetv2_meddino.files import PARTIAL_SUFFIX, read_json
 from nnunetv2_meddino.locks import locked, refuse_if_held
 from pretraining.corpus.format import CORPUS_FILE, read_corpus
 from pretraining.corpus.storage import StoreSettings, write_error, write_whole
-from pretraining.curation.collections import Source
+from pretraining.curation.collections import Collection
 from pretraining.curation.exclusions import ExclusionList
 from pretraining.curation.process_volume import file_name
 from pretraining.curation.tables import volume_path
@@ -43,7 +43,7 @@ class Job:
         exclusions: What is to be left out.
         keep_near: Whether near-duplicates stay.
         num_parts: Into how many parts the work is divided.
-        inventory: Hash of the names of all units: parts that saw different folders do not belong together.
+        inventory: Hash of the names of all volumes: parts that saw different folders do not belong together.
     """
 
     settings: dict[str, Any]
@@ -78,7 +78,7 @@ class Part:
     Attributes:
         job: The job.
         number: Which part it is, from 0.
-        units: Source and case of its volumes.
+        volumes: Source and case of each.
         images: For each image of an excluded case: number of the list, case, record below ``parts``.
         passed_over: For each source what of its folder is no volume of any source: ``dicom_folders`` with images that
             no pattern names; the number of other ``images`` that none names; of ``other_files`` by ending;
@@ -88,19 +88,19 @@ class Part:
 
     job: Job
     number: int
-    units: tuple[tuple[str, str], ...]
+    volumes: tuple[tuple[str, str], ...]
     images: tuple[tuple[int, str, str], ...]
     passed_over: dict[str, dict[str, Any]]
 
 
-def describe_source(source: Source) -> dict[str, Any]:
-    """Return what the manifest says of a source."""
+def describe_collection(collection: Collection) -> dict[str, Any]:
+    """Return what the corpus says of a collection."""
     names = ("title", "homepage", "licence", "licence_url", "expected_volumes", "modality", "aliases", "former_aliases")
-    return {name: getattr(source, name) for name in names}
+    return {name: getattr(collection, name) for name in names}
 
 
 def inventory(names: Sequence[Sequence[object]]) -> str:
-    """Return a hash of the names of units."""
+    """Return a hash of the names of volumes."""
     return hashlib.sha256(json.dumps([list(map(str, name)) for name in names]).encode()).hexdigest()
 
 
@@ -109,7 +109,7 @@ def record_path(corpus: Path, source: str, case: str) -> Path:
     return corpus / PARTS / "records" / file_name(source) / f"{file_name(case)}.json"
 
 
-def parked_path(corpus: Path, source: str, case: str) -> Path:
+def staging_path(corpus: Path, source: str, case: str) -> Path:
     """Return where the slices of a volume lie that is not in the corpus, or not yet."""
     return corpus / PARTS / volume_path(source, case)
 
@@ -194,7 +194,7 @@ def _refuse_if_held(corpus: Path, allowed: Callable[[str], bool]) -> None:
 
 def write_part(corpus: Path, part: Part) -> None:
     """Write down that a part is finished."""
-    content = {"job": part.job.to_json(), "part": part.number, "units": part.units, "images": part.images}
+    content = {"job": part.job.to_json(), "part": part.number, "units": part.volumes, "images": part.images}
     content["passed_over"] = part.passed_over
     write_whole(_part_path(corpus, part.number, part.job.num_parts), json.dumps(content).encode())
 
@@ -249,7 +249,7 @@ def read_parts(corpus: Path) -> list[Part]:
         Part(
             job=job,
             number=content["part"],
-            units=tuple((source, case) for source, case in content["units"]),
+            volumes=tuple((source, case) for source, case in content["units"]),
             images=tuple((number, case, record) for number, case, record in content["images"]),
             passed_over=content["passed_over"],
         )

@@ -31,7 +31,7 @@ from pretraining.curation import tables
 from pretraining.curation.deduplicate import EXACT, NEAR, SPACING_FLAG, ContentIndex, Deduplicated, Match, deduplicate
 from pretraining.curation.exclusions import Excluded, ExcludedImage, exclude
 from pretraining.curation.job import Job, Part
-from pretraining.curation.process_volume import Record, is_outdated, outdated
+from pretraining.curation.process_volume import VolumeRecord, is_outdated, outdated
 from pretraining.progress import Progress
 
 
@@ -40,13 +40,13 @@ class Decisions:
     """What becomes of every volume.
 
     Attributes:
-        refused: Volumes that could not be used.
+        rejected: Volumes that could not be used.
         excluded: Volumes left out on request.
         copies: The rest, each scan once.
         exclusions: The report on exclusions for ``corpus.json``.
     """
 
-    refused: list[Record]
+    rejected: list[VolumeRecord]
     excluded: list[Excluded]
     copies: Deduplicated
     exclusions: dict[str, Any]
@@ -82,8 +82,8 @@ def _merge(corpus: Path, progress: Progress) -> dict[str, Any]:
     return content
 
 
-def _read_records(corpus: Path, parts: Sequence[Part], progress: Progress) -> list[Record]:
-    names = sorted(unit for part in parts for unit in part.units)
+def _read_records(corpus: Path, parts: Sequence[Part], progress: Progress) -> list[VolumeRecord]:
+    names = sorted(volume for part in parts for volume in part.volumes)
     records = []
     for number, (source, case) in enumerate(names):
         records.append(_record(jobs.record_path(corpus, source, case)))
@@ -91,8 +91,8 @@ def _read_records(corpus: Path, parts: Sequence[Part], progress: Progress) -> li
     return records
 
 
-def _record(path: Path) -> Record:
-    record = Record.read(path)
+def _record(path: Path) -> VolumeRecord:
+    record = VolumeRecord.read(path)
     if record is None:
         raise DataError(f"{path} is missing, though its part was finished. Run the curation again.")
     if is_outdated(record):
@@ -102,7 +102,7 @@ def _record(path: Path) -> Record:
 
 def _read_images(corpus: Path, parts: Sequence[Part]) -> list[list[ExcludedImage]]:
     """Return the images of excluded cases, for each list in the order of its cases."""
-    found: dict[tuple[int, str], list[Record]] = {}
+    found: dict[tuple[int, str], list[VolumeRecord]] = {}
     for number, case, path in sorted(image for part in parts for image in part.images):
         found.setdefault((number, case), []).append(_record(corpus / jobs.PARTS / path))
     lists: list[list[ExcludedImage]] = [[] for _ in parts[0].job.exclusions]
@@ -112,9 +112,9 @@ def _read_images(corpus: Path, parts: Sequence[Part]) -> list[list[ExcludedImage
 
 
 def _decide(
-    job: Job, records: Sequence[Record], images: Sequence[Sequence[ExcludedImage]], progress: Progress
+    job: Job, records: Sequence[VolumeRecord], images: Sequence[Sequence[ExcludedImage]], progress: Progress
 ) -> Decisions:
-    refused = [record for record in records if record.reason]
+    rejected = [record for record in records if record.reason]
     curated = [record for record in records if not record.reason]
     index = ContentIndex((record.name, record.hash, record.fingerprint) for record in curated)
     matches: dict[str, list[Match]] = {}
@@ -122,18 +122,18 @@ def _decide(
         matches[record.name] = index.matches(record.hash, record.fingerprint)
         progress("comparing", number + 1, len(curated))
     lists = list(zip(job.exclusions, images, strict=True))
-    excluded, report = exclude(curated, refused, lists, index, matches, job.sources)
+    excluded, report = exclude(curated, rejected, lists, index, matches, job.sources)
     out = {entry.record.name for entry in excluded}
     rest = [record for record in curated if record.name not in out]
-    return Decisions(refused, excluded, deduplicate(rest, matches, list(job.sources), keep_near=job.keep_near), report)
+    return Decisions(rejected, excluded, deduplicate(rest, matches, list(job.sources), keep_near=job.keep_near), report)
 
 
-def _describe(job: Job, records: Sequence[Record], decisions: Decisions) -> dict[str, Any]:
+def _describe(job: Job, records: Sequence[VolumeRecord], decisions: Decisions) -> dict[str, Any]:
     """Return ``corpus.json``; every volume is counted once."""
     copies = decisions.copies
-    outcomes: dict[str, list[Record]] = {
+    outcomes: dict[str, list[VolumeRecord]] = {
         "curated": copies.kept,
-        "refused": decisions.refused,
+        "refused": decisions.rejected,
         "duplicates": [duplicate.record for duplicate in copies.dropped],
         "excluded": [entry.record for entry in decisions.excluded],
     }
@@ -148,7 +148,7 @@ def _describe(job: Job, records: Sequence[Record], decisions: Decisions) -> dict
         msg = f"{found} volumes were found, {len(records)} have a record, and {counts} were counted: report this error."
         raise DataError(msg)
     settings = job.settings | {"keep_near_duplicates": job.keep_near}
-    excluded = [[entry.record.name, entry.how] for entry in decisions.excluded]
+    excluded = [[entry.record.name, entry.reason] for entry in decisions.excluded]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -168,11 +168,11 @@ def _disagreements(copies: Deduplicated) -> int:
     return sum(SPACING_FLAG in flags for flags in copies.marks.values())
 
 
-def _place(corpus: Path, kept: Sequence[Record], progress: Progress) -> None:
+def _place(corpus: Path, kept: Sequence[VolumeRecord], progress: Progress) -> None:
     """Move the slices of the corpus' volumes into it, and all others out of it."""
     wanted = {corpus / tables.volume_path(record.source, record.case): record for record in kept}
     for number, (path, record) in enumerate(wanted.items()):
-        parked = jobs.parked_path(corpus, record.source, record.case)
+        parked = jobs.staging_path(corpus, record.source, record.case)
         path.parent.mkdir(parents=True, exist_ok=True)
         if parked.is_file():
             parked.replace(path)
@@ -196,22 +196,23 @@ def _write_tables(corpus: Path, job: Job, decisions: Decisions) -> None:
     tables.write_table(volumes, corpus / VOLUMES_FILE)
     slices = tables.slices_table(copies.kept, licences, copies.marks)
     tables.write_table(slices, corpus / SLICES_FILE)
-    rejected = (_named(record) | {"reason": record.reason, "message": record.message} for record in decisions.refused)
+    rejected = (_named(record) | {"reason": record.reason, "message": record.message} for record in decisions.rejected)
     tables.write_lines(rejected, corpus / REJECTED_FILE)
     spacings = {record.name: record.native_spacing_mm for record in copies.kept}
     duplicates = (
         _named(d.record)
-        | {"of": d.of, "kind": d.kind, "similarity": round(d.similarity, 6)}
-        | {"spacing_mm": d.record.native_spacing_mm, "of_spacing_mm": spacings[d.of]}
+        | {"of": d.original_id, "kind": d.kind, "similarity": round(d.similarity, 6)}
+        | {"spacing_mm": d.record.native_spacing_mm, "of_spacing_mm": spacings[d.original_id]}
         | {"spacing_disagrees": d.spacing_disagrees}
         for d in copies.dropped
     )
     tables.write_lines(duplicates, corpus / DUPLICATES_FILE)
     excluded = (
-        _named(e.record) | {"how": e.how, "of": e.of, "similarity": round(e.similarity, 6)} for e in decisions.excluded
+        _named(e.record) | {"how": e.reason, "of": e.original_id, "similarity": round(e.similarity, 6)}
+        for e in decisions.excluded
     )
     tables.write_lines(excluded, corpus / EXCLUDED_FILE)
 
 
-def _named(record: Record) -> dict[str, Any]:
+def _named(record: VolumeRecord) -> dict[str, Any]:
     return {"source": record.source, "case": record.case, "files": list(record.files)}

@@ -1,7 +1,7 @@
-"""One volume is one unit of work: read, measured, stored, and its record written, or its refusal.
+"""One task is one volume: read, measured and stored, and its record or its rejection written.
 
-A unit is finished when its record is there. The stored volume is written before it, both under temporary names, so a
-kill at any moment leaves a unit finished or to be done again.
+A task is finished when its record is there. The stored volume is written before it, both under temporary names, so a
+kill at any moment leaves a task finished or to be done again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pretraining.corpus.slice_statistics import SliceStatistics, body_threshold,
 from pretraining.corpus.storage import Resizer, StoreSettings, chunk_checksums, encode, plan_resizing, write_whole
 from pretraining.curation.fingerprint import Fingerprint, exact_hash, fingerprint, is_current
 from pretraining.curation.readers.read import Candidate, input_files, read_volume
-from pretraining.curation.volume import IntensityRule, Refused, Volume, printable
+from pretraining.curation.volume import IntensityRule, Rejected, Volume, printable
 
 FAILURES = {
     "unforeseen": "reading it failed in a way that no check foresees; the message names the error",
     "no_memory": "it did not fit into memory, or the process that read it was killed; use fewer processes (-np)",
 }
-"""Reasons for a refusal that lie in the circumstances."""
+"""Reasons for a rejection that lie in the circumstances."""
 
 _RETRIED = {*FAILURES, "unreadable"}
 """Such volumes are tried again by every run: the disk may be back, the memory larger, the fault mended."""
@@ -40,7 +40,7 @@ _LONGEST_NAME = 220
 
 
 @dataclass(frozen=True)
-class Unit:
+class VolumeTask:
     """A volume to be curated.
 
     Attributes:
@@ -65,15 +65,15 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
-    """What is known of a unit once it is done.
+class VolumeRecord:
+    """What is known of a volume once its task is done.
 
     Attributes:
         source: Name of its source.
         case: Its id there.
         files: Its files, relative to the source's folder.
-        inputs: Hash of the names, sizes and times of the files: where it differs the unit is done again.
-        reason: Why it was refused; empty where it was not.
+        inputs: Hash of the names, sizes and times of the files: where it differs the task is done again.
+        reason: Why it was rejected; empty where it was not.
         message: The same in words.
         hash: Hash of the canonical voxels.
         fingerprint: What near-duplicates are found by.
@@ -125,7 +125,7 @@ class Record:
         return json.dumps(content, separators=(",", ":")).encode()
 
     @classmethod
-    def read(cls, path: Path) -> Record | None:
+    def read(cls, path: Path) -> VolumeRecord | None:
         """Return the record in a file, or None where there is none.
 
         Raises:
@@ -157,23 +157,23 @@ def file_name(name: str) -> str:
     return f"{quoted[: _LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
-def process(unit: Unit, settings: StoreSettings) -> Record:
-    """Do a unit of work, unless it is done, and return its record.
+def process(task: VolumeTask, settings: StoreSettings) -> VolumeRecord:
+    """Do a task, unless it is done, and return its record.
 
     Raises:
         DataError: Its result cannot be written. What is wrong with the volume is in the record instead.
     """
-    inputs = _inputs(unit)
-    done = Record.read(unit.record)
+    inputs = _inputs(task)
+    done = VolumeRecord.read(task.record)
     current = done is not None and done.inputs == inputs and not is_outdated(done)
-    if done is not None and current and done.reason not in _RETRIED and _is_stored(unit, done):
+    if done is not None and current and done.reason not in _RETRIED and _is_stored(task, done):
         return done
-    record = _curate(unit, inputs, settings)
-    write_whole(unit.record, record.to_bytes())
+    record = _curate(task, inputs, settings)
+    write_whole(task.record, record.to_bytes())
     return record
 
 
-def is_outdated(record: Record) -> bool:
+def is_outdated(record: VolumeRecord) -> bool:
     """Tell whether an earlier version made a record, which told scans apart by the spacing that headers state."""
     return not record.reason and not is_current(record.fingerprint)
 
@@ -187,44 +187,44 @@ def outdated(path: Path) -> str:
     )
 
 
-def process_lost(unit: Unit) -> Record:
-    """Record that the process which worked on this unit was killed twice, and return the record."""
-    message = f"{unit.candidate.path}: {FAILURES['no_memory']}."
-    record = _refusal(unit, _inputs(unit), "no_memory", message)
-    write_whole(unit.record, record.to_bytes())
+def process_lost(task: VolumeTask) -> VolumeRecord:
+    """Record that the process which worked on this task was killed twice, and return the record."""
+    message = f"{task.candidate.path}: {FAILURES['no_memory']}."
+    record = _rejection(task, _inputs(task), "no_memory", message)
+    write_whole(task.record, record.to_bytes())
     return record
 
 
-def _is_stored(unit: Unit, record: Record) -> bool:
-    if record.reason or unit.stored is None:
+def _is_stored(task: VolumeTask, record: VolumeRecord) -> bool:
+    if record.reason or task.stored is None:
         return True
-    for path in (unit.stored, unit.placed):  # the first is the newer one where both are there
+    for path in (task.stored, task.placed):  # the first is the newer one where both are there
         if path is not None and path.is_file():
             return path.stat().st_size == record.stored_bytes
     return False
 
 
-def _curate(unit: Unit, inputs: str, settings: StoreSettings) -> Record:
+def _curate(task: VolumeTask, inputs: str, settings: StoreSettings) -> VolumeRecord:
     try:
-        volume = read_volume(unit.candidate, unit.rule)
+        volume = read_volume(task.candidate, task.rule)
         content_hash = exact_hash(volume.voxels)
         content = fingerprint(volume)
-        return _store(unit, inputs, volume, content_hash, content, settings)
+        return _store(task, inputs, volume, content_hash, content, settings)
     except DataError:  # of the corpus' disk: it would fail for every volume
         raise
-    except Refused as refused:
-        return _refusal(unit, inputs, refused.reason, refused.message)
+    except Rejected as rejected:
+        return _rejection(task, inputs, rejected.reason, rejected.message)
     except MemoryError:
-        return _refusal(unit, inputs, "no_memory", f"{unit.candidate.path}: {FAILURES['no_memory']}.")
+        return _rejection(task, inputs, "no_memory", f"{task.candidate.path}: {FAILURES['no_memory']}.")
     except Exception as error:  # one odd file among thousands must not end a run of days; it is counted and shown
-        return _refusal(
-            unit, inputs, "unforeseen", f"{unit.candidate.path}: {type(error).__name__}: {str(error)[:500]}"
+        return _rejection(
+            task, inputs, "unforeseen", f"{task.candidate.path}: {type(error).__name__}: {str(error)[:500]}"
         )
 
 
 def _store(
-    unit: Unit, inputs: str, volume: Volume, content_hash: str, content: Fingerprint, settings: StoreSettings
-) -> Record:
+    task: VolumeTask, inputs: str, volume: Volume, content_hash: str, content: Fingerprint, settings: StoreSettings
+) -> VolumeRecord:
     """Resize, measure and write the slices of a volume, and return its record."""
     z, y, x = volume.spacing_mm
     count, height, width = volume.voxels.shape
@@ -232,7 +232,7 @@ def _store(
     resize = Resizer((height, width), plan)
     statistics: list[SliceStatistics] = []
     crc32, stored_bytes = np.empty(0, np.uint32), 0
-    if unit.stored is not None:
+    if task.stored is not None:
         threshold = body_threshold(volume.voxels, volume.modality)
 
         def slices() -> Iterator[NDArray[np.int16]]:
@@ -242,12 +242,12 @@ def _store(
                 yield stored
 
         file = encode(slices(), count, resize.size)
-        write_whole(unit.stored, file)
+        write_whole(task.stored, file)
         crc32, stored_bytes = chunk_checksums(file), len(file)
-    return Record(
-        source=unit.source,
-        case=unit.case,
-        files=_names(unit),
+    return VolumeRecord(
+        source=task.source,
+        case=task.case,
+        files=_names(task),
         inputs=inputs,
         hash=content_hash,
         fingerprint=content.to_bytes(),
@@ -264,30 +264,30 @@ def _store(
     )
 
 
-def _refusal(unit: Unit, inputs: str, reason: str, message: str) -> Record:
-    return Record(
-        source=unit.source,
-        case=unit.case,
-        files=_names(unit),
+def _rejection(task: VolumeTask, inputs: str, reason: str, message: str) -> VolumeRecord:
+    return VolumeRecord(
+        source=task.source,
+        case=task.case,
+        files=_names(task),
         inputs=inputs,
         reason=reason,
-        message=printable(message).replace(f"{printable(str(unit.folder))}/", ""),
+        message=printable(message).replace(f"{printable(str(task.folder))}/", ""),
     )
 
 
-def _names(unit: Unit) -> tuple[str, ...]:
-    return tuple(_name(file, unit.folder) for file in unit.candidate.files)
+def _names(task: VolumeTask) -> tuple[str, ...]:
+    return tuple(_name(file, task.folder) for file in task.candidate.files)
 
 
 def _name(file: Path, folder: Path) -> str:
     return printable((file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix())
 
 
-def _inputs(unit: Unit) -> str:
-    """Return a hash of what the file system says of the unit's files; a file that is gone counts as such."""
-    digest = hashlib.sha256(unit.rule.value.encode())
-    for file in input_files(unit.candidate):
-        name = _name(file, unit.folder)
+def _inputs(task: VolumeTask) -> str:
+    """Return a hash of what the file system says of the task's files; a file that is gone counts as such."""
+    digest = hashlib.sha256(task.rule.value.encode())
+    for file in input_files(task.candidate):
+        name = _name(file, task.folder)
         try:
             status = file.stat()
         except OSError:

@@ -21,7 +21,7 @@ from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.format import EMPTY, FLAG_SEPARATOR, SLICE_COLUMNS, VOLUME_COLUMNS, VOLUMES_FOLDER
 from pretraining.corpus.slice_statistics import SliceStatistics
 from pretraining.corpus.storage import write_whole
-from pretraining.curation.process_volume import Record, file_name
+from pretraining.curation.process_volume import VolumeRecord, file_name
 
 
 def volume_path(source: str, case: str) -> str:
@@ -30,7 +30,7 @@ def volume_path(source: str, case: str) -> str:
 
 
 def volumes_table(
-    records: Sequence[Record],
+    records: Sequence[VolumeRecord],
     names: Mapping[str, Sequence[str]],
     licences: Mapping[str, str],
     marks: Mapping[str, Sequence[str]],
@@ -61,13 +61,13 @@ def volumes_table(
     return pa.table(columns, schema=VOLUME_COLUMNS)
 
 
-def volume_flags(record: Record, marks: Mapping[str, Sequence[str]]) -> list[str]:
+def volume_flags(record: VolumeRecord, marks: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the flags of a volume in the corpus, those that follow from its copies last."""
     return [*record.flags, *marks.get(record.name, ())]
 
 
 def slices_table(
-    records: Sequence[Record], licences: Mapping[str, str], marks: Mapping[str, Sequence[str]]
+    records: Sequence[VolumeRecord], licences: Mapping[str, str], marks: Mapping[str, Sequence[str]]
 ) -> pa.Table:
     """Return ``slices.parquet``; arguments as in ``volumes_table``."""
     _check_rows(records)
@@ -98,8 +98,8 @@ def slices_table(
     return pa.table(columns, schema=SLICE_COLUMNS)
 
 
-def _check_rows(records: Sequence[Record]) -> None:
-    """Refuse records that do not have the statistics and the checksum of every slice."""
+def _check_rows(records: Sequence[VolumeRecord]) -> None:
+    """Reject records that do not have the statistics and the checksum of every slice."""
     for record in records:
         slices = record.shape[0]
         if record.statistics.shape != (slices, len(SliceStatistics._fields)) or record.crc32.shape != (slices,):
@@ -125,7 +125,7 @@ def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def corpus_hash(records: Iterable[Record], settings: Mapping[str, Any], exclusions: Mapping[str, Any]) -> str:
+def corpus_hash(records: Iterable[VolumeRecord], settings: Mapping[str, Any], exclusions: Mapping[str, Any]) -> str:
     """Return what names the content of a corpus: SHA-256 of its volumes, its settings and its exclusions.
 
     A volume is named by its hash and its spacing in units of 1e-4 mm: its slices are resampled by it.

@@ -38,7 +38,7 @@ REASONS = {
     "sheared": "axes in the header are not perpendicular, as after a tilted gantry",
     "not_axial": "a sagittal or coronal acquisition: axial slices would be made of thick voxels",
 }
-"""Code of a refusal -> what it means."""
+"""Code of a rejection -> what it means."""
 
 FLAGS = {
     "reoriented": "stored in another orientation; axes were permuted or reversed",
@@ -81,7 +81,7 @@ class IntensityRule(str, Enum):
         return self.value.upper()
 
 
-class Refused(Exception):  # noqa: N818 - a verdict on an input, not a fault of the program
+class Rejected(Exception):  # noqa: N818 - a verdict on an input, not a fault of the program
     """An input does not become part of the corpus; curation makes it a line of ``rejected.jsonl``.
 
     Attributes:

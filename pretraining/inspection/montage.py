@@ -82,7 +82,7 @@ def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) ->
     """Return up to ``number`` slices as row of the volume and index: every source has its share, all heights occur.
 
     Args:
-        sources: Source of each volume.
+        sources: Collection of each volume.
         slices: Its number of slices.
         number: How many to choose.
     """

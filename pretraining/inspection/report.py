@@ -12,13 +12,13 @@ from typing import Any
 from rich.table import Table
 
 from pretraining.corpus.format import DUPLICATES_FILE, EXCLUDED_FILE, REJECTED_FILE, read_lines
-from pretraining.curation.collections import UNKNOWN_LICENCE, Source
+from pretraining.curation.collections import UNKNOWN_LICENCE, Collection
 from pretraining.inspection.summary import MEANINGS
 
 _FEW = 10
 
 
-def sources_table(sources: Mapping[str, Source], found: Mapping[str, int]) -> Table:
+def sources_table(sources: Mapping[str, Collection], found: Mapping[str, int]) -> Table:
     """Return a row for every source; ``found`` has the number of volumes of those that were looked for."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("NAME", "collection", "licence", "contains"):
@@ -32,7 +32,7 @@ def sources_table(sources: Mapping[str, Source], found: Mapping[str, int]) -> Ta
     return table
 
 
-def source_text(source: Source, found: int | None) -> str:
+def source_text(source: Collection, found: int | None) -> str:
     """Return all that is known of a source."""
     expected = "unknown" if source.expected_volumes is None else str(source.expected_volumes)
     lines = [

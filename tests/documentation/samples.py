@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunetv2_meddino.planning.presets import load_overlay
 from pretraining.config import STAGES
 from pretraining.config.parse import stage_configurations
-from pretraining.curation.collections import load_source_file
+from pretraining.curation.collections import load_collection
 from tests.conftest import PROJECT
 from tests.documentation.dry import Dry
 from tests.documentation.pages import Block
@@ -39,7 +39,7 @@ def try_sample(block: Block, world: World, dry: Dry) -> str:
         if block.page == SETTINGS:
             stage_configurations(STAGES, "meddinov3", file)
         else:
-            load_source_file(file)
+            load_collection(file)
         return "read"
     if block.language == "json":
         load_overlay(file)

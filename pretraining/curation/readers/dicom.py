@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pretraining.curation.geometry import Stack, stack_slices
-from pretraining.curation.readers.raw_image import Stored
+from pretraining.curation.readers.raw_image import RawImage
 from pretraining.curation.readers.series import MODALITIES, SAME_GRID, modality_of, sop_class_of
-from pretraining.curation.volume import IntensityRule, Refused
+from pretraining.curation.volume import IntensityRule, Rejected
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class, and the beginning of its multi-frame variants."""
@@ -47,8 +47,8 @@ _TEXTS = {
 _NUMBERS = {"kvp": "KVP", "slice_thickness_mm": "SliceThickness"}
 
 
-def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
-    """Read the images of one series; raises ``Refused``.
+def read_series(files: Sequence[Path], rule: IntensityRule) -> RawImage:
+    """Read the images of one series; raises ``Rejected``.
 
     Headers are read first and pixels one image after the other, so that only one copy of the pixels is in memory.
     """
@@ -58,9 +58,9 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
     images, flags = _without_copies(images)
     scouts = sum("LOCALIZER" in image.kind for image in images)
     if scouts == len(images):
-        raise Refused("localizer", "a scout view, by its ImageType")
+        raise Rejected("localizer", "a scout view, by its ImageType")
     if scouts:
-        raise Refused("mixed_series", f"{scouts} of {len(images)} images are localizers")
+        raise Rejected("mixed_series", f"{scouts} of {len(images)} images are localizers")
     first = images[0]
     metadata = first.metadata()
     if any(image.lossy for image in images):
@@ -72,7 +72,7 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
     for image in images:
         first.check_same_grid(image)
     if len(images) < 2:
-        raise Refused("single_slice", "the series has one image")
+        raise Rejected("single_slice", "the series has one image")
     row, column = first.axes()
     stack = _stack(images, row, column)
     flags |= {"no_series_uid"} if first.is_unnamed else set()
@@ -82,7 +82,7 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
         metadata["gantry_tilt_deg"] = round(stack.tilt_deg, 2)
     values, slope, intercept = _pixels(images)
     y, x = first.numbers("PixelSpacing", 2)
-    return Stored(
+    return RawImage(
         values=values,
         axes_mm=np.array([stack.step_mm, column * y, row * x]),
         slope=slope,
@@ -94,23 +94,25 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> Stored:
 
 
 def _stack(images: list[_Image], row: NDArray[np.float64], column: NDArray[np.float64]) -> Stack:
-    """Return images of one series in order; refuse images that are none as ``ambiguous_series`` if nothing names it."""
+    """Return images of one series in order; reject images that are none as ``ambiguous_series`` if nothing names it."""
     try:
         return stack_slices(np.array([image.numbers("ImagePositionPatient", 3) for image in images]), row, column)
-    except Refused as refused:
+    except Rejected as rejected:
         if not images[0].is_unnamed:
             raise
-        message = f"no SeriesInstanceUID, and images of one folder, study and grid that are no stack: {refused.message}"
-        raise Refused("ambiguous_series", message) from refused
+        message = (
+            f"no SeriesInstanceUID, and images of one folder, study and grid that are no stack: {rejected.message}"
+        )
+        raise Rejected("ambiguous_series", message) from rejected
 
 
-def _projection(image: _Image, flags: set[str], metadata: dict[str, Any]) -> Stored:
+def _projection(image: _Image, flags: set[str], metadata: dict[str, Any]) -> RawImage:
     """Return an X-ray picture as a volume of one slice, bright where much was absorbed."""
     values, slope, intercept = _pixels([image])
     if str(image.header.get("PhotometricInterpretation", "")) == "MONOCHROME1":  # stored the other way round
         slope, intercept = -slope, slope * (float(values.max()) + float(values.min())) + intercept
     y, x = image.numbers("PixelSpacing" if "PixelSpacing" in image.header else "ImagerPixelSpacing", 2)
-    return Stored(values, None, (1.0, float(y), float(x)), slope, intercept, flags=flags, metadata=metadata)
+    return RawImage(values, None, (1.0, float(y), float(x)), slope, intercept, flags=flags, metadata=metadata)
 
 
 class _Image:
@@ -125,64 +127,64 @@ class _Image:
         except (MemoryError, OSError):
             raise
         except Exception as error:  # a damaged header raises anything in pydicom
-            raise Refused("corrupt", f"{path.name} has no readable DICOM header ({error})") from error
+            raise Rejected("corrupt", f"{path.name} has no readable DICOM header ({error})") from error
         self.kind = {part.upper() for part in ([kind] if isinstance(kind, str) else map(str, kind))}
         self.lossy = str(self.header.get("LossyImageCompression", "")) == "01"
         self.is_unnamed = not str(self.header.get("SeriesInstanceUID") or "").strip()
         self.has_modality = bool(str(self.header.get("Modality") or "").strip())
 
     def numbers(self, name: str, count: int) -> NDArray[np.float64]:
-        """Return a numeric attribute of ``count`` values; refuse its absence as ``bad_geometry``."""
+        """Return a numeric attribute of ``count`` values; reject its absence as ``bad_geometry``."""
         value = self.header.get(name)
         numbers = np.array([] if value is None else value, np.float64).reshape(-1)
         if len(numbers) != count or not np.isfinite(numbers).all():
-            raise Refused("bad_geometry", f"{self.path.name} has no usable {name} ({value})")
+            raise Rejected("bad_geometry", f"{self.path.name} has no usable {name} ({value})")
         return numbers
 
     def check(self, rule: IntensityRule) -> None:
-        """Refuse what is no picture of the wanted kind."""
+        """Reject what is no picture of the wanted kind."""
         header, name = self.header, self.path.name
         modality, sop_class = modality_of(header), sop_class_of(header)
         if not sop_class:
-            raise Refused("corrupt", f"{name} does not say what it is (no SOPClassUID)")
+            raise Rejected("corrupt", f"{name} does not say what it is (no SOPClassUID)")
         if sop_class.startswith(_SECONDARY_CAPTURE):
-            raise Refused("secondary_capture", f"{name} is a secondary capture")
+            raise Rejected("secondary_capture", f"{name} is a secondary capture")
         if modality not in MODALITIES[rule]:
             other = "not_ct" if rule is IntensityRule.CT else "other_modality"
-            raise Refused(other, f"{name} is of modality '{modality}'")
+            raise Rejected(other, f"{name} is of modality '{modality}'")
         if self.kind & _RENDERED:
-            raise Refused("secondary_capture", f"{name} is a derived picture ({', '.join(sorted(self.kind))})")
+            raise Rejected("secondary_capture", f"{name} is a derived picture ({', '.join(sorted(self.kind))})")
         if "SharedFunctionalGroupsSequence" in header or int(header.get("NumberOfFrames") or 1) > 1:
-            raise Refused("multiframe", f"{name} holds {header.get('NumberOfFrames')} frames")
+            raise Rejected("multiframe", f"{name} holds {header.get('NumberOfFrames')} frames")
         if int(header.get("SamplesPerPixel") or 1) > 1:
-            raise Refused("rgb", f"{name} is a colour picture ({header.get('PhotometricInterpretation')})")
+            raise Rejected("rgb", f"{name} is a colour picture ({header.get('PhotometricInterpretation')})")
         missing = [field for field in ("Rows", "Columns", "BitsAllocated", "BitsStored") if not header.get(field)]
         if missing:
-            raise Refused("corrupt", f"{name} has no {', '.join(missing)}")
+            raise Rejected("corrupt", f"{name} has no {', '.join(missing)}")
         if rule is IntensityRule.CT and int(header.BitsStored) <= 8:
-            raise Refused("8_bit", f"{name} has {header.BitsStored} bits a pixel")
+            raise Rejected("8_bit", f"{name} has {header.BitsStored} bits a pixel")
 
     def axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the unit vectors along which the column index and the row index grow, in (L, P, S)."""
         cosines = self.numbers("ImageOrientationPatient", 6).reshape(2, 3)
         lengths = np.linalg.norm(cosines, axis=1, keepdims=True)
         if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any() or abs(cosines[0] @ cosines[1]) > _LENGTH_TOLERANCE:
-            raise Refused(
+            raise Rejected(
                 "bad_geometry", f"{self.path.name}: ImageOrientationPatient are no perpendicular unit vectors"
             )
         row, column = cosines / lengths
         return row, column
 
     def check_same_grid(self, other: _Image) -> None:
-        """Refuse a series with images on different grids."""
+        """Reject a series with images on different grids."""
         for name in ("Rows", "Columns"):
             if self.header[name].value != other.header[name].value:
                 sizes = f"{self.header[name].value} and {other.header[name].value}"
-                raise Refused("mixed_series", f"images have {sizes} {name.lower()}")
+                raise Rejected("mixed_series", f"images have {sizes} {name.lower()}")
         for name, count in (("PixelSpacing", 2), ("ImageOrientationPatient", 6)):
             mine, others = self.numbers(name, count), other.numbers(name, count)
             if np.abs(mine - others).max() > SAME_GRID:
-                raise Refused("mixed_series", f"images differ in {name}: {mine} and {others}")
+                raise Rejected("mixed_series", f"images differ in {name}: {mine} and {others}")
 
     @property
     def rescale(self) -> tuple[float, float]:
@@ -204,18 +206,18 @@ class _Image:
         try:
             dataset = pydicom.dcmread(self.path, force=True)
             if not dataset.get("PixelData"):
-                raise Refused("truncated", f"{self.path.name} ends before its pixels")
+                raise Rejected("truncated", f"{self.path.name} ends before its pixels")
             syntax = str(dataset.file_meta.get("TransferSyntaxUID", _DECODED_HERE[0]))
             if syntax in _DECODED_HERE:
                 values, (slope, intercept) = dataset.pixel_array, self.rescale
             else:  # JPEG and the like: decoded and rescaled by GDCM
                 values, slope, intercept = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path))), 1.0, 0.0
-        except (MemoryError, OSError, Refused):
+        except (MemoryError, OSError, Rejected):
             raise
         except Exception as error:  # damaged pixels raise anything in the decoders
             short = isinstance(error, EOFError) or "less than expected" in str(error)
             message = f"the pixels of {self.path.name} cannot be decoded ({str(error).strip().splitlines()[-1]})"
-            raise Refused("truncated" if short else "corrupt", message) from error
+            raise Rejected("truncated" if short else "corrupt", message) from error
         return values.reshape(int(self.header.Rows), int(self.header.Columns)), slope, intercept
 
     def metadata(self) -> dict[str, Any]:

@@ -1,28 +1,30 @@
-"""NIfTI-1 and NIfTI-2 in one file, compressed or not."""
+"""NIfTI-1 and NIfTI-2 in one file, compressed or not.
+
+Files are read to the last byte, which verifies the checksum and length of a compressed one: SimpleITK opens a truncated
+or altered ``.nii.gz`` without an error and fills what is missing with zeros.
+"""
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from pretraining.curation.readers.raw_image import (
-    MM_PER_UNIT,
-    Stored,
-    as_three_axes,
-    check_possible,
-    open_stream,
-    read_exactly,
-)
-from pretraining.curation.volume import Refused
+from pretraining.curation.readers.raw_image import MM_PER_UNIT, RawImage, as_three_axes
+from pretraining.curation.volume import Rejected
 
 _HEADER_BYTES = 540
 """Of a NIfTI-2 header; one of NIfTI-1 has 348."""
+
+_HIGHEST_COMPRESSION = 1032
+"""Of deflate: 258 bytes become 2 bits."""
 
 _UNITS = {1: "metre", 3: "micron"}
 """``xyzt_units`` -> what the affines count in; every other number is or means millimetres."""
@@ -36,29 +38,31 @@ _AFFINE_TOLERANCE = 0.1
 """Difference of sform and qform, as a share of a voxel, that still is rounding."""
 
 
-def read_nifti(path: Path) -> Stored:
-    """Read one file; raises ``Refused``."""
-    with open_stream(path) as stream:
+def read_nifti(path: Path) -> RawImage:
+    """Read one file; raises ``Rejected``."""
+    with _open(path) as stream:
         header = _header(stream)
         shape = as_three_axes(header.get_data_shape()[::-1])
         try:
             dtype = header.get_data_dtype()
         except (HeaderDataError, KeyError) as error:
-            raise Refused("corrupt", f"the header names an unknown type of values ({error})") from error
+            raise Rejected("corrupt", f"the header names an unknown type of values ({error})") from error
         if dtype.names is not None:
-            raise Refused("rgb", f"every voxel holds {len(dtype.names)} values")
+            raise Rejected("rgb", f"every voxel holds {len(dtype.names)} values")
         unit = _UNITS.get(int(header["xyzt_units"]) & _UNIT_OF_LENGTH, "mm")
         axes, differ = _axes(header)
         offset = int(header.get_data_offset())
         try:
             slope, intercept = header.get_slope_inter()
         except HeaderDataError as error:
-            raise Refused("corrupt", f"the header's scaling is damaged ({error})") from error
+            raise Rejected("corrupt", f"the header's scaling is damaged ({error})") from error
         stream.seek(0)
-        check_possible(path.stat().st_size, offset + math.prod(shape) * dtype.itemsize)
-        content = read_exactly(stream, offset + math.prod(shape) * dtype.itemsize)
+        size, declared = path.stat().st_size, offset + math.prod(shape) * dtype.itemsize
+        if declared > _HIGHEST_COMPRESSION * size:  # before memory is used for it
+            raise Rejected("truncated", f"{size} bytes cannot hold the {declared} bytes that are declared")
+        content = _read_exactly(stream, declared)
     one = np.ones((1, 1, 1))
-    return Stored(
+    return RawImage(
         values=np.frombuffer(content, dtype, offset=offset).reshape(shape),
         axes_mm=axes * MM_PER_UNIT.get(unit, 1.0),
         slope=one * (1.0 if slope is None else slope),
@@ -69,24 +73,57 @@ def read_nifti(path: Path) -> Stored:
     )
 
 
+def _open(path: Path) -> BinaryIO:
+    """Open a file for reading, decompressed if it begins as gzip does, whatever its name."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(path) if compressed else path.open("rb"))
+
+
 def _header(stream: BinaryIO) -> Any:
     """Return the header of a stream; a damaged beginning may raise anything in nibabel."""
     try:
-        start = read_at_most(stream, _HEADER_BYTES)
+        start = _read_at_most(stream, _HEADER_BYTES)
         for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
             size = kind.template_dtype.itemsize
             if kind.may_contain_header(start) and start[344:348] != b"ni1\0":
                 return kind(start[:size], check=True)
     except EOFError as error:
-        raise Refused("truncated", "the compressed stream ends within the header") from error
+        raise Rejected("truncated", "the compressed stream ends within the header") from error
     except (HeaderDataError, OSError, ValueError, KeyError) as error:
-        raise Refused("corrupt", f"the header is damaged ({error})") from error
+        raise Rejected("corrupt", f"the header is damaged ({error})") from error
     if len(start) < 348:
-        raise Refused("truncated", f"{len(start)} bytes hold no header")
-    raise Refused("corrupt", "does not begin with a NIfTI header")
+        raise Rejected("truncated", f"{len(start)} bytes hold no header")
+    raise Rejected("corrupt", "does not begin with a NIfTI header")
 
 
-def read_at_most(stream: BinaryIO, count: int) -> bytes:
+def _read_exactly(stream: BinaryIO, count: int) -> bytearray:
+    """Read a stream that must end after ``count`` bytes, and a gzip stream's checksum with it.
+
+    Raises:
+        Rejected: ``truncated`` or ``corrupt``.
+    """
+    try:
+        content = bytearray(count)
+        view, filled = memoryview(content), 0
+        while filled < count and (read := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+            filled += read
+        if filled < count:
+            raise Rejected("truncated", f"holds {filled} bytes of voxels where {count} are declared")
+        if stream.read(1):
+            raise Rejected("corrupt", f"holds more than the {count} bytes of voxels that are declared")
+    except EOFError as error:
+        raise Rejected("truncated", "the compressed stream ends before its end mark") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise Rejected("corrupt", f"the compressed stream is damaged ({error})") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk; a damaged bzip2 stream has no number
+            raise
+        raise Rejected("corrupt", f"the compressed stream is damaged ({error})") from error
+    return content
+
+
+def _read_at_most(stream: BinaryIO, count: int) -> bytes:
     """Read until ``count`` bytes are there or the stream ends."""
     content = b""
     while len(content) < count and (part := stream.read(count - len(content))):
@@ -108,9 +145,9 @@ def _axes(header: Any) -> tuple[NDArray[np.float64], bool]:
             affines.append(header.get_qform())
         except HeaderDataError as error:
             if not affines:
-                raise Refused("corrupt", f"the qform is damaged ({error})") from error
+                raise Rejected("corrupt", f"the qform is damaged ({error})") from error
     if not affines:
-        raise Refused("no_orientation", "neither sform nor qform is set")
+        raise Rejected("no_orientation", "neither sform nor qform is set")
     steps = [(_TO_LPS[:, np.newaxis] * affine[:3, :3]).T[::-1].astype(np.float64) for affine in affines]
     sizes = np.linalg.norm(steps[0], axis=1, keepdims=True)
     differ = len(steps) > 1 and bool((np.abs(steps[0] - steps[1]) > _AFFINE_TOLERANCE * sizes).any())

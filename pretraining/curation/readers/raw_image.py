@@ -1,25 +1,15 @@
-"""A volume as a file holds it, and files read to the last byte.
-
-Nothing here trusts a library that fills what a damaged file lacks with zeros: SimpleITK opens a truncated or altered
-``.nii.gz`` without an error. Compressed streams are decompressed to their end, which verifies checksum and length.
-"""
+"""A volume as a file holds it."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pretraining.curation.volume import Refused
-
-_HIGHEST_COMPRESSION = 1032
-"""Of deflate: 258 bytes become 2 bits."""
+from pretraining.curation.volume import Rejected
 
 _ONE = np.ones((1, 1, 1))
 
@@ -32,7 +22,7 @@ MM_PER_UNIT = {
 
 
 @dataclass(eq=False)
-class Stored:
+class RawImage:
     """Stored values and what the header says about them.
 
     Attributes:
@@ -63,77 +53,15 @@ def as_three_axes(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return a stored shape, slowest axis first, without the axes of length 1 in front of the last three.
 
     Raises:
-        Refused: ``4d``, ``single_slice`` (two axes) or ``bad_geometry`` (an axis without voxels).
+        Rejected: ``4d``, ``single_slice`` (two axes) or ``bad_geometry`` (an axis without voxels).
     """
     sizes = [int(size) for size in shape]
     while len(sizes) > 3 and sizes[0] == 1:
         del sizes[0]
     if len(sizes) > 3:
-        raise Refused("4d", f"{len(sizes)} axes of {' x '.join(map(str, reversed(sizes)))} values")
+        raise Rejected("4d", f"{len(sizes)} axes of {' x '.join(map(str, reversed(sizes)))} values")
     if any(size < 1 for size in sizes) or not sizes:
-        raise Refused("bad_geometry", f"axes of {sizes} voxels")
+        raise Rejected("bad_geometry", f"axes of {sizes} voxels")
     if len(sizes) < 3:
-        raise Refused("single_slice", f"a picture of {' x '.join(map(str, sizes))} pixels")
+        raise Rejected("single_slice", f"a picture of {' x '.join(map(str, sizes))} pixels")
     return sizes[0], sizes[1], sizes[2]
-
-
-def check_possible(stored_bytes: int, count: int) -> None:
-    """Refuse, before memory is asked for, sizes that even an all but empty picture cannot be compressed from."""
-    if count > _HIGHEST_COMPRESSION * stored_bytes:
-        raise Refused("truncated", f"{stored_bytes} bytes cannot hold the {count} bytes of voxels that are declared")
-
-
-def read_exactly(stream: BinaryIO, count: int) -> bytearray:
-    """Read a stream that must end after ``count`` bytes, and a gzip stream's checksum with it.
-
-    Raises:
-        Refused: ``truncated`` or ``corrupt``.
-    """
-    try:
-        content = bytearray(count)
-        view, filled = memoryview(content), 0
-        while filled < count and (read := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
-            filled += read
-        if filled < count:
-            raise Refused("truncated", f"holds {filled} bytes of voxels where {count} are declared")
-        if stream.read(1):
-            raise Refused("corrupt", f"holds more than the {count} bytes of voxels that are declared")
-    except EOFError as error:
-        raise Refused("truncated", "the compressed stream ends before its end mark") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
-    except OSError as error:
-        if error.errno is not None:  # the disk; a damaged bzip2 stream has no number
-            raise
-        raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
-    return content
-
-
-def open_stream(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressed if it begins as gzip does, whatever its name."""
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path) if compressed else path.open("rb"))
-
-
-def inflate(content: bytes, count: int, wbits: int) -> bytearray:
-    """Decompress a zlib (``wbits`` 15) or gzip (31) stream that must give ``count`` bytes and be complete.
-
-    Raises:
-        Refused: ``truncated`` or ``corrupt``.
-    """
-    check_possible(len(content), count)
-    engine = zlib.decompressobj(wbits)
-    try:
-        plain = bytearray(engine.decompress(content, count + 1))
-        if len(plain) <= count:
-            plain += engine.flush()
-    except zlib.error as error:
-        raise Refused("corrupt", f"the compressed stream is damaged ({error})") from error
-    if len(plain) < count or not engine.eof:
-        if len(plain) > count:
-            raise Refused("corrupt", f"holds more than the {count} bytes of voxels that are declared")
-        raise Refused("truncated", f"the compressed stream ends after {len(plain)} of {count} bytes")
-    if len(plain) > count:
-        raise Refused("corrupt", f"holds {len(plain)} bytes of voxels where {count} are declared")
-    return plain

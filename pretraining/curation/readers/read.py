@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.imaging.text_headers import DamagedError, read_header
 from pretraining.curation import intensity_checks
 from pretraining.curation.geometry import OBLIQUE_DEG, check_slices, orientation
-from pretraining.curation.readers import dicom, metaimage, nrrd
+from pretraining.curation.readers import dicom
+from pretraining.curation.readers.metaimage import read_metaimage
 from pretraining.curation.readers.nifti import read_nifti
-from pretraining.curation.readers.raw_image import Stored
+from pretraining.curation.readers.nrrd import read_nrrd
+from pretraining.curation.readers.raw_image import RawImage
 from pretraining.curation.readers.series import PROJECTIONS, Identity, group, identity, is_dicom
-from pretraining.curation.volume import FLAGS, IntensityRule, Refused, Volume, printable
+from pretraining.curation.volume import FLAGS, IntensityRule, Rejected, Volume, printable
 
 _ENDINGS = {
     ".nii.gz": "nifti",
@@ -28,10 +31,7 @@ _ENDINGS = {
     ".mhd": "metaimage",
 }
 
-_READERS = {"nifti": read_nifti, "nrrd": nrrd.read_nrrd, "metaimage": metaimage.read_metaimage}
-
-_VOXEL_FILES = {"nrrd": nrrd.voxel_files, "metaimage": metaimage.voxel_files}
-"""Kind -> the files with voxels that a header of this kind names."""
+_READERS = {"nifti": read_nifti, "nrrd": read_nrrd, "metaimage": read_metaimage}
 
 UNKNOWN = "unknown"
 """Kind of a candidate that no reader takes."""
@@ -45,7 +45,7 @@ class Candidate:
         path: The file, or the folder of a DICOM series.
         files: All files that belong to it; one for the file formats (those of the voxels of a detached header are not
             counted).
-        kind: ``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is refused when it is read.
+        kind: ``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is rejected when it is read.
         series_uid: SeriesInstanceUID, or what stands for it where there is none (``series.group``); it tells apart the
             series of one folder.
     """
@@ -83,7 +83,7 @@ def contents_of(folder: Path) -> Contents:
     candidate of its own, and so is a file that ends in ``.dcm`` and cannot be read. Hidden files and folders and
     ``__MACOSX`` do not count; links to folders are followed, each folder once. Label maps are not told from images.
     Whatever a file is like, it ends nothing: pipes, links to nothing and files without permission are among ``others``
-    or refused when they are read.
+    or rejected when they are read.
     """
     contents = Contents()
     for parent, names in _walk(folder, contents.unlisted):
@@ -145,10 +145,10 @@ def without_ending(name: str) -> str:
 
 def input_files(candidate: Candidate) -> tuple[Path, ...]:
     """Return all files that decide what a candidate reads as: its own, and the voxels that a header keeps apart."""
-    if candidate.kind not in _VOXEL_FILES:
+    if candidate.kind not in ("nrrd", "metaimage"):
         return candidate.files
     try:
-        named = _VOXEL_FILES[candidate.kind](candidate.path)
+        named = read_header(candidate.path).files
     except Exception:  # noqa: BLE001 - a damaged header; reading it says what is wrong
         return candidate.files
     return tuple(dict.fromkeys((*candidate.files, *named)))
@@ -162,30 +162,32 @@ def read_volume(candidate: Candidate, rule: IntensityRule) -> Volume:
         rule: How values are treated, and which modality a DICOM header must name.
 
     Raises:
-        Refused: The input does not become a volume; its message names the file.
+        Rejected: The input does not become a volume; its message names the file.
     """
     rule = IntensityRule(rule)
     try:
         return _volume(_stored(candidate, rule), rule, candidate.files)
-    except Refused as refused:
+    except Rejected as rejected:
         series = f" (series {candidate.series_uid})" if candidate.series_uid else ""
-        raise Refused(refused.reason, printable(f"{candidate.path}{series}: {refused.message}")) from refused
+        raise Rejected(rejected.reason, printable(f"{candidate.path}{series}: {rejected.message}")) from rejected
 
 
-def _stored(candidate: Candidate, rule: IntensityRule) -> Stored:
+def _stored(candidate: Candidate, rule: IntensityRule) -> RawImage:
     """Read files as they are stored."""
     try:
         if candidate.kind == UNKNOWN:
-            raise Refused("unreadable", _why_unreadable(candidate.path))
+            raise Rejected("unreadable", _why_unreadable(candidate.path))
         if candidate.kind == "dicom":
             return dicom.read_series(candidate.files, rule)
         return _READERS[candidate.kind](candidate.path)
-    except (Refused, MemoryError):
+    except (Rejected, MemoryError):
         raise
     except OSError as error:
-        raise Refused("unreadable", str(error)) from error
+        raise Rejected("unreadable", str(error)) from error
+    except DamagedError as damaged:
+        raise Rejected(damaged.reason, str(damaged)) from damaged
     except Exception as error:  # a damaged header raises anything in the libraries
-        raise Refused("corrupt", f"the header cannot be read ({type(error).__name__}: {error})") from error
+        raise Rejected("corrupt", f"the header cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _why_unreadable(path: Path) -> str:
@@ -200,7 +202,7 @@ def _why_unreadable(path: Path) -> str:
         return "a file of a format that is not read here"
 
 
-def _volume(stored: Stored, rule: IntensityRule, files: tuple[Path, ...]) -> Volume:
+def _volume(stored: RawImage, rule: IntensityRule, files: tuple[Path, ...]) -> Volume:
     """Bring stored values into canonical orientation and pass them through the gates."""
     metadata = stored.metadata | {
         "stored_shape": list(stored.values.shape[::-1]),
@@ -230,10 +232,10 @@ def _volume(stored: Stored, rule: IntensityRule, files: tuple[Path, ...]) -> Vol
         flags |= {"windowed"} if intensity_checks.is_windowed(counts) else set()
         flags |= {"padding_replaced"} if intensity_checks.replace_padding(voxels, counts, stored.padding) else set()
     elif np.count_nonzero(counts) == 1:
-        raise Refused("empty", "every voxel has the same value")
+        raise Rejected("empty", "every voxel has the same value")
     metadata["empty_slices"] = intensity_checks.empty_slices(voxels, rule)
     if len(metadata["empty_slices"]) == len(voxels):
-        raise Refused("empty", "no slice shows anything")
+        raise Rejected("empty", "no slice shows anything")
     flags |= {"empty_slices"} if metadata["empty_slices"] else set()
     return Volume(voxels, spacing, rule.modality, tuple(flag for flag in FLAGS if flag in flags), metadata, files)
 

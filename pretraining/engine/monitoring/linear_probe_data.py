@@ -17,7 +17,7 @@ from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.classes import LabelSet
 from nnunetv2_meddino.files import read_json
 from pretraining.curation.readers.read import candidates_of, read_volume
-from pretraining.curation.volume import IntensityRule, Refused, Volume
+from pretraining.curation.volume import IntensityRule, Rejected, Volume
 from pretraining.engine.monitoring.fixed_slices import WholeSlice, whole_slice
 from pretraining.views import IntensityConfig
 
@@ -161,7 +161,7 @@ def _read_case(
     try:
         image = _read(image_path, IntensityRule.CT if intensity.rule in ("ct", "window") else IntensityRule.MR)
         labels = _read_labels(label_path, image)
-    except Refused as refused:
+    except Rejected as refused:
         msg = f"The probe cannot use {case} of {folder}: {refused}. Restore the file, or take the case out."
         raise DataError(msg) from refused
     if image.voxels.shape != labels.voxels.shape or not np.allclose(image.spacing_mm, labels.spacing_mm, rtol=1e-3):
@@ -179,7 +179,7 @@ def _read_labels(path: Path, image: Volume) -> Volume:
     """Read a label map by the same rules of orientation as its image, so that both lie on one another."""
     try:
         return _read(path, IntensityRule.MR)
-    except Refused as refused:
+    except Rejected as refused:
         if refused.reason != "empty":
             raise
         logger.warning("%s has the same value everywhere: the probe finds nothing labelled there.", path)
@@ -189,7 +189,7 @@ def _read_labels(path: Path, image: Volume) -> Volume:
 def _read(path: Path, rule: IntensityRule) -> Volume:
     candidates = candidates_of(path)
     if len(candidates) != 1:
-        raise Refused("unreadable", f"{path}: the probe reads NIfTI, NRRD and MetaImage")
+        raise Rejected("unreadable", f"{path}: the probe reads NIfTI, NRRD and MetaImage")
     return read_volume(candidates[0], rule)
 
 

@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _two_sources(monkeypatch):
     for name in ("one", "two"):
-        monkeypatch.setitem(collections.SOURCES, name, source(name))
+        monkeypatch.setitem(collections.COLLECTIONS, name, source(name))
 
 
 def _curate(data: Path, corpus: Path, *more: object) -> list[str]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation.collections import Source
-from pretraining.curation.gather import SourceFolder, curate
+from pretraining.curation.collections import Collection
+from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 
 SPACING_MM = (4.0, 0.9, 0.8)
@@ -42,7 +42,7 @@ def write_volume(voxels: NDArray[np.int16], path: Path, spacing_mm: Sequence[flo
     return path
 
 
-def source(name: str, **fields: object) -> Source:
+def source(name: str, **fields: object) -> Collection:
     """A source that takes every NIfTI, NRRD and MetaImage file of a folder, by its name."""
     values: dict = {
         "name": name,
@@ -53,12 +53,12 @@ def source(name: str, **fields: object) -> Source:
         "how": "made by the tests",
         "images": (r"/(?P<case>[^/]+)\.(nii\.gz|nii|nrrd|mha)$",),
     }
-    return Source(**values | fields)
+    return Collection(**values | fields)
 
 
 def curated(corpus: Path, *folders: tuple[str, Path], store: StoreSettings | None = None, **options: object) -> dict:
     """Curate folders in this process and return corpus.json."""
-    sources = [SourceFolder(source(name), folder) for name, folder in folders]
+    sources = [CollectionFolder(source(name), folder) for name, folder in folders]
     curate(sources, corpus, settings=store or StoreSettings(), **options)  # type: ignore[arg-type]
     return merge(corpus)
 

@@ -65,3 +65,9 @@ EXPORTS: dict[str, Callable[[Volume], Volume]] = {
 def fingerprints() -> dict[str, Fingerprint]:
     """The fingerprint of every volume."""
     return {name: fingerprint(volume) for name, volume in volumes().items()}
+
+
+@cache
+def exported(export: str, name: str) -> Fingerprint:
+    """The fingerprint of another export of a volume."""
+    return fingerprint(EXPORTS[export](volumes()[name]))

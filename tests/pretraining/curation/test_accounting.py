@@ -13,13 +13,14 @@ import pytest
 
 from pretraining.cli.main import main
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation.collections import own_source
-from pretraining.curation.gather import SourceFolder, curate
+from pretraining.curation.cases import survey
+from pretraining.curation.collections import own_collection
+from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import Candidate, input_files
 from tests.pretraining.curation.awkward import KINDS, PLAIN, write_dicom, write_nifti
 from tests.pretraining.curation.folders import source
-from tests.pretraining.curation.readers.test_encoded import AS_SIMPLEITK, VALID, WRONG
+from tests.pretraining.curation.readers.test_text_headers import AS_SIMPLEITK, VALID, WRONG
 
 CT_KINDS = {name: kind for name, kind in KINDS.items() if kind.rule == "ct"}
 HEADERS = {
@@ -82,7 +83,7 @@ def test_every_input_ends_as_it_should_and_is_counted_once(folder: Path, tmp_pat
     """Case ids are the names of the inputs."""
     named = source("named", images=(r"^/(?P<case>(?!unnamed)[^/]+)/",))
     corpus = tmp_path / "corpus"
-    curate([SourceFolder(named, folder)], corpus, settings=StoreSettings())
+    curate([CollectionFolder(named, folder)], corpus, settings=StoreSettings())
     content = merge(corpus)
     counts = content["counts"]
     reasons = {name: kind.reason for name, kind in CT_KINDS.items()} | {name: own for name, (own, _) in HEADERS.items()}
@@ -107,20 +108,15 @@ def test_every_input_ends_as_it_should_and_is_counted_once(folder: Path, tmp_pat
     assert max(times.values()) == 1, times.most_common(3)
 
 
-def test_a_source_of_ones_own_accounts_for_all_of_them_too(folder: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    curate([SourceFolder(own_source("our_ct"), folder)], corpus, settings=StoreSettings())
-    content = merge(corpus)
-    counts, passed_over = content["counts"], content["passed_over"]["our_ct"]
+def test_a_source_of_ones_own_accounts_for_all_of_them_too(folder: Path) -> None:
+    findings = survey(own_collection("our_ct"), folder)
     no_format = {"volume_mgz", "pair_img", "link_to_nothing", "link_to_itself", "pipe", "text"}
-    assert counts["found"] == len(CT_KINDS) + len(HEADERS) + len(NO_IMAGE) - len(no_format) + 2  # series and label
-    assert counts["found"] == counts["curated"] + counts["refused"] + counts["duplicates"] + counts["excluded"]
-    assert passed_over["dicom_folders"] == []
-    assert passed_over["images"] == 0
+    assert len(findings.cases) == len(CT_KINDS) + len(HEADERS) + len(NO_IMAGE) - len(no_format) + 2  # series and label
+    assert findings.unmatched == findings.unlisted == []
     others = {".raw": UNUSED, ".mgz": 1, ".img": 1, ".hdr": 1, ".gz": 3, ".txt": 2, ".csv": 2}
-    assert passed_over["other_files"] == dict(sorted(others.items()))
-    existing = {path for path in _named_by_records(corpus, folder) if path.exists()}
-    assert len(_files(folder)) == len(existing) + sum(others.values())
+    assert Counter(path.suffix for path in findings.others) == others
+    used = {file for _, candidate in findings.cases for file in input_files(candidate) if file.exists()}
+    assert len(_files(folder)) == len(used) + sum(others.values())
 
 
 def test_the_sum_and_what_was_passed_over_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +143,7 @@ def test_what_another_source_names_was_not_passed_over(tmp_path: Path) -> None:
     write_dicom(tmp_path / "data" / "two", PLAIN)
     (tmp_path / "link").symlink_to("data")
     sources = [
-        SourceFolder(source(name, images=(rf"^/(?P<case>{name})$",)), tmp_path / folder)
+        CollectionFolder(source(name, images=(rf"^/(?P<case>{name})$",)), tmp_path / folder)
         for name, folder in (("one", "data"), ("two", "link"))
     ]
     curate(sources, tmp_path / "corpus", settings=StoreSettings())

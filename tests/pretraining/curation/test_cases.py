@@ -14,21 +14,21 @@ import pytest
 from pretraining.corpus.case_ids import listed_ids
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.cases import survey
-from pretraining.curation.collections import find_cases, own_source
+from pretraining.curation.collections import own_collection
 from pretraining.curation.exclusions import ExclusionList, find_images
-from pretraining.curation.gather import SourceFolder, curate
+from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import UNKNOWN, read_volume
 from pretraining.curation.readers.series import group, identity
-from pretraining.curation.volume import IntensityRule, Refused
+from pretraining.curation.volume import IntensityRule, Rejected
 from tests.pretraining.curation.awkward import PLAIN, write_dicom, write_nifti
 from tests.pretraining.curation.folders import curated, phantom, source, write_volume
 
-OWN = own_source("our_ct")
+OWN = own_collection("our_ct")
 
 
 def cases(folder: Path, *patterns: str) -> list[str]:
-    return [case for case, _ in find_cases(source("one", images=patterns) if patterns else OWN, folder)]
+    return [case for case, _ in survey(source("one", images=patterns) if patterns else OWN, folder).cases]
 
 
 def plain(names: list[str]) -> list[str]:
@@ -104,7 +104,7 @@ def test_what_a_pattern_names_and_no_reader_takes_is_refused(tmp_path: Path) -> 
     messages = {}
     for case, candidate in found.cases:
         assert candidate.kind == UNKNOWN
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Rejected) as caught:
             read_volume(candidate, IntensityRule.CT)
         assert caught.value.reason == "unreadable"
         messages[case] = caught.value.message
@@ -184,22 +184,22 @@ def test_files_that_may_not_be_opened_are_refused_and_tried_again(
     monkeypatch.setattr("builtins.open", refuse_name)
     corpus = tmp_path / "corpus"
     every = source("one", images=(r"/(?P<case>[^/]+)\.nii\.gz$", r"/(?P<case>series)/?"))
-    curate([SourceFolder(every, folder)], corpus, settings=StoreSettings())
+    curate([CollectionFolder(every, folder)], corpus, settings=StoreSettings())
     merge(corpus)
     rejected = [json.loads(line) for line in (corpus / "rejected.jsonl").read_text().splitlines()]
     assert "unreadable" in {line["reason"] for line in rejected}
     monkeypatch.undo()
-    curate([SourceFolder(every, folder)], corpus, settings=StoreSettings())
+    curate([CollectionFolder(every, folder)], corpus, settings=StoreSettings())
     assert merge(corpus)["counts"]["refused"] == 0
 
 
 def test_a_file_that_vanishes_meanwhile_is_refused(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz", PLAIN)
     write_dicom(tmp_path / "b", PLAIN[:2])
-    found = find_cases(OWN, tmp_path)
+    found = survey(OWN, tmp_path).cases
     shutil.rmtree(tmp_path)
     for _, candidate in found:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Rejected) as caught:
             read_volume(candidate, IntensityRule.CT)
         assert caught.value.reason == "unreadable"
 
@@ -211,7 +211,7 @@ def test_names_that_are_no_text_or_too_long_end_nothing(tmp_path: Path) -> None:
     write_volume(phantom(1), tmp_path / "data" / long / "scan.nii.gz")
     write_volume(phantom(2), tmp_path / "data" / long / "other.nii.gz")
     (tmp_path / "data" / f"{odd}.mha").write_text("no image")
-    curate([SourceFolder(OWN, tmp_path / "data")], tmp_path / "corpus", settings=StoreSettings())
+    curate([CollectionFolder(OWN, tmp_path / "data")], tmp_path / "corpus", settings=StoreSettings())
     content = merge(tmp_path / "corpus")
     assert content["counts"] == {"found": 4, "curated": 3, "refused": 1, "duplicates": 0, "excluded": 0}
     (line,) = map(json.loads, (tmp_path / "corpus" / "rejected.jsonl").read_text().splitlines())

@@ -13,7 +13,8 @@ from nnunetv2_meddino.datasets.layouts import find_release
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.weights.catalog import CT_3M
 from pretraining.corpus.case_ids import listed_ids
-from pretraining.curation.collections import SOURCES, Source, find_cases, load_source_file
+from pretraining.curation.cases import survey
+from pretraining.curation.collections import COLLECTIONS, Collection, load_collection
 from pretraining.curation.volume import IntensityRule
 from tests.pretraining.curation.awkward import PLAIN, write_dicom
 
@@ -42,43 +43,43 @@ def test_every_collection_of_ct_3m_has_a_record() -> None:
     def plain(name: str) -> str:
         return re.sub(r"[^a-z0-9]", "", name.lower().removesuffix(".0"))
 
-    assert {plain(name) for name in SOURCES} == {plain(name) for name in CT_3M}
-    for name, source in SOURCES.items():
+    assert {plain(name) for name in COLLECTIONS} == {plain(name) for name in CT_3M}
+    for name, source in COLLECTIONS.items():
         assert source.name == name
         assert source.homepage.startswith("http")
         assert source.licence_url.startswith("http")
-        assert set(source.contains) <= SOURCES.keys() - {name}
+        assert set(source.contains) <= COLLECTIONS.keys() - {name}
         assert source.expected_volumes is not None or "not checked" in source.note or "published" in source.note
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_images_are_told_from_labels(name: str) -> None:
     image, case, label = LAYOUTS[name]
-    assert SOURCES[name].case_of(image) == case
-    assert SOURCES[name].case_of(label) is None
+    assert COLLECTIONS[name].case_of(image) == case
+    assert COLLECTIONS[name].case_of(label) is None
 
 
 def test_cases_are_found_in_order(tmp_path: Path) -> None:
     for path in ("b/imagesTr/amos_0002.nii.gz", "a/imagesVa/amos_0010.nii.gz", "a/labelsVa/amos_0010.nii.gz"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    cases = find_cases(SOURCES["AMOS22"], tmp_path)
+    cases = survey(COLLECTIONS["AMOS22"], tmp_path).cases
     assert [(case, candidate.path) for case, candidate in cases] == [
         ("amos_0002", tmp_path / "b/imagesTr/amos_0002.nii.gz"),
         ("amos_0010", tmp_path / "a/imagesVa/amos_0010.nii.gz"),
     ]
-    with pytest.raises(DataError, match="is no folder"):
-        find_cases(SOURCES["AMOS22"], tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is not a folder"):
+        survey(COLLECTIONS["AMOS22"], tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("end", ["(/|$)", "/", ""])
 def test_series_of_one_patient_have_names_of_their_own(tmp_path: Path, end: str) -> None:
-    source = Source(**{key: "" for key in ("title", "homepage", "licence", "licence_url", "how")}, name="own",
+    source = Collection(**{key: "" for key in ("title", "homepage", "licence", "licence_url", "how")}, name="own",
                     images=(rf"/(?P<case>patient\d+){end}",))  # fmt: skip
     for folder in ("patient1/plain", "patient1/contrast", "patient2"):
         write_dicom(tmp_path / folder, PLAIN[:2])
-    names = [case for case, _ in find_cases(source, tmp_path)]
-    assert names == [case for case, _ in find_cases(source, tmp_path)]
+    names = [case for case, _ in survey(source, tmp_path).cases]
+    assert names == [case for case, _ in survey(source, tmp_path).cases]
     assert len(set(names)) == 3
     assert [re.sub("-[0-9a-f]{8}$", "", name) for name in names] == ["patient1", "patient1", "patient2"]
     assert names[2] == "patient2"
@@ -109,12 +110,12 @@ def test_cases_of_converted_data_sets_have_the_ids_that_lists_of_them_use(conver
     release = find_release(LAYOUTS_OF_CONVERTERS[converter], tmp_path)
     converted = {case.image: case.name for case in release.cases}
     converted |= {image: case for case, image in release.test_images.items()}
-    found = find_cases(SOURCES[name], tmp_path)
+    found = survey(COLLECTIONS[name], tmp_path).cases
     assert len(converted) == len(set(converted.values())) == len(found) == 3 + len(numbers)
     for case, candidate in found:
-        assert converted[candidate.path] in listed_ids(case, SOURCES[name].aliases)
+        assert converted[candidate.path] in listed_ids(case, COLLECTIONS[name].aliases)
         others = set(converted.values()) - {converted[candidate.path]}
-        assert not others & listed_ids(case, SOURCES[name].aliases)
+        assert not others & listed_ids(case, COLLECTIONS[name].aliases)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +130,15 @@ def test_cases_of_converted_data_sets_have_the_ids_that_lists_of_them_use(conver
     ],
 )
 def test_ids_by_which_a_case_may_be_listed(case: str, ids: set[str]) -> None:
-    assert listed_ids(case, SOURCES["LiTS"].aliases) == ids
+    assert listed_ids(case, COLLECTIONS["LiTS"].aliases) == ids
 
 
 def test_a_patient_is_listed_for_all_its_series(tmp_path: Path) -> None:
-    """As ``find_cases`` names them: were the two ever to differ, a listed patient would be in the corpus."""
+    """As ``survey`` names them: were the two ever to differ, a listed patient would be in the corpus."""
     for folder in ("patient1/plain", "patient1/contrast"):
         write_dicom(tmp_path / folder, PLAIN[:2])
-    own = replace(SOURCES["LiTS"], images=(r"/(?P<case>patient\d+)(/|$)",))
-    cases = [case for case, _ in find_cases(own, tmp_path)]
+    own = replace(COLLECTIONS["LiTS"], images=(r"/(?P<case>patient\d+)(/|$)",))
+    cases = [case for case, _ in survey(own, tmp_path).cases]
     assert len(set(cases)) == 2
     assert all(listed_ids(case, {}) == {case, "patient1"} for case in cases)
 
@@ -146,7 +147,7 @@ def test_a_record_in_yaml_is_read(tmp_path: Path) -> None:
     path = tmp_path / "clinic.yaml"
     path.write_text("name: clinic\nmodality: mr\nimages: '/(?P<case>[^/]+)\\.nii\\.gz$'\nexpected_volumes: 12\n"
                     "aliases: {'c_{n:03d}': 'x{n}'}\n")  # fmt: skip
-    source = load_source_file(path)
+    source = load_collection(path)
     assert (source.name, source.modality, source.intensity) == ("clinic", "MR", IntensityRule.MR)
     assert source.case_of("sub/x1.nii.gz") == "x1"
     assert source.expected_volumes == 12
@@ -177,5 +178,5 @@ def test_wrong_records_are_explained(record: str, message: str, tmp_path: Path) 
     path = tmp_path / "clinic.yaml"
     path.write_text(record)
     with pytest.raises(ConfigurationError, match=message) as caught:
-        load_source_file(path)
+        load_collection(path)
     assert str(path) in str(caught.value)

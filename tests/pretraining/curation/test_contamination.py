@@ -13,7 +13,7 @@ from pretraining.corpus import format as corpus_format
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.contamination import SeenScans, has_seen
 from pretraining.curation.exclusions import read_exclusions
-from pretraining.curation.gather import SourceFolder, curate
+from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers import read
 from pretraining.curation.volume import IntensityRule
@@ -84,7 +84,7 @@ def test_a_file_does_not_make_its_folder_be_searched(data, monkeypatch):
 
 
 def _curate(root: Path, **fields: object) -> None:
-    curate([SourceFolder(source("one", **fields), root / "data")], root / "c", settings=StoreSettings())
+    curate([CollectionFolder(source("one", **fields), root / "data")], root / "c", settings=StoreSettings())
     assert merge(root / "c")["volumes"] == 1
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from pretraining.curation.deduplicate import EXACT, NEAR, ContentIndex, Match, deduplicate
 from pretraining.curation.fingerprint import exact_hash, fingerprint
-from pretraining.curation.process_volume import Record
+from pretraining.curation.process_volume import VolumeRecord
 from pretraining.curation.volume import Volume
 from tests.pretraining.curation.folders import SPACING_MM, phantom
 
 
-def _record(name: str, slices: int = 10, pixel_mm: float = 0.8) -> Record:
+def _record(name: str, slices: int = 10, pixel_mm: float = 0.8) -> VolumeRecord:
     source, case = name.split("/")
     spacing = (3.0, pixel_mm, pixel_mm)
-    return Record(source, case, (), "", hash=name, native_spacing_mm=spacing, shape=(slices, 64, 64))
+    return VolumeRecord(source, case, (), "", hash=name, native_spacing_mm=spacing, shape=(slices, 64, 64))
 
 
 def _kept(records, matches, order=("a", "b", "c"), **options):
@@ -53,7 +53,7 @@ def test_all_names_of_a_scan_are_kept():
     kept, result = _kept([_record("c/1"), _record("b/1"), _record("a/1")], alike)
     assert kept == ["a/1"]
     assert result.names == {"a/1": ["a/1", "b/1", "c/1"]}
-    assert [(d.record.name, d.of, d.kind, d.similarity) for d in result.dropped] == [
+    assert [(d.record.name, d.original_id, d.kind, d.similarity) for d in result.dropped] == [
         ("b/1", "a/1", NEAR, 0.9),
         ("c/1", "a/1", EXACT, 1.0),
     ]

@@ -11,9 +11,9 @@ import pytest
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from pretraining.corpus.case_ids import corpus_record
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation.collections import SOURCES
+from pretraining.curation.collections import COLLECTIONS
 from pretraining.curation.exclusions import find_images, read_exclusions
-from pretraining.curation.gather import SourceFolder, curate
+from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from tests.pretraining.curation.folders import corpus_bytes, curated, phantom, write_volume
 
@@ -99,7 +99,7 @@ def test_ids_of_a_converted_data_set_are_those_of_its_source_alone(tmp_path):
     write_volume(phantom(3, SHAPE), tmp_path / "CT-ORG" / "volume-2.nii")
     (tmp_path / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["lits_002", "LiTS/lits_012"]}]))
     listed = read_exclusions(tmp_path / "splits_final.json", 0, None)
-    folders = [SourceFolder(SOURCES[name], tmp_path / name) for name in ("LiTS", "CT-ORG")]
+    folders = [CollectionFolder(COLLECTIONS[name], tmp_path / name) for name in ("LiTS", "CT-ORG")]
     curate(folders, tmp_path / "c", settings=StoreSettings(), exclusions=[listed])
     report = merge(tmp_path / "c")["exclusions"]
     assert _cases(tmp_path / "c") == ["CT-ORG/volume-2", "LiTS/test-volume-2"]
@@ -120,7 +120,7 @@ def test_ids_of_test_images_are_their_own_and_lists_made_before_mean_either(tmp_
     left = {}
     for file, fold in (("splits_final.json", 0), ("list.txt", None), ("test.txt", None)):
         listed = read_exclusions(tmp_path / file, fold, None)
-        curate([SourceFolder(SOURCES["LiTS"], tmp_path / "LiTS")], tmp_path / "c", settings=StoreSettings(),
+        curate([CollectionFolder(COLLECTIONS["LiTS"], tmp_path / "LiTS")], tmp_path / "c", settings=StoreSettings(),
                exclusions=[listed])  # fmt: skip
         assert merge(tmp_path / "c")["exclusions"]["not_found"] == []
         left[file] = {"volume-2", "test-volume-2", "volume-3", "test-volume-3"} - {
@@ -226,7 +226,7 @@ def test_a_checkpoint_keeps_every_id_that_names_a_case_of_the_corpus(tmp_path):
         write_volume(phantom(seed, SHAPE), tmp_path / "LiTS" / f"{name}.nii")
     write_volume(phantom(0, SHAPE), tmp_path / "BTCV" / "Training" / "img" / "img0007.nii.gz")
     (tmp_path / "list.txt").write_text("lits_003\n")
-    folders = [SourceFolder(SOURCES[name], tmp_path / name) for name in ("LiTS", "BTCV")]
+    folders = [CollectionFolder(COLLECTIONS[name], tmp_path / name) for name in ("LiTS", "BTCV")]
     listed = read_exclusions(tmp_path / "list.txt", None, None)
     curate(folders, tmp_path / "c", settings=StoreSettings(), exclusions=[listed])
     assert merge(tmp_path / "c")["counts"]["duplicates"] == 1

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pretraining.curation.fingerprint import Fingerprint, fingerprint
+from pretraining.curation.fingerprint import Fingerprint
 from pretraining.curation.fingerprint_index import FingerprintIndex
 from pretraining.curation.likeness import near_duplicate
-from tests.pretraining.curation.real_ct import EXPORTS, fingerprints, volumes
+from tests.pretraining.curation.real_ct import EXPORTS, exported, fingerprints
 
 
 @pytest.mark.parametrize("others", [0, 200])
@@ -25,9 +25,9 @@ def test_index_finds_what_comparing_all_pairs_finds(spacing_mm: tuple[float, flo
         slices = rng.normal(0, 13, (20, 99)).round().astype(np.int8)
         index.add(f"other{i}", Fingerprint("CT", 1, (5.0, 1.0, 1.0), np.full((20, 2), 150, np.float32), slices))
     assert len(index) == len(fingerprints()) + others
-    for export in EXPORTS.values():
+    for export in EXPORTS:
         for name in ("chest_lidc0314_aniso8mm", "thigh_sts029", "abdomen_3mm_int32"):
-            query = fingerprint(export(volumes()[name]))
+            query = exported(export, name)
             query = dataclasses.replace(query, spacing_mm=spacing_mm or query.spacing_mm)
             expected = {key for key, one in fingerprints().items() if near_duplicate(query, one)}
             found = index.query(query)

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import blosc2
@@ -16,15 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nnunetv2_meddino import process_pool
 from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation import gather as curation
 from pretraining.curation import job, process_volume, tables
-from pretraining.curation.cases import survey
-from pretraining.curation.gather import Division, SourceFolder, curate
+from pretraining.curation.gather import CollectionFolder, Division, curate
 from pretraining.curation.merge import merge
-from tests.conftest import PROJECT, shared_path
+from pretraining.curation.readers.read import find_candidates
+from pretraining.curation.volume import IntensityRule
+from tests.conftest import shared_path
 from tests.pretraining.curation.folders import corpus_bytes, curated, phantom, source, write_volume
 
 
@@ -84,13 +81,13 @@ def test_the_voxels_of_the_corpus_are_those_of_the_files(single):
 
 def test_parts_and_merge_give_the_same_corpus(single, mixed, tmp_path):
     corpus = tmp_path / "parts"
-    sources = [SourceFolder(source(name), mixed / name) for name in ("one", "two")]
+    sources = [CollectionFolder(source(name), mixed / name) for name in ("one", "two")]
     sizes = []
     for part in (2, 0, 1):
         with pytest.raises(DataError, match=r"no finished part|of 3 parts are not finished"):
             merge(corpus)
         summary = curate(sources, corpus, settings=StoreSettings(), division=Division(part, 3))
-        sizes.append(summary.curated + summary.refused)
+        sizes.append(summary.curated + summary.rejected)
     assert sorted(sizes) == [3, 3, 4]
     assert not (corpus / "corpus.json").exists()
     merge(corpus)
@@ -106,13 +103,16 @@ def test_a_file_that_is_no_volume_keeps_no_parts_from_being_merged(mixed, tmp_pa
     for part in (0, 1):
         (folder / f"job_{part}.log").write_text("")
         curate(
-            [SourceFolder(source("one"), folder)], tmp_path / "c", settings=StoreSettings(), division=Division(part, 2)
+            [CollectionFolder(source("one"), folder)],
+            tmp_path / "c",
+            settings=StoreSettings(),
+            division=Division(part, 2),
         )
     assert merge(tmp_path / "c")["volumes"] == 4
 
 
 def test_parts_of_a_version_that_did_not_say_what_was_passed_over_are_done_again(mixed, tmp_path):
-    sources = [SourceFolder(source("one"), mixed / "one")]
+    sources = [CollectionFolder(source("one"), mixed / "one")]
     curate(sources, tmp_path / "c", settings=StoreSettings())
     (part,) = (tmp_path / "c" / "parts").glob("part_*.json")
     content = json.loads(part.read_text())
@@ -127,7 +127,7 @@ def test_parts_of_a_version_that_did_not_say_what_was_passed_over_are_done_again
 def test_parts_that_saw_other_files_are_not_merged(mixed, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(mixed / "one", folder)
-    sources = [SourceFolder(source("one"), folder)]
+    sources = [CollectionFolder(source("one"), folder)]
     curate(sources, tmp_path / "corpus", settings=StoreSettings(), division=Division(0, 2))
     (folder / "case_3.nii.gz").unlink()
     curate(sources, tmp_path / "corpus", settings=StoreSettings(), division=Division(1, 2))
@@ -182,7 +182,7 @@ def test_a_file_of_voxels_that_was_mended_is_read_again(header, voxels, tmp_path
     one = source("one", images=(r"/(?P<case>[^/]+)\.(mhd|nhdr)$",))
     for content, curated_volumes in ((whole[:-2000], 0), (whole, 1), (None, 0)):
         torn.unlink() if content is None else torn.write_bytes(content)
-        summary = curate([SourceFolder(one, torn.parent)], tmp_path / "corpus", settings=StoreSettings())
+        summary = curate([CollectionFolder(one, torn.parent)], tmp_path / "corpus", settings=StoreSettings())
         assert summary.curated == curated_volumes
 
 
@@ -190,7 +190,7 @@ def test_a_part_that_is_being_done_again_is_not_merged(mixed, tmp_path, monkeypa
     """The files have changed and the second run was stopped half way: part of the corpus would be that of old files."""
     folder, corpus = tmp_path / "data", tmp_path / "corpus"
     shutil.copytree(mixed / "one", folder)
-    sources = [SourceFolder(source("one"), folder)]
+    sources = [CollectionFolder(source("one"), folder)]
     for part in (0, 1):
         curate(sources, corpus, settings=StoreSettings(), division=Division(part, 2))
     write_volume(phantom(20), folder / "case_1.nii.gz")
@@ -276,19 +276,19 @@ def test_of_equal_copies_the_earlier_source_keeps_its_own(tmp_path):
 
 
 def test_wrong_arguments_are_said(mixed, tmp_path):
-    one = SourceFolder(source("one"), mixed / "one")
+    one = CollectionFolder(source("one"), mixed / "one")
     settings = StoreSettings()
     with pytest.raises(ConfigurationError, match="given twice"):
         curate([one, one], tmp_path / "c", settings=settings)
     with pytest.raises(DataError, match="does not exist"):
-        curate([SourceFolder(source("one"), mixed / "absent")], tmp_path / "c", settings=settings)
+        curate([CollectionFolder(source("one"), mixed / "absent")], tmp_path / "c", settings=settings)
     with pytest.raises(ConfigurationError, match="at least one"):
         curate([], tmp_path / "c", settings=settings)
     with pytest.raises(ConfigurationError, match="inside the folder of source one"):
         curate([one], mixed / "one" / "corpus", settings=settings)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="No volume of source one was found"):
-        curate([SourceFolder(source("one"), tmp_path / "none")], tmp_path / "c", settings=settings)
+        curate([CollectionFolder(source("one"), tmp_path / "none")], tmp_path / "c", settings=settings)
     with pytest.raises(ConfigurationError, match="-np"):
         curate([one], tmp_path / "c", settings=settings, processes=0)
     with pytest.raises(ConfigurationError, match="--part-id must be 0 to 2"):
@@ -302,7 +302,7 @@ def test_wrong_arguments_are_said(mixed, tmp_path):
 def test_a_folder_that_cannot_be_written_is_said(mixed, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        curate([SourceFolder(source("one"), mixed / "one")], tmp_path / "file" / "c", settings=StoreSettings())
+        curate([CollectionFolder(source("one"), mixed / "one")], tmp_path / "file" / "c", settings=StoreSettings())
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(single, mixed, tmp_path, monkeypatch):
@@ -397,47 +397,14 @@ def test_case_ids_that_occur_twice_are_told_apart(tmp_path):
     assert len(set(cases)) == 3
 
 
-_KILLER = """
-import os, signal, sys
-from pretraining.corpus import pool
-
-def work(item):
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-def lost(item):
-    return -item
-
-if __name__ == "__main__":
-    results = []
-    process_pool.run(work, list(range(8)), processes=2, lost=lost, keep=results.append)
-    print(sorted(results))
-"""
-
-
-def test_an_item_that_kills_its_process_takes_no_other_with_it(tmp_path):
-    script = tmp_path / "killer.py"
-    script.write_text(_KILLER)
-    env = os.environ | {"PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[-3, 0, 1, 2, 4, 5, 6, 7]"
-
-
 def test_a_process_killed_twice_is_a_refusal_that_is_tried_again(single, mixed, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(single, corpus)
-    folder = SourceFolder(source("one"), mixed / "one")
-    found = curation._units(folder, survey(folder.source, folder.folder), corpus)
-    record = process_volume.process_lost(found[0])
-    assert record.reason == "no_memory"
-    assert process_volume.process(found[0], StoreSettings()).reason == ""
-
-
-def test_pool_with_one_process_works_here():
-    results: list[int] = []
-    process_pool.run(lambda item: item * 2, [1, 2, 3], processes=1, lost=lambda item: -item, keep=results.append)
-    assert results == [2, 4, 6]
+    candidate = find_candidates(mixed / "one")[0]
+    record, stored = (path(corpus, "one", "case_0") for path in (job.record_path, job.staging_path))
+    task = process_volume.VolumeTask("one", "case_0", candidate, mixed / "one", IntensityRule.CT, record, stored)
+    assert process_volume.process_lost(task).reason == "no_memory"
+    assert process_volume.process(task, StoreSettings()).reason == ""
 
 
 def test_a_merge_that_stops_half_way_leaves_no_corpus_that_looks_finished(single, tmp_path, monkeypatch):
@@ -478,10 +445,10 @@ def test_real_volumes(tmp_path):
         "Dataset902_CTSarcoma": (r"/images(Tr|Ts)/(?P<case>[^/]+)_0000\.nii\.gz$",),
     }
     sources = [
-        SourceFolder(source(name, images=images), shared_path(f"data/{name}")) for name, images in folders.items()
+        CollectionFolder(source(name, images=images), shared_path(f"data/{name}")) for name, images in folders.items()
     ]
     corpus = tmp_path / "corpus"
-    curate(sources, corpus, settings=StoreSettings(), keep_near=True, processes=2)
+    curate(sources, corpus, settings=StoreSettings(), keep_near=True)
     content = merge(corpus)
     assert content["counts"]["refused"] == 2
     assert content["counts"]["found"] == content["volumes"] + 2 == 7 + 2 + 8 + 11
@@ -512,7 +479,7 @@ def test_real_volumes(tmp_path):
 
 
 def test_parts_are_done_beside_each_other_but_nothing_else_is(mixed, tmp_path):
-    sources, corpus = [SourceFolder(source("one"), mixed / "one")], tmp_path / "corpus"
+    sources, corpus = [CollectionFolder(source("one"), mixed / "one")], tmp_path / "corpus"
 
     def part(number: int, num_parts: int) -> None:
         curate(sources, corpus, settings=StoreSettings(), division=Division(number, num_parts))

@@ -11,7 +11,7 @@ import pytest
 from pretraining.curation import intensity_checks
 from pretraining.curation.geometry import orientation, stack_slices
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import FLAGS, REASONS, IntensityRule, Refused
+from pretraining.curation.volume import FLAGS, REASONS, IntensityRule, Rejected
 from tests.conftest import shared_path
 from tests.pretraining.curation.awkward import KINDS, PLAIN, SHAPE, write_nifti
 
@@ -22,7 +22,7 @@ def test_awkward_input_is_read_right_or_refused(kind: str, tmp_path: Path) -> No
     awkward.make(tmp_path)
     (candidate,) = find_candidates(tmp_path)
     if awkward.reason is not None:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Rejected) as caught:
             read_volume(candidate, IntensityRule(awkward.rule))
         assert caught.value.reason == awkward.reason, caught.value
         assert str(tmp_path) in caught.value.message
@@ -36,7 +36,7 @@ def test_awkward_input_is_read_right_or_refused(kind: str, tmp_path: Path) -> No
 
 
 def test_refusals_survive_the_way_between_processes() -> None:
-    refused = pickle.loads(pickle.dumps(Refused("4d", "a.nii: two volumes")))
+    refused = pickle.loads(pickle.dumps(Rejected("4d", "a.nii: two volumes")))
     assert (refused.reason, refused.message) == ("4d", "a.nii: two volumes")
 
 
@@ -44,7 +44,7 @@ def test_every_reason_and_flag_is_explained() -> None:
     assert all(REASONS.values())
     assert all(FLAGS.values())
     with pytest.raises(KeyError):
-        Refused("no such reason", "")
+        Rejected("no such reason", "")
 
 
 def test_crops_without_air_and_phantoms_of_few_values_are_hounsfield() -> None:
@@ -112,5 +112,5 @@ def test_real_ct_with_a_wrong_offset_is_refused(name: str, offset: int) -> None:
     (candidate,) = (found for found in find_candidates(path.parent) if found.path == path)
     voxels = read_volume(candidate, IntensityRule.CT).voxels
     intensity_checks.check_hounsfield(intensity_checks.histogram(voxels))
-    with pytest.raises(Refused, match="not_hounsfield"):
+    with pytest.raises(Rejected, match="not_hounsfield"):
         intensity_checks.check_hounsfield(intensity_checks.histogram(voxels + np.int16(offset)))

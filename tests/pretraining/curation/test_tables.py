@@ -15,7 +15,7 @@ import pytest
 
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus.format import read_corpus
-from pretraining.curation.process_volume import Record, file_name
+from pretraining.curation.process_volume import VolumeRecord, file_name
 from pretraining.curation.tables import slices_table, volumes_table
 from tests.pretraining.curation.folders import SPACING_MM, curated, phantom, write_volume
 
@@ -154,35 +154,35 @@ def test_refusals_and_duplicates_are_lines_of_json(corpus):
 def test_a_record_survives_its_file(tmp_path):
     statistics = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
     crc32 = np.array([0, 1, 2**32 - 1], np.uint32)
-    record = Record(
+    record = VolumeRecord(
         "a", "1", ("x",), "i", fingerprint=b"\x00\xff", shape=(3, 4, 5), spacing_mm=(1.5, 0.1, 0.2), empty=(1,),
         statistics=statistics, crc32=crc32, metadata={"kvp": 120},
     )  # fmt: skip
     (tmp_path / "r.json").write_bytes(record.to_bytes())
-    again = Record.read(tmp_path / "r.json")
+    again = VolumeRecord.read(tmp_path / "r.json")
     assert again is not None
     assert again.to_bytes() == record.to_bytes()
     assert again.statistics.dtype == np.float32
     assert np.array_equal(again.statistics, statistics)
     assert again.crc32.dtype == np.uint32
     assert np.array_equal(again.crc32, crc32)
-    assert Record.read(tmp_path / "absent.json") is None
+    assert VolumeRecord.read(tmp_path / "absent.json") is None
     (tmp_path / "r.json").write_text('{"source": "a"}')
     with pytest.raises(DataError, match="no record of a volume"):
-        Record.read(tmp_path / "r.json")
+        VolumeRecord.read(tmp_path / "r.json")
 
 
 def test_a_record_without_checksums_is_said(tmp_path):
-    content = json.loads(Record("a", "1", (), "i").to_bytes())
+    content = json.loads(VolumeRecord("a", "1", (), "i").to_bytes())
     del content["crc32"]
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"no record of a volume \('crc32'\). Delete it and run the curation again"):
-        Record.read(tmp_path / "r.json")
+        VolumeRecord.read(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize(("statistics", "checksums"), [(2, 3), (3, 2), (0, 3), (3, 0)])
 def test_a_record_that_does_not_fit_its_slices_is_said(statistics, checksums):
-    record = Record(
+    record = VolumeRecord(
         "a", "1", (), "i", shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0),
         statistics=np.zeros((statistics, 6), np.float32), crc32=np.zeros(checksums, np.uint32),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from pretraining.curation.contamination import has_seen
 from pretraining.curation.deduplicate import EXACT, NEAR, Match, deduplicate
 from pretraining.curation.exclusions import read_exclusions
 from pretraining.curation.merge import merge
-from pretraining.curation.process_volume import Record
+from pretraining.curation.process_volume import VolumeRecord
 from tests.pretraining.curation.folders import curated, phantom, write_volume
 
 SHAPE = (24, 96, 96)
@@ -80,9 +80,9 @@ def test_scans_are_seen_whatever_the_header_says(data: Path, spacing_mm: tuple[f
 
 
 def test_of_copies_the_one_that_says_1_mm_goes() -> None:
-    def record(name: str, slices: int, spacing_mm: tuple[float, float, float]) -> Record:
+    def record(name: str, slices: int, spacing_mm: tuple[float, float, float]) -> VolumeRecord:
         source, case = name.split("/")
-        return Record(source, case, (), "", native_spacing_mm=spacing_mm, shape=(slices, 64, 64))
+        return VolumeRecord(source, case, (), "", native_spacing_mm=spacing_mm, shape=(slices, 64, 64))
 
     alike = {"a/lost": [Match("b/true", EXACT, 1.0, True)]}
     kept = deduplicate([record("a/lost", 20, LOST_MM), record("b/true", 20, (5.0, 1.4, 1.4))], alike, ["a", "b"])

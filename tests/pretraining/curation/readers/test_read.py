@@ -15,7 +15,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import IntensityRule, Refused, Volume
+from pretraining.curation.volume import IntensityRule, Rejected, Volume
 from tests.conftest import shared_path
 from tests.pretraining.curation.awkward import PLAIN, SHAPE, SPACING, write_dicom, write_nifti
 
@@ -165,7 +165,7 @@ def test_truncated_compressed_dicom_is_refused(tmp_path: Path) -> None:
     header.save_as(path)
     np.testing.assert_array_equal(read(tmp_path).voxels, PLAIN)
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         read(tmp_path)
     assert caught.value.reason in ("truncated", "corrupt")
 
@@ -221,7 +221,7 @@ def test_random_damage_to_headers_never_crashes(ending: str, tmp_path: Path) -> 
             try:
                 read_volume(candidate, IntensityRule.CT)
                 outcomes.add("read")
-            except Refused as refused:
+            except Rejected as refused:
                 outcomes.add(refused.reason)
     assert outcomes - {"read"}
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.imaging.io import read_image
 from pretraining.curation.readers.read import Candidate, find_candidates, input_files, read_volume
-from pretraining.curation.volume import IntensityRule, Refused
+from pretraining.curation.volume import IntensityRule, Rejected
 from tests.pretraining.curation.awkward import PLAIN, SHAPE, SPACING
 
 RAW = PLAIN.astype("<i2").tobytes()
@@ -222,6 +224,7 @@ def test_valid_files_are_read_as_by_simpleitk(name: str, tmp_path: Path) -> None
     np.testing.assert_allclose(volume.spacing_mm, image.GetSpacing()[::-1])
     assert volume.metadata["stored_orientation"] == "LPS"
     assert volume.flags == ()
+    np.testing.assert_array_equal(read_image(candidate.path).channels[0], PLAIN)  # as for every other command
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -235,9 +238,17 @@ def test_valid_files_that_simpleitk_does_not_read_are_read(name: str, tmp_path: 
 @pytest.mark.parametrize("name", WRONG)
 def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_path: Path) -> None:
     reason, contents = WRONG[name]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         read_volume(write(tmp_path, name, contents), IntensityRule.CT)
     assert caught.value.reason == reason, caught.value
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if not name.startswith(("unknown", "pattern"))])
+def test_every_other_command_refuses_the_same_damage(name: str, tmp_path: Path) -> None:
+    reason, contents = WRONG[name]
+    if reason in ("truncated", "corrupt"):
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            read_image(write(tmp_path, name, contents).path)
 
 
 @pytest.mark.parametrize("name", ["list.nhdr", "pattern.nhdr", "list.mhd", "pattern.mhd"])
@@ -272,6 +283,6 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         input_files(candidate)
         try:
             read_volume(candidate, IntensityRule.CT)
-        except Refused:
+        except Rejected:
             refused += 1
     assert refused > 100
