@@ -66,6 +66,19 @@ def test_a_command_and_its_workers_end_with_the_process_that_runs_it(tmp_path, n
     until(lambda: all(map(has_ended, pids)))
 
 
+def test_lines_are_followed_while_the_command_runs(tmp_path):
+    seen = tmp_path / "seen"
+    waits = f"""
+import pathlib, time
+print("line")
+deadline = time.monotonic() + 60
+while not pathlib.Path({str(seen)!r}).exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+"""
+    run_command([sys.executable, "-c", waits], {}, tmp_path / "log", lambda line: line == "line" and seen.touch())
+
+
 def test_a_worker_that_takes_no_sigterm_is_killed(tmp_path):
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     parent = started(RUNS_A_COMMAND.replace(repr(FAMILY), repr(deaf + FAMILY)), tmp_path)

@@ -14,7 +14,7 @@ SEEN, UNKNOWN = 1, 2
 _IMAGE = re.compile(r"(.+)_\d{4}(\.nii\.gz|\.[A-Za-z0-9]+)")
 _EPILOG = """Only ids are compared, also those of datasets made by 'meddino dataset'. They cannot prove that a scan was
 not seen, since collections hold each other's scans under other names; with the corpus, meddino-pretrain seen CORPUS
-IMAGE compares the voxels. Exit code: 0 no id is listed, 1 some are, 2 an error, or none is listed but the list of what
+IMAGE compares the voxels. exit code: 0 no id is listed, 1 some are, 2 an error, or none is listed but the list of what
 the weights were pretrained on is incomplete."""
 
 
