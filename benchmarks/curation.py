@@ -31,7 +31,7 @@ from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.fingerprint import exact_hash, fingerprint
 from pretraining.curation.process_volume import VolumeTask, process
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import IntensityRule
+from pretraining.modality import Modality
 
 CT_3M_SLICES = 3_868_833
 REFERENCE = "SimpleITK reads"
@@ -57,7 +57,7 @@ def load(path: Path, slices: int) -> tuple[NDArray[np.int16], tuple[float, float
     """Read a CT and repeat its slices."""
     folder = path if path.is_dir() else path.parent
     candidate = next(c for c in find_candidates(folder) if path.is_dir() or c.path == path)
-    volume = read_volume(candidate, IntensityRule.CT)
+    volume = read_volume(candidate, Modality.CT)
     repeats = -(-slices // len(volume.voxels))
     return np.concatenate([volume.voxels] * repeats)[:slices], volume.spacing_mm
 
@@ -71,19 +71,19 @@ def measure(
         image.SetSpacing(spacing_mm[::-1])
         sitk.WriteImage(image, str(path), useCompression=True)
         (candidate,) = find_candidates(Path(folder))
-        volume = read_volume(candidate, IntensityRule.CT)
+        volume = read_volume(candidate, Modality.CT)
         stored = Path(folder) / "ct.b2nd"
 
         def curate(settings: StoreSettings) -> None:
             record = Path(folder) / "record"
             record.unlink(missing_ok=True)
-            done = process(VolumeTask("", "", candidate, Path(folder), IntensityRule.CT, record, stored), settings)
+            done = process(VolumeTask("", "", candidate, Path(folder), Modality.CT, record, stored), settings)
             assert not done.reason, done.message
 
         paper = StoreSettings(store_size=256, spacing_mm=0.45)
         functions = {
             REFERENCE: lambda: sitk.ReadImage(str(path)),
-            "we read and check": lambda: read_volume(candidate, IntensityRule.CT),
+            "we read and check": lambda: read_volume(candidate, Modality.CT),
             "hash and fingerprint": lambda: (exact_hash(volume.voxels), fingerprint(volume)),
             "curate, own size": partial(curate, StoreSettings()),
             "curate, 256 px of 0.45 mm": partial(curate, paper),

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from pretraining.curation.fingerprint import Fingerprint, fingerprint
 from pretraining.curation.likeness import NEAR_DUPLICATE, likeness
 from pretraining.curation.readers.read import candidates_of, read_volume
-from pretraining.curation.volume import IntensityRule, Volume
+from pretraining.curation.volume import Volume
+from pretraining.modality import Modality
 
 ONE_PATIENT = re.compile("ctmini|abdomen_3mm|ts_ct_image")
 ONE_SCAN = re.compile("chest_.*[|]chest_|abdomen_3mm.*[|]ctmini_00[456]|ctmini_00[78].*[|]ts_ct")
@@ -87,7 +88,7 @@ def read(paths: Sequence[Path]) -> dict[str, Volume]:
     """Return the CT volumes by name of file or folder."""
     candidates = [candidate for path in paths for candidate in candidates_of(path)]
     return {
-        candidate.path.name.split(".")[0]: read_volume(candidate, IntensityRule.CT)
+        candidate.path.name.split(".")[0]: read_volume(candidate, Modality.CT)
         for candidate in candidates
         if not candidate.path.name.startswith("mr_")
     }

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-BODY_ABOVE_HU = -500.0
+from pretraining.modality import Modality
+
+BODY_ABOVE_HU = -500
 """Half way between air and soft tissue."""
 
 BODY_ABOVE_SHARE = 0.1
@@ -21,6 +23,7 @@ _SMALLEST_PIECE = 0.1
 """Pieces smaller than this share of the largest are table, tubes and clothes; two legs are two pieces."""
 
 _LOWEST, _LEVELS = -32768, 65536
+_COUNTED_AT_ONCE = 1 << 22
 
 
 class SliceStatistics(NamedTuple):
@@ -34,11 +37,11 @@ class SliceStatistics(NamedTuple):
     hu_p995: float
 
 
-def body_threshold(voxels: NDArray[np.int16], modality: str) -> float:
+def body_threshold(voxels: NDArray[np.int16], modality: Modality) -> float:
     """Return the value above which a pixel of this volume ``(z, y, x)`` counts as tissue."""
-    if modality == "CT":
+    if modality == Modality.CT:
         return BODY_ABOVE_HU
-    low, high = _percentiles(_histogram(voxels), (0.5, 99.5))
+    low, high = _percentiles(histogram(voxels), (0.5, 99.5))
     return low + BODY_ABOVE_SHARE * (high - low)
 
 
@@ -49,7 +52,7 @@ def slice_statistics(image: NDArray[np.int16], threshold: float) -> SliceStatist
         image: The slice as it is stored.
         threshold: From ``body_threshold``.
     """
-    counts = _histogram(image)
+    counts = histogram(image)
     levels = np.flatnonzero(counts)
     weights, values = counts[levels], levels + float(_LOWEST)
     mean = float(np.dot(weights, values) / image.size)
@@ -73,11 +76,16 @@ def body_fraction(image: NDArray[np.int16], threshold: float) -> float:
     return float(sizes[sizes >= _SMALLEST_PIECE * sizes.max()].sum() / tissue.size)
 
 
-def _histogram(image: NDArray[np.int16]) -> NDArray[np.intp]:
-    return np.bincount(image.ravel().astype(np.intp) - _LOWEST, minlength=_LEVELS)
+def histogram(voxels: NDArray[np.int16]) -> NDArray[np.int64]:
+    """Return how often each value from -32768 to 32767 occurs, ``(65536,)``; a slab at a time, to save memory."""
+    counts = np.zeros(_LEVELS, np.int64)
+    rows = max(1, _COUNTED_AT_ONCE // voxels[0].size)
+    for start in range(0, len(voxels), rows):
+        counts += np.bincount(voxels[start : start + rows].ravel().astype(np.int32) - _LOWEST, minlength=_LEVELS)
+    return counts
 
 
-def _percentiles(counts: NDArray[np.intp], percents: tuple[float, ...]) -> list[float]:
+def _percentiles(counts: NDArray[np.int64], percents: tuple[float, ...]) -> list[float]:
     """Return the smallest value that at least this share of the pixels does not exceed, for each percentile."""
     below = np.cumsum(counts)
     ranks = [max(1, int(np.ceil(below[-1] * percent / 100))) for percent in percents]

@@ -17,9 +17,7 @@ import yaml
 
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.corpus.case_ids import NUMBER
-from pretraining.curation.volume import IntensityRule
-
-MODALITIES = ("CT", "MR", "XR")
+from pretraining.modality import Modality
 
 UNKNOWN_LICENCE = "unknown"
 """Of a source without a record."""
@@ -44,8 +42,7 @@ class Collection:
         excluded: Regular expressions of paths that match ``images`` and are none.
         expected_volumes: Number of image volumes; None where it is not known.
         contains: Names of sources whose scans are known to be in it, wholly or in part.
-        modality: ``CT``, ``MR`` or ``XR``.
-        intensity: How values are treated.
+        modality: What its scans are of.
         note: Where the number comes from, and what was not checked.
         aliases: Other ids of its cases, such as those of a dataset made of it for nnU-Net: pattern of the other id ->
             pattern of the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits).
@@ -63,8 +60,7 @@ class Collection:
     excluded: tuple[str, ...] = ()
     expected_volumes: int | None = None
     contains: tuple[str, ...] = ()
-    modality: str = "CT"
-    intensity: IntensityRule = IntensityRule.CT
+    modality: Modality = Modality.CT
     note: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     former_aliases: Mapping[str, str] = field(default_factory=dict)
@@ -77,10 +73,6 @@ class Collection:
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             self._complain(f"name '{self.name}' may have letters, digits, '.', '_' and '-'")
-        if self.modality not in MODALITIES:
-            self._complain(f"modality '{self.modality}' is none of {', '.join(MODALITIES)}")
-        if self.intensity.modality != self.modality:
-            self._complain(f"intensity rule '{self.intensity.value}' is not for modality {self.modality}")
         for pattern in (*self.images, *self.excluded):
             try:
                 groups = re.compile(pattern).groupindex
@@ -140,7 +132,7 @@ def own_collection(name: str) -> Collection:
 def load_collection(path: Path) -> Collection:
     r"""Read a user's own source from a YAML record.
 
-    ``name``, ``modality`` and ``images`` are needed; ``intensity`` follows from the modality. An example::
+    ``name``, ``modality`` and ``images`` are needed. An example::
 
         name: clinic
         modality: CT
@@ -156,7 +148,7 @@ def load_collection(path: Path) -> Collection:
         raise ConfigurationError(f"{path} cannot be read as a source record: {error}. Correct it.") from error
     if not isinstance(record, dict):
         raise ConfigurationError(f"{path} holds no record (lines such as 'name: clinic'). Correct it.")
-    known = {field.name for field in fields(Collection)} - {"former_aliases"}
+    known = {field.name for field in fields(Collection)} - {"former_aliases"} | {"intensity"}
     if unknown := sorted(str(key) for key in record.keys() - known):
         raise ConfigurationError(f"{path} has the unknown fields {', '.join(unknown)}; known are {', '.join(known)}.")
     if missing := [key for key in ("name", "modality", "images") if not record.get(key)]:
@@ -177,12 +169,12 @@ def load_collection(path: Path) -> Collection:
         expected = values.get("expected_volumes")
         if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int) or expected < 0):
             raise ValueError(f"expected_volumes must be a number, not {expected!r}")
-        values["modality"] = values["modality"].upper()
-        values["intensity"] = IntensityRule(str(values.get("intensity", values["modality"])).lower())
-        return Collection(**values)
+        modality = values["modality"].upper()
+        if (intensity := str(values.pop("intensity", modality)).upper()) != modality:  # of earlier records
+            raise ValueError(f"intensity '{intensity}' is not for modality {modality}")
+        return Collection(**values | {"modality": Modality(modality)})
     except ValueError as error:
-        rules = ", ".join(rule.value for rule in IntensityRule)
-        raise ConfigurationError(f"{path}: {error} (modalities and intensity rules: {rules}). Correct it.") from error
+        raise ConfigurationError(f"{path}: {error} (modalities: {', '.join(Modality)}). Correct it.") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 

@@ -10,7 +10,8 @@ from pretraining.curation.deduplicate import ContentIndex, Match
 from pretraining.curation.fingerprint import exact_hash, fingerprint, is_current
 from pretraining.curation.process_volume import outdated
 from pretraining.curation.readers.read import Candidate, candidates_of, read_volume
-from pretraining.curation.volume import IntensityRule, Rejected
+from pretraining.curation.volume import Rejected
+from pretraining.modality import Modality
 
 
 class SeenScans:
@@ -31,8 +32,7 @@ class SeenScans:
             for source, case, names in zip(volumes["source"], volumes["case"], volumes["names"], strict=True)
         }
         self._index = ContentIndex(zip(self._names, volumes["hash"], volumes["fingerprint"], strict=True))
-        modalities = set(volumes["modality"])
-        self._rules = [rule for rule in IntensityRule if rule.modality in modalities]
+        self._modalities = sorted({Modality(modality) for modality in volumes["modality"]})
 
     def names(self, match: Match) -> list[str]:
         """Return all names of a volume, its own first: copies that were found in other sources are merged into it."""
@@ -59,15 +59,15 @@ class SeenScans:
 
     def _matches(self, candidate: Candidate) -> list[Match]:
         matches, rejections = [], []
-        for rule in self._rules:
+        for modality in self._modalities:
             try:
-                volume = read_volume(candidate, rule)
+                volume = read_volume(candidate, modality)
             except Rejected as rejected:
                 rejections.append(rejected.message)
                 continue
             content_hash = exact_hash(volume.voxels)
             matches += self._index.matches(content_hash, fingerprint(volume).to_bytes())
-        if len(rejections) == len(self._rules) > 0:
+        if len(rejections) == len(self._modalities) > 0:
             msg = f"{candidate.path} cannot be compared with the corpus: {'; '.join(dict.fromkeys(rejections))}"
             raise DataError(msg)
         return matches

@@ -119,7 +119,7 @@ class ExcludedImage:
 
     Attributes:
         case: The id in the list.
-        records: Its record under every intensity rule that the corpus uses; rejections among them.
+        records: Its record as every modality of the corpus; rejections among them.
     """
 
     case: str

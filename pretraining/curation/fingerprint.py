@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.fft import dctn
 
+from pretraining.corpus.slice_statistics import BODY_ABOVE_HU
 from pretraining.curation.volume import Volume
+from pretraining.modality import Modality
 
 DESCRIBED = 96
 """At least as many slices are described, and at most twice as many less one; all of a volume that has fewer."""
@@ -54,13 +56,11 @@ _TONE_HU = (-1000, -200, -100, 0, 100, 300, 1000)
 _TONE = (0.0, 0.25, 0.45, 0.6, 0.8, 0.95, 1.0)
 """Hounsfield units -> grey: half of the range for what lies between fat and muscle."""
 
-_BODY_ABOVE_HU = -500
 _SIGNAL = 0.15
 """MR and X-ray: the body is brighter than this share of the brightest percent."""
 
 _HEADER = struct.Struct("<2sBH3fH")
 _MAGIC = b"F2"
-_MODALITIES = ("CT", "MR", "XR")
 
 Window = tuple[float, float, float, float]
 """Centre and half axes of a body along (y, x), in pixels."""
@@ -86,14 +86,14 @@ class Fingerprint:
     """A volume's content, about 100 bytes for every described slice.
 
     Attributes:
-        modality: ``CT``, ``MR`` or ``XR``; scans of different modalities are never alike.
+        modality: Scans of different modalities are never alike.
         stride: Every so many slices one is described.
         spacing_mm: Voxel size along ``(z, y, x)`` by the header.
         sizes_px: float32 ``(N, 2)``: half axes of the body along (y, x) in pixels; 0 where there is none.
         slices: int8 ``(N, 99)``: descriptors of length 127; 0 where there is no body.
     """
 
-    modality: str
+    modality: Modality
     stride: int
     spacing_mm: tuple[float, float, float]
     sizes_px: NDArray[np.float32]
@@ -106,7 +106,8 @@ class Fingerprint:
 
     def to_bytes(self) -> bytes:
         """Return what ``from_bytes`` takes."""
-        header = _HEADER.pack(_MAGIC, _MODALITIES.index(self.modality), self.stride, *self.spacing_mm, len(self.slices))
+        modality = list(Modality).index(self.modality)
+        header = _HEADER.pack(_MAGIC, modality, self.stride, *self.spacing_mm, len(self.slices))
         return header + self.sizes_px.astype("<f4").tobytes() + self.slices.tobytes()
 
     @classmethod
@@ -124,7 +125,7 @@ class Fingerprint:
             raise ValueError(f"a fingerprint of {count} slices does not have {len(content)} bytes")
         sizes = np.frombuffer(content[_HEADER.size : end], "<f4").astype(np.float32).reshape(count, 2)
         slices = np.frombuffer(content[end:], np.int8).reshape(count, LENGTH)
-        return cls(_MODALITIES[modality], stride, (spacing[0], spacing[1], spacing[2]), sizes, slices)
+        return cls(list(Modality)[modality], stride, (spacing[0], spacing[1], spacing[2]), sizes, slices)
 
 
 def fingerprint(volume: Volume) -> Fingerprint:
@@ -133,10 +134,10 @@ def fingerprint(volume: Volume) -> Fingerprint:
     sections = volume.voxels[::stride]
     sizes = np.zeros((len(sections), 2), np.float32)
     slices = np.zeros((len(sections), LENGTH), np.int8)
-    ct = volume.modality == "CT"
+    ct = volume.modality == Modality.CT
     for i, section in enumerate(sections):
         top = 0.0 if ct else float(np.percentile(section, 99))
-        window = _body(section, _BODY_ABOVE_HU if ct else _SIGNAL * top)
+        window = _body(section, BODY_ABOVE_HU if ct else _SIGNAL * top)
         if window is None:
             continue
         grey = _tone_table()[section.view(np.uint16)] if ct else np.clip(section / np.float32(max(top, 1)), 0, 1)

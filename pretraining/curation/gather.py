@@ -170,7 +170,7 @@ def _tasks(entry: CollectionFolder, findings: Findings, corpus: Path) -> list[Vo
             case=case,
             candidate=candidate,
             folder=entry.folder,
-            rule=collection.intensity,
+            modality=collection.modality,
             record=jobs.record_path(corpus, collection.name, case),
             stored=jobs.staging_path(corpus, collection.name, case),
             placed=corpus / volume_path(collection.name, case),
@@ -214,16 +214,16 @@ def _place(path: Path) -> str:
 def _find_images(
     exclusions: Sequence[ExclusionList], collections: Sequence[Collection], corpus: Path
 ) -> list[tuple[int, VolumeTask]]:
-    """Return a task for each image of an excluded case and each intensity rule in use, with the number of its list."""
-    rules = sorted({collection.intensity for collection in collections}, key=lambda rule: rule.value)
+    """Return a task for each image of an excluded case and each modality in use, with the number of its list."""
+    modalities = sorted({collection.modality for collection in collections})
     tasks = []
     for number, listed in enumerate(exclusions):
         for case, candidates in find_images(listed).items():
             for index, candidate in enumerate(candidates):
-                for rule in rules:
-                    name = f"{file_name(case)}.{index}.{rule.value}.json"
+                for modality in modalities:
+                    name = f"{file_name(case)}.{index}.{modality.lower()}.json"
                     record = corpus / jobs.PARTS / "exclusions" / str(number) / name
-                    tasks.append((number, VolumeTask("", case, candidate, listed.images or Path(), rule, record)))
+                    tasks.append((number, VolumeTask("", case, candidate, listed.images or Path(), modality, record)))
     return tasks
 
 

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pretraining.curation.volume import IntensityRule, Rejected
+from pretraining.corpus.slice_statistics import BODY_ABOVE_HU
+from pretraining.curation.volume import Rejected
+from pretraining.modality import Modality
 
 AIR_HU = -1024
 """What padding becomes: the lowest value of a scanner."""
@@ -24,9 +26,6 @@ metal do not come that low in a field of air."""
 
 METAL_HU = 3071
 """Highest value of a 12-bit scanner. A header's padding value is believed if it lies above, or below air."""
-
-BODY_ABOVE_HU = -500
-"""Half way between air and water."""
 
 FAT_BELOW_HU = -30
 """Fat is about -120 to -60 HU; an MR image, whose header may name no modality, has nothing below 0."""
@@ -61,7 +60,7 @@ def check_type(dtype: np.dtype[Any]) -> None:
 
 
 def convert(
-    stored: NDArray[Any], slope: NDArray[np.float64], intercept: NDArray[np.float64], rule: IntensityRule
+    stored: NDArray[Any], slope: NDArray[np.float64], intercept: NDArray[np.float64], modality: Modality
 ) -> tuple[NDArray[np.int16], set[str], float]:
     """Return stored values as int16.
 
@@ -69,7 +68,7 @@ def convert(
         stored: ``(z, y, x)`` of any real type, not necessarily contiguous.
         slope: ``(1, 1, 1)``, or as long as ``stored`` along one axis: value = slope * stored + intercept.
         intercept: The same shape.
-        rule: Hounsfield units are rounded and clipped; other values are scaled if they are not whole or do not fit.
+        modality: Hounsfield units (CT) are rounded and clipped, others scaled if they are not whole or do not fit.
 
     Returns:
         Contiguous int16 ``(z, y, x)``; flags among ``rounded``, ``clipped``, ``rescaled``; and the factor by which
@@ -82,7 +81,7 @@ def convert(
     whole = stored.dtype.kind in "iu" and bool((slope == 1).all() and (intercept == np.rint(intercept)).all())
     flags: set[str] = set()
     scale = 1.0
-    if rule is not IntensityRule.CT:
+    if modality != Modality.CT:
         scale = _scale(stored, slope, intercept, whole)
         flags |= {"rescaled"} if scale != 1.0 else set()
     voxels = np.empty(stored.shape, np.int16)
@@ -125,14 +124,6 @@ def _scale(stored: NDArray[Any], slope: NDArray[np.float64], intercept: NDArray[
         largest = max(largest, float(np.abs(values).max()))
         fits = fits and bool((values == np.rint(values)).all())
     return 1.0 if (fits and largest <= _HIGHEST) or largest == 0 else _HIGHEST / largest
-
-
-def histogram(voxels: NDArray[np.int16]) -> NDArray[np.int64]:
-    """Return how often each value from -32768 to 32767 occurs, ``(65536,)``."""
-    counts = np.zeros(65536, np.int64)
-    for _, slab in slabs(voxels):
-        counts += np.bincount((slab.astype(np.int32) - _LOWEST).ravel(), minlength=65536)
-    return counts
 
 
 def check_grey_levels(counts: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
@@ -249,9 +240,9 @@ def is_windowed(counts: NDArray[np.int64]) -> bool:
     return lowest + _LOWEST > -900 and bool(counts[lowest] > 0.05 * counts.sum())
 
 
-def empty_slices(voxels: NDArray[np.int16], rule: IntensityRule) -> list[int]:
+def empty_slices(voxels: NDArray[np.int16], modality: Modality) -> list[int]:
     """Return the indices along z of slices that show nothing: air alone in CT, one value in other modalities."""
-    if rule is not IntensityRule.CT:
+    if modality != Modality.CT:
         return [i for i, section in enumerate(voxels) if section.min() == section.max()]
     needed = EMPTY_SLICE_SHARE * voxels[0].size
     return [i for i, section in enumerate(voxels) if np.count_nonzero(section > BODY_ABOVE_HU) < needed]

@@ -23,7 +23,8 @@ from pretraining.corpus.slice_statistics import SliceStatistics, body_threshold,
 from pretraining.corpus.storage import Resizer, StoreSettings, chunk_checksums, encode, plan_resizing, write_whole
 from pretraining.curation.fingerprint import Fingerprint, exact_hash, fingerprint, is_current
 from pretraining.curation.readers.read import Candidate, input_files, read_volume
-from pretraining.curation.volume import IntensityRule, Rejected, Volume, printable
+from pretraining.curation.volume import Rejected, Volume, printable
+from pretraining.modality import Modality
 
 FAILURES = {
     "unforeseen": "reading it failed in a way that no check foresees; the message names the error",
@@ -48,7 +49,7 @@ class VolumeTask:
         case: Its id there.
         candidate: Its files.
         folder: The source's folder; files are named relative to it.
-        rule: What its intensities are.
+        modality: What it is of.
         record: Where its record is written.
         stored: Where its slices are written; None where only its content is to be known.
         placed: Where a merge has put its slices, if it has.
@@ -58,7 +59,7 @@ class VolumeTask:
     case: str
     candidate: Candidate
     folder: Path
-    rule: IntensityRule
+    modality: Modality
     record: Path
     stored: Path | None = None
     placed: Path | None = None
@@ -206,7 +207,7 @@ def _is_stored(task: VolumeTask, record: VolumeRecord) -> bool:
 
 def _curate(task: VolumeTask, inputs: str, settings: StoreSettings) -> VolumeRecord:
     try:
-        volume = read_volume(task.candidate, task.rule)
+        volume = read_volume(task.candidate, task.modality)
         content_hash = exact_hash(volume.voxels)
         content = fingerprint(volume)
         return _store(task, inputs, volume, content_hash, content, settings)
@@ -285,7 +286,7 @@ def _name(file: Path, folder: Path) -> str:
 
 def _inputs(task: VolumeTask) -> str:
     """Return a hash of what the file system says of the task's files; a file that is gone counts as such."""
-    digest = hashlib.sha256(task.rule.value.encode())
+    digest = hashlib.sha256(task.modality.lower().encode())
     for file in input_files(task.candidate):
         name = _name(file, task.folder)
         try:

@@ -1,14 +1,15 @@
-"""What every reader returns and every gate speaks of: a canonical volume, or the reason why there is none."""
+"""What every reader returns: a canonical volume, or the reason why there is none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pretraining.modality import Modality
 
 REASONS = {
     "unreadable": "the file is in no format that is read here, or in a variant of one that is not",
@@ -65,22 +66,6 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-class IntensityRule(str, Enum):
-    """How values become the int16 of a volume."""
-
-    CT = "ct"
-    """Hounsfield units, checked by the gates, rounded; padding becomes -1024."""
-    MR = "mr"
-    """Arbitrary units: whole values that fit are kept, others are scaled by a recorded factor."""
-    XR = "xr"
-    """As ``MR``; a single image is a volume of one slice and has no orientation to be checked."""
-
-    @property
-    def modality(self) -> str:
-        """``CT``, ``MR`` or ``XR``, as a ``Volume`` carries it."""
-        return self.value.upper()
-
-
 class Rejected(Exception):  # noqa: N818 - a verdict on an input, not a fault of the program
     """An input does not become part of the corpus; curation makes it a line of ``rejected.jsonl``.
 
@@ -108,7 +93,7 @@ class Volume:
         voxels: int16 ``(z, y, x)``, contiguous; z runs from feet to head, y from front to back, x from the patient's
             right to left. Hounsfield units where the modality is CT.
         spacing_mm: Voxel size along ``(z, y, x)``.
-        modality: ``CT``, ``MR`` or ``XR``.
+        modality: What it is of.
         flags: Keys of ``FLAGS``, in the order of that table.
         metadata: JSON values: ``format``, ``stored_orientation`` (the patient's side to which each stored axis runs,
             fastest axis first, such as ``LPS``), ``stored_shape`` (same order), ``stored_dtype``, ``empty_slices``
@@ -120,7 +105,7 @@ class Volume:
 
     voxels: NDArray[np.int16]
     spacing_mm: tuple[float, float, float]
-    modality: str
+    modality: Modality
     flags: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()

@@ -18,6 +18,7 @@ from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
 from pretraining.corpus.format import read_corpus, read_volumes
 from pretraining.corpus.storage import open_volume
+from pretraining.modality import Modality
 from pretraining.progress import Progress
 
 _TILES, _COLUMNS = 40, 8
@@ -68,7 +69,7 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
     tiles = []
     for number, (row, index) in enumerate(chosen):
         image = open_volume(corpus / volumes["path"][row])[index]
-        ct = volumes["modality"][row] == "CT"
+        ct = volumes["modality"][row] == Modality.CT
         low, high = CT_WINDOW_HU if ct else np.percentile(image, (0.5, 99.5)).tolist()
         aspect = volumes["spacing_y_mm"][row] / volumes["spacing_x_mm"][row]
         name = f"{volumes['source'][row]}\n{short_name(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"

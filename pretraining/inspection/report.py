@@ -40,7 +40,7 @@ def source_text(source: Collection, found: int | None) -> str:
         f"home page    {source.homepage}",
         f"licence      {source.licence}, {source.licence_url}",
         f"volumes      {expected}" + ("" if found is None else f"; found: {found}"),
-        f"modality     {source.modality}, intensities {source.intensity.value}",
+        f"modality     {source.modality}",
         *(f"looked for   {pattern}" for pattern in source.images or ("every image that a reader knows",)),
         *(f"also named   {alias} for {case}" for alias, case in source.aliases.items()),
         *([f"contains     cases of {', '.join(source.contains)}"] if source.contains else []),

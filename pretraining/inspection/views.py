@@ -15,6 +15,7 @@ from nnunetv2_meddino.visualization.style import COLOURS
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.format import read_volumes
 from pretraining.inspection.montage import Tile, choose_slices, save_tiles, short_name
+from pretraining.modality import Modality
 from pretraining.views import IntensityConfig, ViewConfig, Views, make_views
 from pretraining.views.intensity import intensity_scale, to_input
 
@@ -54,7 +55,7 @@ def view_tiles(corpus: Path, config: ViewConfig) -> list[list[Tile]]:
     volumes = read_volumes(corpus)
     rows = _choose(dataset)
     other = replace(config, intensity=IntensityConfig(rule="percentile"))
-    is_ct = np.array([volumes["modality"][dataset.volume[row]] == "CT" for row in rows])
+    is_ct = np.array([volumes["modality"][dataset.volume[row]] == Modality.CT for row in rows])
     tiles: dict[int, list[Tile]] = {}
     for chosen, views_config in ((rows[is_ct], config), (rows[~is_ct], other)):
         if len(chosen):

@@ -18,7 +18,8 @@ from pydicom.dataset import Dataset
 from pretraining.curation.geometry import Stack, stack_slices
 from pretraining.curation.readers.raw_image import RawImage
 from pretraining.curation.readers.series import MODALITIES, SAME_GRID, modality_of, sop_class_of
-from pretraining.curation.volume import IntensityRule, Rejected
+from pretraining.curation.volume import Rejected
+from pretraining.modality import Modality
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class, and the beginning of its multi-frame variants."""
@@ -47,14 +48,14 @@ _TEXTS = {
 _NUMBERS = {"kvp": "KVP", "slice_thickness_mm": "SliceThickness"}
 
 
-def read_series(files: Sequence[Path], rule: IntensityRule) -> RawImage:
+def read_series(files: Sequence[Path], modality: Modality) -> RawImage:
     """Read the images of one series; raises ``Rejected``.
 
     Headers are read first and pixels one image after the other, so that only one copy of the pixels is in memory.
     """
     images = [_Image(path) for path in files]
     for image in images:
-        image.check(rule)
+        image.check(modality)
     images, flags = _without_copies(images)
     scouts = sum("LOCALIZER" in image.kind for image in images)
     if scouts == len(images):
@@ -67,7 +68,7 @@ def read_series(files: Sequence[Path], rule: IntensityRule) -> RawImage:
         flags.add("lossy_compression")
     if not all(image.has_modality for image in images):
         flags.add("modality_from_class")
-    if rule is IntensityRule.XR:
+    if modality == Modality.XR:
         return _projection(first, flags, metadata)
     for image in images:
         first.check_same_grid(image)
@@ -141,17 +142,17 @@ class _Image:
             raise Rejected("bad_geometry", f"{self.path.name} has no usable {name} ({value})")
         return numbers
 
-    def check(self, rule: IntensityRule) -> None:
+    def check(self, modality: Modality) -> None:
         """Reject what is no picture of the wanted kind."""
         header, name = self.header, self.path.name
-        modality, sop_class = modality_of(header), sop_class_of(header)
+        named, sop_class = modality_of(header), sop_class_of(header)
         if not sop_class:
             raise Rejected("corrupt", f"{name} does not say what it is (no SOPClassUID)")
         if sop_class.startswith(_SECONDARY_CAPTURE):
             raise Rejected("secondary_capture", f"{name} is a secondary capture")
-        if modality not in MODALITIES[rule]:
-            other = "not_ct" if rule is IntensityRule.CT else "other_modality"
-            raise Rejected(other, f"{name} is of modality '{modality}'")
+        if named not in MODALITIES[modality]:
+            other = "not_ct" if modality == Modality.CT else "other_modality"
+            raise Rejected(other, f"{name} is of modality '{named}'")
         if self.kind & _RENDERED:
             raise Rejected("secondary_capture", f"{name} is a derived picture ({', '.join(sorted(self.kind))})")
         if "SharedFunctionalGroupsSequence" in header or int(header.get("NumberOfFrames") or 1) > 1:
@@ -161,7 +162,7 @@ class _Image:
         missing = [field for field in ("Rows", "Columns", "BitsAllocated", "BitsStored") if not header.get(field)]
         if missing:
             raise Rejected("corrupt", f"{name} has no {', '.join(missing)}")
-        if rule is IntensityRule.CT and int(header.BitsStored) <= 8:
+        if modality == Modality.CT and int(header.BitsStored) <= 8:
             raise Rejected("8_bit", f"{name} has {header.BitsStored} bits a pixel")
 
     def axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

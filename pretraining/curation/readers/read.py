@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.imaging.text_headers import DamagedError, read_header
+from pretraining.corpus.slice_statistics import histogram
 from pretraining.curation import intensity_checks
 from pretraining.curation.geometry import OBLIQUE_DEG, check_slices, orientation
 from pretraining.curation.readers import dicom
@@ -20,7 +21,8 @@ from pretraining.curation.readers.nifti import read_nifti
 from pretraining.curation.readers.nrrd import read_nrrd
 from pretraining.curation.readers.raw_image import RawImage
 from pretraining.curation.readers.series import PROJECTIONS, Identity, group, identity, is_dicom
-from pretraining.curation.volume import FLAGS, IntensityRule, Rejected, Volume, printable
+from pretraining.curation.volume import FLAGS, Rejected, Volume, printable
+from pretraining.modality import Modality
 
 _ENDINGS = {
     ".nii.gz": "nifti",
@@ -154,31 +156,30 @@ def input_files(candidate: Candidate) -> tuple[Path, ...]:
     return tuple(dict.fromkeys((*candidate.files, *named)))
 
 
-def read_volume(candidate: Candidate, rule: IntensityRule) -> Volume:
+def read_volume(candidate: Candidate, modality: Modality) -> Volume:
     """Read files into a canonical volume.
 
     Args:
         candidate: What ``find_candidates`` found.
-        rule: How values are treated, and which modality a DICOM header must name.
+        modality: What it must be of, which decides how values are treated.
 
     Raises:
         Rejected: The input does not become a volume; its message names the file.
     """
-    rule = IntensityRule(rule)
     try:
-        return _volume(_stored(candidate, rule), rule, candidate.files)
+        return _volume(_stored(candidate, modality), modality, candidate.files)
     except Rejected as rejected:
         series = f" (series {candidate.series_uid})" if candidate.series_uid else ""
         raise Rejected(rejected.reason, printable(f"{candidate.path}{series}: {rejected.message}")) from rejected
 
 
-def _stored(candidate: Candidate, rule: IntensityRule) -> RawImage:
+def _stored(candidate: Candidate, modality: Modality) -> RawImage:
     """Read files as they are stored."""
     try:
         if candidate.kind == UNKNOWN:
             raise Rejected("unreadable", _why_unreadable(candidate.path))
         if candidate.kind == "dicom":
-            return dicom.read_series(candidate.files, rule)
+            return dicom.read_series(candidate.files, modality)
         return _READERS[candidate.kind](candidate.path)
     except (Rejected, MemoryError):
         raise
@@ -202,7 +203,7 @@ def _why_unreadable(path: Path) -> str:
         return "a file of a format that is not read here"
 
 
-def _volume(stored: RawImage, rule: IntensityRule, files: tuple[Path, ...]) -> Volume:
+def _volume(stored: RawImage, modality: Modality, files: tuple[Path, ...]) -> Volume:
     """Bring stored values into canonical orientation and pass them through the gates."""
     metadata = stored.metadata | {
         "stored_shape": list(stored.values.shape[::-1]),
@@ -219,25 +220,25 @@ def _volume(stored: RawImage, rule: IntensityRule, files: tuple[Path, ...]) -> V
         flags |= {"reoriented"} if place.changes else set()
         flags |= {"units_converted"} if stored.unit != "mm" else set()
         flags |= {"oblique"} if place.obliquity_deg > OBLIQUE_DEG else set()
-        if rule is not IntensityRule.XR:
+        if modality != Modality.XR:
             check_slices(arrays[0].shape, spacing)
-    voxels, changes, scale = intensity_checks.convert(arrays[0], arrays[1], arrays[2], rule)
+    voxels, changes, scale = intensity_checks.convert(arrays[0], arrays[1], arrays[2], modality)
     flags |= changes
     if scale != 1.0:
         metadata["intensity_scale"] = scale
-    counts = intensity_checks.histogram(voxels)
-    if rule is IntensityRule.CT:
+    counts = histogram(voxels)
+    if modality == Modality.CT:
         intensity_checks.check_grey_levels(counts, stored.values.dtype)
         intensity_checks.check_hounsfield(counts)
         flags |= {"windowed"} if intensity_checks.is_windowed(counts) else set()
         flags |= {"padding_replaced"} if intensity_checks.replace_padding(voxels, counts, stored.padding) else set()
     elif np.count_nonzero(counts) == 1:
         raise Rejected("empty", "every voxel has the same value")
-    metadata["empty_slices"] = intensity_checks.empty_slices(voxels, rule)
+    metadata["empty_slices"] = intensity_checks.empty_slices(voxels, modality)
     if len(metadata["empty_slices"]) == len(voxels):
         raise Rejected("empty", "no slice shows anything")
     flags |= {"empty_slices"} if metadata["empty_slices"] else set()
-    return Volume(voxels, spacing, rule.modality, tuple(flag for flag in FLAGS if flag in flags), metadata, files)
+    return Volume(voxels, spacing, modality, tuple(flag for flag in FLAGS if flag in flags), metadata, files)
 
 
 def _walk(folder: Path, unlisted: list[Path]) -> Iterator[tuple[Path, list[str]]]:

@@ -15,18 +15,18 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from pretraining.curation.volume import IntensityRule
+from pretraining.modality import Modality
 
 logger = logging.getLogger(__name__)
 
 MODALITIES = {
-    IntensityRule.CT: ("CT",),
-    IntensityRule.MR: ("MR",),
-    IntensityRule.XR: ("CR", "DX", "DR", "RG", "XR", "RF", "PX", "IO", "MG"),
+    Modality.CT: ("CT",),
+    Modality.MR: ("MR",),
+    Modality.XR: ("CR", "DX", "DR", "RG", "XR", "RF", "PX", "IO", "MG"),
 }
-"""Modality (0008,0060) of the images that a rule takes."""
+"""Modality (0008,0060) of the images."""
 
-PROJECTIONS = frozenset(MODALITIES[IntensityRule.XR])
+PROJECTIONS = frozenset(MODALITIES[Modality.XR])
 """Modalities of which every file is a picture of its own, whatever series it belongs to."""
 
 SAME_GRID = 1e-3

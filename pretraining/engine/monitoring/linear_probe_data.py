@@ -17,8 +17,9 @@ from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.classes import LabelSet
 from nnunetv2_meddino.files import read_json
 from pretraining.curation.readers.read import candidates_of, read_volume
-from pretraining.curation.volume import IntensityRule, Rejected, Volume
+from pretraining.curation.volume import Rejected, Volume
 from pretraining.engine.monitoring.fixed_slices import WholeSlice, whole_slice
+from pretraining.modality import Modality
 from pretraining.views import IntensityConfig
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def _read_case(
     """Return the voxels as a corpus stores them and the indices of their classes, both ``(z, y, x)``, axial."""
     image_path, label_path = folder / "imagesTr" / f"{case}_0000{ending}", folder / "labelsTr" / f"{case}{ending}"
     try:
-        image = _read(image_path, IntensityRule.CT if intensity.rule in ("ct", "window") else IntensityRule.MR)
+        image = _read(image_path, Modality.CT if intensity.rule in ("ct", "window") else Modality.MR)
         labels = _read_labels(label_path, image)
     except Rejected as refused:
         msg = f"The probe cannot use {case} of {folder}: {refused}. Restore the file, or take the case out."
@@ -178,7 +179,7 @@ def _read_case(
 def _read_labels(path: Path, image: Volume) -> Volume:
     """Read a label map by the same rules of orientation as its image, so that both lie on one another."""
     try:
-        return _read(path, IntensityRule.MR)
+        return _read(path, Modality.MR)
     except Rejected as refused:
         if refused.reason != "empty":
             raise
@@ -186,11 +187,11 @@ def _read_labels(path: Path, image: Volume) -> Volume:
         return replace(image, voxels=np.zeros_like(image.voxels))
 
 
-def _read(path: Path, rule: IntensityRule) -> Volume:
+def _read(path: Path, modality: Modality) -> Volume:
     candidates = candidates_of(path)
     if len(candidates) != 1:
         raise Rejected("unreadable", f"{path}: the probe reads NIfTI, NRRD and MetaImage")
-    return read_volume(candidates[0], rule)
+    return read_volume(candidates[0], modality)
 
 
 def _spread(classes: NDArray[np.uint8], number: int) -> list[int]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from pretraining.modality import Modality
+
 SHAPE = (20, 48, 56)
 SPACING = (2.5, 1.0, 1.0)
 CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -101,7 +103,7 @@ class Awkward:
     reason: str | None = None
     flags: tuple[str, ...] = ()
     expected: NDArray[np.int16] | None = None
-    rule: str = "ct"
+    modality: Modality = Modality.CT
 
 
 def _nifti(voxels: NDArray[Any], **options: Any) -> Callable[[Path], object]:
@@ -380,7 +382,7 @@ KINDS: Mapping[str, Awkward] = {
     "dicom": Awkward(_dicom(PLAIN), None, (), PLAIN),
     "dicom_without_rescale": Awkward(_dicom(PLAIN + 1024, intercept=None), "not_hounsfield"),
     "dicom_of_mr": Awkward(_dicom(PLAIN, _set(Modality="MR")), "not_ct"),
-    "dicom_ct_as_mr": Awkward(_dicom(PLAIN), "other_modality", rule="mr"),
+    "dicom_ct_as_mr": Awkward(_dicom(PLAIN), "other_modality", modality=Modality.MR),
     "dicom_localizer": Awkward(_dicom(PLAIN, _set(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])), "localizer"),
     "dicom_secondary_capture": Awkward(
         _dicom(PLAIN, _set(SOPClassUID="1.2.840.10008.5.1.4.1.1.7")), "secondary_capture"

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pretraining.curation.fingerprint import Fingerprint, fingerprint
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import IntensityRule, Volume
+from pretraining.curation.volume import Volume
+from pretraining.modality import Modality
 from tests.conftest import shared_path
 
 
@@ -23,7 +24,7 @@ def volumes() -> dict[str, Volume]:
         for candidate in find_candidates(shared_path(f"data/{folder}")):
             if not candidate.path.name.startswith("mr_"):
                 name = candidate.path.name.split(".")[0]
-                found[name] = read_volume(candidate, IntensityRule.CT)
+                found[name] = read_volume(candidate, Modality.CT)
     return found
 
 

@@ -20,7 +20,8 @@ from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import UNKNOWN, read_volume
 from pretraining.curation.readers.series import group, identity
-from pretraining.curation.volume import IntensityRule, Rejected
+from pretraining.curation.volume import Rejected
+from pretraining.modality import Modality
 from tests.pretraining.curation.awkward import PLAIN, write_dicom, write_nifti
 from tests.pretraining.curation.folders import curated, phantom, source, write_volume
 
@@ -44,7 +45,7 @@ def test_a_source_of_ones_own_names_cases_by_their_paths(tmp_path: Path) -> None
     assert cases(tmp_path) == ["a", "patient 1_ct.old", "sub_b", "sub_d", "sub_deep_c"]
     assert cases(tmp_path / "patient 1" / "ct.old") == ["our_ct"], "the folder itself is the series"
     assert OWN.licence == "unknown"
-    assert OWN.intensity is IntensityRule.CT
+    assert OWN.modality == Modality.CT
 
 
 def test_ids_of_ones_own_are_unique_and_stay(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_what_a_pattern_names_and_no_reader_takes_is_refused(tmp_path: Path) -> 
     for case, candidate in found.cases:
         assert candidate.kind == UNKNOWN
         with pytest.raises(Rejected) as caught:
-            read_volume(candidate, IntensityRule.CT)
+            read_volume(candidate, Modality.CT)
         assert caught.value.reason == "unreadable"
         messages[case] = caught.value.message
     assert "format" in messages["a"]
@@ -200,7 +201,7 @@ def test_a_file_that_vanishes_meanwhile_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     for _, candidate in found:
         with pytest.raises(Rejected) as caught:
-            read_volume(candidate, IntensityRule.CT)
+            read_volume(candidate, Modality.CT)
         assert caught.value.reason == "unreadable"
 
 

@@ -15,7 +15,7 @@ from nnunetv2_meddino.weights.catalog import CT_3M
 from pretraining.corpus.case_ids import listed_ids
 from pretraining.curation.cases import survey
 from pretraining.curation.collections import COLLECTIONS, Collection, load_collection
-from pretraining.curation.volume import IntensityRule
+from pretraining.modality import Modality
 from tests.pretraining.curation.awkward import PLAIN, write_dicom
 
 LAYOUTS = {
@@ -148,7 +148,7 @@ def test_a_record_in_yaml_is_read(tmp_path: Path) -> None:
     path.write_text("name: clinic\nmodality: mr\nimages: '/(?P<case>[^/]+)\\.nii\\.gz$'\nexpected_volumes: 12\n"
                     "aliases: {'c_{n:03d}': 'x{n}'}\n")  # fmt: skip
     source = load_collection(path)
-    assert (source.name, source.modality, source.intensity) == ("clinic", "MR", IntensityRule.MR)
+    assert (source.name, source.modality) == ("clinic", Modality.MR)
     assert source.case_of("sub/x1.nii.gz") == "x1"
     assert source.expected_volumes == 12
     assert listed_ids("x1", source.aliases) == {"x1", "c_001"}

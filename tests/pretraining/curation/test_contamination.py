@@ -16,7 +16,7 @@ from pretraining.curation.exclusions import read_exclusions
 from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers import read
-from pretraining.curation.volume import IntensityRule
+from pretraining.modality import Modality
 from tests.pretraining.curation.awkward import PLAIN, write_dicom
 from tests.pretraining.curation.folders import curated, phantom, source, write_volume
 
@@ -102,7 +102,7 @@ def test_a_corpus_of_mr_is_compared_as_mr(tmp_path):
     """Read as CT the image would be refused: its values are no Hounsfield units."""
     voxels = (phantom(3) + 1024).clip(0).astype(np.int16)
     write_volume(voxels, tmp_path / "data" / "a.nii.gz")
-    _curate(tmp_path, modality="MR", intensity=IntensityRule.MR)
+    _curate(tmp_path, modality=Modality.MR)
     (match,) = has_seen(tmp_path / "c", write_volume(voxels, tmp_path / "b.nrrd"))
     assert (match.name, match.kind) == ("one/a", "exact")
     assert SeenScans(tmp_path / "c").names(match) == ["one/a"]

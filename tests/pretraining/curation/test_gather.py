@@ -20,7 +20,7 @@ from pretraining.curation import job, process_volume, tables
 from pretraining.curation.gather import CollectionFolder, Division, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import find_candidates
-from pretraining.curation.volume import IntensityRule
+from pretraining.modality import Modality
 from tests.conftest import shared_path
 from tests.pretraining.curation.folders import corpus_bytes, curated, phantom, source, write_volume
 
@@ -402,7 +402,7 @@ def test_a_process_killed_twice_is_a_refusal_that_is_tried_again(single, mixed, 
     shutil.copytree(single, corpus)
     candidate = find_candidates(mixed / "one")[0]
     record, stored = (path(corpus, "one", "case_0") for path in (job.record_path, job.staging_path))
-    task = process_volume.VolumeTask("one", "case_0", candidate, mixed / "one", IntensityRule.CT, record, stored)
+    task = process_volume.VolumeTask("one", "case_0", candidate, mixed / "one", Modality.CT, record, stored)
     assert process_volume.process_lost(task).reason == "no_memory"
     assert process_volume.process(task, StoreSettings()).reason == ""
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pretraining.corpus.slice_statistics import histogram
 from pretraining.curation import intensity_checks
 from pretraining.curation.geometry import orientation, stack_slices
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import FLAGS, REASONS, IntensityRule, Rejected
+from pretraining.curation.volume import FLAGS, REASONS, Rejected
+from pretraining.modality import Modality
 from tests.conftest import shared_path
 from tests.pretraining.curation.awkward import KINDS, PLAIN, SHAPE, write_nifti
 
@@ -23,11 +25,11 @@ def test_awkward_input_is_read_right_or_refused(kind: str, tmp_path: Path) -> No
     (candidate,) = find_candidates(tmp_path)
     if awkward.reason is not None:
         with pytest.raises(Rejected) as caught:
-            read_volume(candidate, IntensityRule(awkward.rule))
+            read_volume(candidate, awkward.modality)
         assert caught.value.reason == awkward.reason, caught.value
         assert str(tmp_path) in caught.value.message
         return
-    volume = read_volume(candidate, IntensityRule(awkward.rule))
+    volume = read_volume(candidate, awkward.modality)
     assert set(volume.flags) == set(awkward.flags)
     assert volume.voxels.dtype == np.int16
     assert volume.voxels.flags.c_contiguous
@@ -51,30 +53,30 @@ def test_crops_without_air_and_phantoms_of_few_values_are_hounsfield() -> None:
     rng = np.random.default_rng(0)
     inside = np.rint(rng.normal(50, 30, (8, 40, 40))).astype(np.int16)
     inside[:, :10] = np.rint(rng.normal(-100, 30, (8, 10, 40)))
-    intensity_checks.check_hounsfield(intensity_checks.histogram(inside))
+    intensity_checks.check_hounsfield(histogram(inside))
     blocks = np.full(SHAPE, -1000, np.int16)
     blocks[:, 10:30, 10:30], blocks[:, 15:20, 15:20] = 40, 700
-    counts = intensity_checks.histogram(blocks)
+    counts = histogram(blocks)
     intensity_checks.check_grey_levels(counts, blocks.dtype)
     intensity_checks.check_hounsfield(counts)
 
 
 def test_histogram_equals_numpys() -> None:
-    counts = intensity_checks.histogram(PLAIN)
+    counts = histogram(PLAIN)
     expected, _ = np.histogram(PLAIN, bins=np.arange(-32768, 32769) - 0.5 + 0.0)
     np.testing.assert_array_equal(counts[: len(expected)], expected)
 
 
 def test_stated_padding_within_tissue_is_left_alone() -> None:
     voxels = PLAIN.copy()
-    assert not intensity_checks.replace_padding(voxels, intensity_checks.histogram(voxels), frozenset({0, 40, -1024}))
+    assert not intensity_checks.replace_padding(voxels, histogram(voxels), frozenset({0, 40, -1024}))
     np.testing.assert_array_equal(voxels, PLAIN)
 
 
 def test_values_of_other_modalities_are_kept_or_scaled(tmp_path: Path) -> None:
     write_nifti(tmp_path / "whole.nii.gz", (PLAIN + 1024).astype(np.uint16))
     write_nifti(tmp_path / "broken.nii.gz", ((PLAIN + 1024) / 4096).astype(np.float32))
-    broken, whole = (read_volume(candidate, IntensityRule.MR) for candidate in find_candidates(tmp_path))
+    broken, whole = (read_volume(candidate, Modality.MR) for candidate in find_candidates(tmp_path))
     np.testing.assert_array_equal(whole.voxels, PLAIN + 1024)
     assert whole.flags == ()
     assert broken.flags == ("rescaled",)
@@ -110,7 +112,7 @@ def test_stack_reports_the_angle_of_the_tilt_and_the_distance_of_the_table() -> 
 def test_real_ct_with_a_wrong_offset_is_refused(name: str, offset: int) -> None:
     path = shared_path(f"data/unlabelled/{name}")
     (candidate,) = (found for found in find_candidates(path.parent) if found.path == path)
-    voxels = read_volume(candidate, IntensityRule.CT).voxels
-    intensity_checks.check_hounsfield(intensity_checks.histogram(voxels))
+    voxels = read_volume(candidate, Modality.CT).voxels
+    intensity_checks.check_hounsfield(histogram(voxels))
     with pytest.raises(Rejected, match="not_hounsfield"):
-        intensity_checks.check_hounsfield(intensity_checks.histogram(voxels + np.int16(offset)))
+        intensity_checks.check_hounsfield(histogram(voxels + np.int16(offset)))

@@ -10,7 +10,7 @@ import pytest
 from pretraining.curation.fingerprint import Fingerprint, fingerprint
 from pretraining.curation.likeness import NEAR_DUPLICATE, likeness, near_duplicate
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import IntensityRule
+from pretraining.modality import Modality
 from tests.conftest import shared_path
 from tests.pretraining.curation.real_ct import EXPORTS, changed, exported, fingerprints, noisy, volumes
 
@@ -133,7 +133,7 @@ def test_other_slices_and_pixels_are_no_disagreement() -> None:
 
 def test_modality_and_empty_volumes_are_no_match() -> None:
     ct = volumes()["thigh_sts029"]
-    mr = dataclasses.replace(ct, modality="MR")
+    mr = dataclasses.replace(ct, modality=Modality.MR)
     air = changed(ct, np.full_like(ct.voxels, -1000))
     assert likeness(fingerprint(ct), fingerprint(mr)).similarity == 0
     assert likeness(fingerprint(ct), fingerprint(air)).similarity == 0
@@ -143,5 +143,5 @@ def test_modality_and_empty_volumes_are_no_match() -> None:
 def test_mr_is_found_again_whatever_its_scale() -> None:
     path = shared_path("data/unlabelled/mr_t1_cervical_cord.nii.gz")
     (candidate,) = (c for c in find_candidates(path.parent) if c.path == path)
-    volume = read_volume(candidate, IntensityRule.MR)
+    volume = read_volume(candidate, Modality.MR)
     assert near_duplicate(fingerprint(volume), fingerprint(changed(volume, volume.voxels[20:60] * 4)))

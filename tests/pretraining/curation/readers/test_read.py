@@ -15,7 +15,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from pretraining.curation.readers.read import find_candidates, read_volume
-from pretraining.curation.volume import IntensityRule, Rejected, Volume
+from pretraining.curation.volume import Rejected, Volume
+from pretraining.modality import Modality
 from tests.conftest import shared_path
 from tests.pretraining.curation.awkward import PLAIN, SHAPE, SPACING, write_dicom, write_nifti
 
@@ -36,9 +37,9 @@ def canonical_by_nibabel(path: Path) -> tuple[NDArray[np.float64], list[float]]:
     return turned.get_fdata().transpose(2, 1, 0), [float(size) for size in turned.header.get_zooms()[::-1]]
 
 
-def read(path: Path, rule: str = "ct") -> Volume:
+def read(path: Path, modality: Modality = Modality.CT) -> Volume:
     (candidate,) = find_candidates(path)
-    return read_volume(candidate, IntensityRule(rule))
+    return read_volume(candidate, modality)
 
 
 @pytest.mark.parametrize("relative", NIFTIS)
@@ -47,7 +48,7 @@ def test_nifti_is_oriented_as_by_nibabel(relative: str) -> None:
     for candidate in find_candidates(path if path.is_dir() else path.parent):
         if not path.is_dir() and candidate.path != path:
             continue
-        volume = read_volume(candidate, IntensityRule.MR if "mr_" in path.name else IntensityRule.CT)
+        volume = read_volume(candidate, Modality.MR if "mr_" in path.name else Modality.CT)
         expected, spacing = canonical_by_nibabel(candidate.path)
         assert volume.voxels.shape == expected.shape
         np.testing.assert_allclose(volume.spacing_mm, spacing, rtol=1e-5)
@@ -133,7 +134,7 @@ def test_series_in_one_folder_are_candidates_of_their_own(tmp_path: Path) -> Non
     assert [len(candidate.files) for candidate in candidates] == [SHAPE[0], SHAPE[0], 1]
     assert candidates == find_candidates(tmp_path)
     for candidate in candidates:
-        np.testing.assert_array_equal(read_volume(candidate, IntensityRule.CT).voxels, PLAIN)
+        np.testing.assert_array_equal(read_volume(candidate, Modality.CT).voxels, PLAIN)
 
 
 @pytest.mark.parametrize("compressor", ["JPEG2000", "JPEG"])
@@ -186,7 +187,7 @@ def test_x_ray_picture_is_one_slice(tmp_path: Path) -> None:
     write_dicom(tmp_path, PLAIN[:2], change, intercept=None)
     candidates = find_candidates(tmp_path)
     assert len(candidates) == 2
-    volume = read_volume(candidates[0], IntensityRule.XR)
+    volume = read_volume(candidates[0], Modality.XR)
     assert volume.modality == "XR"
     low, high = int(PLAIN[0].min()), int(PLAIN[0].max())
     np.testing.assert_array_equal(volume.voxels, (low + high - PLAIN[:1].astype(int)))
@@ -219,7 +220,7 @@ def test_random_damage_to_headers_never_crashes(ending: str, tmp_path: Path) -> 
         path.write_bytes(content)
         for candidate in find_candidates(tmp_path):
             try:
-                read_volume(candidate, IntensityRule.CT)
+                read_volume(candidate, Modality.CT)
                 outcomes.add("read")
             except Rejected as refused:
                 outcomes.add(refused.reason)

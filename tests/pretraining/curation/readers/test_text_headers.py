@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.io import read_image
 from pretraining.curation.readers.read import Candidate, find_candidates, input_files, read_volume
-from pretraining.curation.volume import IntensityRule, Rejected
+from pretraining.curation.volume import Rejected
+from pretraining.modality import Modality
 from tests.pretraining.curation.awkward import PLAIN, SHAPE, SPACING
 
 RAW = PLAIN.astype("<i2").tobytes()
@@ -217,7 +218,7 @@ def write(folder: Path, name: str, contents: dict[str, bytes]) -> Candidate:
 @pytest.mark.parametrize("name", AS_SIMPLEITK)
 def test_valid_files_are_read_as_by_simpleitk(name: str, tmp_path: Path) -> None:
     candidate = write(tmp_path, name, AS_SIMPLEITK[name])
-    volume = read_volume(candidate, IntensityRule.CT)
+    volume = read_volume(candidate, Modality.CT)
     image = sitk.ReadImage(str(candidate.path))
     np.testing.assert_array_equal(volume.voxels, sitk.GetArrayFromImage(image))
     np.testing.assert_array_equal(volume.voxels, PLAIN)
@@ -229,7 +230,7 @@ def test_valid_files_are_read_as_by_simpleitk(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", VALID)
 def test_valid_files_that_simpleitk_does_not_read_are_read(name: str, tmp_path: Path) -> None:
-    volume = read_volume(write(tmp_path, name, VALID[name]), IntensityRule.CT)
+    volume = read_volume(write(tmp_path, name, VALID[name]), Modality.CT)
     np.testing.assert_array_equal(volume.voxels, PLAIN)
     np.testing.assert_allclose(volume.spacing_mm, SPACING)
     assert volume.flags == (("units_converted",) if name.startswith("metres") else ())
@@ -239,7 +240,7 @@ def test_valid_files_that_simpleitk_does_not_read_are_read(name: str, tmp_path: 
 def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_path: Path) -> None:
     reason, contents = WRONG[name]
     with pytest.raises(Rejected) as caught:
-        read_volume(write(tmp_path, name, contents), IntensityRule.CT)
+        read_volume(write(tmp_path, name, contents), Modality.CT)
     assert caught.value.reason == reason, caught.value
 
 
@@ -282,7 +283,7 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         (candidate,) = find_candidates(tmp_path)
         input_files(candidate)
         try:
-            read_volume(candidate, IntensityRule.CT)
+            read_volume(candidate, Modality.CT)
         except Rejected:
             refused += 1
     assert refused > 100
