@@ -133,7 +133,7 @@ def _describe(job: Job, records: Sequence[VolumeRecord], decisions: Decisions) -
     copies = decisions.copies
     outcomes: dict[str, list[VolumeRecord]] = {
         "curated": copies.kept,
-        "refused": decisions.rejected,
+        "rejected": decisions.rejected,
         "duplicates": [duplicate.record for duplicate in copies.dropped],
         "excluded": [entry.record for entry in decisions.excluded],
     }
