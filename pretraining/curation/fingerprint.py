@@ -115,7 +115,7 @@ class Fingerprint:
             ValueError: It is something else.
         """
         if len(content) < _HEADER.size or not is_current(content):
-            raise ValueError("these bytes are no fingerprint")
+            raise ValueError("these bytes are not a fingerprint")
         _, modality, stride, *spacing, count = _HEADER.unpack_from(content)
         end = _HEADER.size + 8 * count
         if len(content) != end + LENGTH * count:

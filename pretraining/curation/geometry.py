@@ -19,7 +19,7 @@ SHEAR_TOLERANCE_DEG = 1.0
 """Deviation from a right angle between two axes that is still rounding; also the smallest gantry tilt."""
 
 MAX_TILT_DEG = 45.0
-"""Gantries tilt by up to 30 degrees; beyond this a series of slices is no stack."""
+"""Gantries tilt by up to 30 degrees; beyond this a series of slices is not a stack."""
 
 OBLIQUE_DEG = 5.0
 """Inclination of the stored slices against the axial plane from which on a volume is flagged."""
@@ -40,7 +40,7 @@ POSITION_TOLERANCE = 0.05
 """Deviation of a slice gap from the median gap, as a share of it, that counts as even (or 0.1 mm if that is more)."""
 
 MIN_RUN = 3
-"""Equal gaps one after another that are a distance of its own: hardly ever are so many slices missing in a row."""
+"""So many equal gaps one after another are another slice distance, not missing slices."""
 
 SAME_POSITION_MM = 1e-3
 """Slices closer than this share a position."""
@@ -207,4 +207,4 @@ def _reject_varying(gaps: NDArray[np.float64]) -> None:
     distances = [float(np.median(run)) for run in long]
     if len(long) > 1 and max(distances) - min(distances) > _tolerance_mm(min(distances)):
         parts = ", then ".join(f"{len(run)} gaps of {gap:g} mm" for run, gap in zip(long, distances, strict=True))
-        raise Rejected("varying_spacing", f"the slices are no regular grid: {parts}")
+        raise Rejected("varying_spacing", f"the slices are not on a regular grid: {parts}")

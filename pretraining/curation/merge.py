@@ -68,7 +68,7 @@ def _merge(corpus: Path, progress: Progress) -> dict[str, Any]:
     decisions = _decide(job, records, _read_images(corpus, parts), progress)
     content = _describe(job, records, decisions) | {"passed_over": parts[0].passed_over}
     try:
-        (corpus / CORPUS_FILE).unlink(missing_ok=True)  # a corpus under change is no corpus
+        (corpus / CORPUS_FILE).unlink(missing_ok=True)  # while it changes it must not look finished
         _place(corpus, decisions.copies.kept, progress)
         _write_tables(corpus, job, decisions)
         for rubbish in corpus.rglob(f".*{PARTIAL_SUFFIX}"):

@@ -27,14 +27,13 @@ from pretraining.curation.volume import Rejected, Volume, printable
 from pretraining.modality import Modality
 
 FAILURES = {
-    "unforeseen": "reading it failed in a way that no check foresees; the message names the error",
+    "unforeseen": "reading it failed in an unforeseen way; the message names the error",
     "no_memory": "it did not fit into memory, or the process that read it was killed; use fewer processes (-np)",
 }
-"""Reasons for a rejection that lie in the circumstances."""
+"""Reasons for a rejection that may not be the volume's fault."""
 
 _RETRIED = {*FAILURES, "unreadable"}
 """Such volumes are tried again by every run: the disk may be back, the memory larger, the fault mended."""
-
 
 _LONGEST_NAME = 220
 """File systems take 255 bytes; endings and the temporary name need the rest."""
@@ -53,13 +52,13 @@ class VolumeTask:
     folder: Path
     """The source's folder; files are named relative to it."""
     modality: Modality
-    """What it is of."""
+    """What its values are read as."""
     record: Path
     """Where its record is written."""
     stored: Path | None = None
-    """Where its slices are written; None where only its content is to be known."""
+    """Where its slices are written; None where only its content matters."""
     placed: Path | None = None
-    """Where a merge has put its slices, if it has."""
+    """Where a merge may have moved its slices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ class VolumeRecord:
     files: tuple[str, ...]
     """Its files, relative to the source's folder."""
     inputs: str
-    """Hash of the names, sizes and times of the files: where it differs the task is done again."""
+    """Hash of the names, sizes and times of the files: if it changes, the task is done again."""
     reason: str = ""
     """Why it was rejected; empty where it was not."""
     message: str = ""
@@ -81,7 +80,7 @@ class VolumeRecord:
     hash: str = ""
     """Hash of the canonical voxels."""
     fingerprint: bytes = b""
-    """What near-duplicates are found by."""
+    """Finds near-duplicates."""
     native_spacing_mm: tuple[float, ...] = ()
     """Spacing ``(z, y, x)`` as it was read."""
     spacing_mm: tuple[float, ...] = ()
@@ -93,7 +92,7 @@ class VolumeRecord:
     flags: tuple[str, ...] = ()
     """What was changed or is unusual."""
     empty: tuple[int, ...] = ()
-    """Indices of slices that hold air alone."""
+    """Indices of slices that show only air."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the reader found in the header."""
     stored_bytes: int = 0
@@ -124,7 +123,7 @@ class VolumeRecord:
         """Return the record in a file, or None where there is none.
 
         Raises:
-            DataError: The file is no record.
+            DataError: The file is not a record.
         """
         try:
             content = json.loads(path.read_bytes())
@@ -137,7 +136,7 @@ class VolumeRecord:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            msg = f"{path} is no record of a volume ({error}). Delete it and run the curation again."
+            msg = f"{path} is not a record of a volume ({error}). Delete it and run the curation again."
             raise DataError(msg) from error
 
 
@@ -156,7 +155,7 @@ def process(task: VolumeTask, settings: StoreSettings) -> VolumeRecord:
     """Do a task, unless it is done, and return its record.
 
     Raises:
-        DataError: Its result cannot be written. What is wrong with the volume is in the record instead.
+        DataError: Its result cannot be written. Errors of the volume are in the record instead.
     """
     inputs = _inputs(task)
     done = VolumeRecord.read(task.record)
@@ -169,21 +168,21 @@ def process(task: VolumeTask, settings: StoreSettings) -> VolumeRecord:
 
 
 def is_outdated(record: VolumeRecord) -> bool:
-    """Tell whether an earlier version made a record, which told scans apart by the spacing that headers state."""
+    """Tell whether a record is of an earlier version, whose fingerprints relied on the spacing in headers."""
     return not record.reason and not is_current(record.fingerprint)
 
 
 def outdated(path: Path) -> str:
-    """Return what a user is told of a record or a table of an earlier version."""
+    """Return the error message about a record or a table of an earlier version."""
     return (
-        f"{path} was made by an earlier version, which did not know a scan again whose header states another spacing. "
-        "Whether a scan is in this corpus cannot be said from it. Run the same meddino-pretrain curate command again: "
-        "every volume is read anew."
+        f"{path} was made by an earlier version, which did not recognize a scan under a header with another spacing. "
+        "It cannot tell whether a scan is in this corpus. Run the same meddino-pretrain curate command again: every "
+        "volume is read anew."
     )
 
 
 def process_lost(task: VolumeTask) -> VolumeRecord:
-    """Record that the process which worked on this task was killed twice, and return the record."""
+    """Write and return the record of a task whose process was killed twice."""
     message = f"{task.candidate.path}: {FAILURES['no_memory']}."
     record = _rejection(task, _inputs(task), "no_memory", message)
     write_whole(task.record, record.to_bytes())
@@ -205,7 +204,7 @@ def _curate(task: VolumeTask, inputs: str, settings: StoreSettings) -> VolumeRec
         content_hash = exact_hash(volume.voxels)
         content = fingerprint(volume)
         return _store(task, inputs, volume, content_hash, content, settings)
-    except DataError:  # of the corpus' disk: it would fail for every volume
+    except DataError:  # of the disk of the corpus: it would fail for every volume
         raise
     except Rejected as rejected:
         return _rejection(task, inputs, rejected.reason, rejected.message)
@@ -279,7 +278,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _inputs(task: VolumeTask) -> str:
-    """Return a hash of what the file system says of the task's files; a file that is gone counts as such."""
+    """Return a hash of the names, sizes and times of the task's files, and of which are gone."""
     digest = hashlib.sha256(task.modality.lower().encode())
     for file in input_files(task.candidate):
         name = _name(file, task.folder)

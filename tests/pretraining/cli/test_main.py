@@ -135,8 +135,8 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source", "BTVC={data}/one"], "BTVC is no collection known by name; BTCV is"),
-        (["--source", "msd_liver={data}/one"], "msd_liver is no collection known by name; MSD-Liver is"),
+        (["--source", "BTVC={data}/one"], "BTVC is not a known collection; BTCV is"),
+        (["--source", "msd_liver={data}/one"], "msd_liver is not a known collection; MSD-Liver is"),
         (["--source", "TotalSeg={data}/one"], "TotalSegmentator is"),
         (["--source", "our ct={data}/one"], "may have letters"),
         (["--source", "one"], "must be NAME=FOLDER"),
@@ -144,7 +144,7 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
         (["--source", "one={data}/one", "--source", "ONE={data}/two"], "given twice"),
         (["--source", "one={data}/one", "--part-id", "2", "--num-parts", "2"], "--part-id must be 0 to 1"),
         (["--source", "one={data}/one", "--fold", "0"], "--fold selects a fold"),
-        (["--source", "one={data}/one", "--exclude", "{data}/splits_final.json"], "say with --fold"),
+        (["--source", "one={data}/one", "--exclude", "{data}/splits_final.json"], "name with --fold"),
         (["--source", "one={data}/one", "--images", "{data}/one"], "1 --images and 0 --exclude are given"),
         (["--source", "one={data}/one", "--store-size", "3"], "--store-size"),
         (["--source", "absent.yaml={data}/one"], "absent.yaml"),

@@ -110,8 +110,8 @@ def test_what_a_pattern_names_and_no_reader_takes_is_refused(tmp_path: Path) -> 
         assert caught.value.reason == "unreadable"
         messages[case] = caught.value.message
     assert "format" in messages["a"]
-    assert "link to nothing" in messages["c"]
-    assert "no plain file" in messages["d"]
+    assert "broken link" in messages["c"]
+    assert "not a regular file" in messages["d"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_what_cannot_be_compared_is_said(data, tmp_path):
     with pytest.raises(DataError, match=r"broken.nii.gz cannot be compared"):
         scans.find(data / "broken.nii.gz")
     for path in (data / "list.txt", data / "absent.nii.gz"):
-        with pytest.raises(DataError, match="no image"):
+        with pytest.raises(DataError, match="not an image"):
             scans.find(path)
     with pytest.raises(DataError, match="no finished corpus"):
         SeenScans(tmp_path).find(data / "new.nii.gz")
