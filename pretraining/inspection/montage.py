@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
+from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.format import read_corpus, read_volumes
 from pretraining.corpus.storage import open_volume
 from pretraining.modality import Modality
@@ -186,8 +187,3 @@ def _style(axes: Axes) -> None:
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(FOREGROUND)
-
-
-def short_name(name: str) -> str:
-    """Return a case id that fits above a picture."""
-    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"
