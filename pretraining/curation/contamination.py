@@ -71,12 +71,3 @@ class SeenScans:
             msg = f"{candidate.path} cannot be compared with the corpus: {'; '.join(dict.fromkeys(rejections))}"
             raise DataError(msg)
         return matches
-
-
-def has_seen(corpus: Path, image: Path) -> list[Match]:
-    """Return the volumes of a corpus that have the content of one image; see ``SeenScans.find``.
-
-    Raises:
-        DataError: The image cannot be read, or the corpus is not finished.
-    """
-    return SeenScans(corpus).find(image)

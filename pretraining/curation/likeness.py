@@ -91,11 +91,6 @@ def differ(sizes: Sequence[float], others: Sequence[float], tolerance: float) ->
 _UNLIKE = Likeness(0.0, (1.0, 1.0, 1.0))
 
 
-def near_duplicate(a: Fingerprint, b: Fingerprint) -> bool:
-    """Tell whether two fingerprints are of one scan."""
-    return likeness(a, b).similarity >= NEAR_DUPLICATE
-
-
 def likeness(a: Fingerprint, b: Fingerprint) -> Likeness:
     """Compare two scans; symmetric.
 
@@ -213,8 +208,7 @@ def _enough(used: NDArray[np.bool_], rows: int, drawn: NDArray[np.bool_]) -> NDA
     enough slices of both scans are compared.
     """
     first, second = used[:, :rows].sum(1), used[:, rows:].sum(1)
-    enough = (first + second >= MIN_SLICES) & (np.maximum(first, second) >= MIN_SLICES / 2)
-    return enough & (~drawn | (np.minimum(first, second) >= MIN_SLICES))
+    return (first + second >= MIN_SLICES) & (~drawn | (np.minimum(first, second) >= MIN_SLICES))
 
 
 def _sizes(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretraining.curation.fingerprint import Fingerprint, fingerprint
+from pretraining.curation.likeness import NEAR_DUPLICATE, likeness
 from pretraining.curation.readers.read import find_candidates, read_volume
 from pretraining.curation.volume import Volume
 from pretraining.modality import Modality
@@ -72,3 +73,14 @@ def fingerprints() -> dict[str, Fingerprint]:
 def exported(export: str, name: str) -> Fingerprint:
     """The fingerprint of another export of a volume."""
     return fingerprint(EXPORTS[export](volumes()[name]))
+
+
+def near_duplicate(a: Fingerprint, b: Fingerprint) -> bool:
+    return likeness(a, b).similarity >= NEAR_DUPLICATE
+
+
+def repeated(volume: Volume, rows: slice, times: int, seed: int = 0) -> Volume:
+    """Some slices of a volume, each a number of times with noise of its own."""
+    voxels = np.repeat(volume.voxels[rows], times, axis=0)
+    noise = np.random.default_rng(seed).normal(0, 15, voxels.shape)
+    return changed(volume, (voxels + noise).round().clip(-1024, 3000).astype(np.int16))

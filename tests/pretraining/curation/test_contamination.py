@@ -11,7 +11,7 @@ import pytest
 from nnunetv2_meddino.errors import DataError
 from pretraining.corpus import format as corpus_format
 from pretraining.corpus.storage import StoreSettings
-from pretraining.curation.contamination import SeenScans, has_seen
+from pretraining.curation.contamination import SeenScans
 from pretraining.curation.exclusions import read_exclusions
 from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
@@ -51,7 +51,7 @@ def test_exact_and_near_copies_are_seen_and_others_are_not(data, tmp_path):
     assert (match.name, match.kind) == ("one/case_2", "near")
     assert scans.find(data / "one" / "case_0.nii.gz") == [], "it was excluded"
     assert scans.find(data / "new.nii.gz") == []
-    assert has_seen(data / "corpus", part) == [match]
+    assert SeenScans(data / "corpus").find(part) == [match]
 
 
 def test_what_cannot_be_compared_is_said(data, tmp_path):
@@ -62,7 +62,7 @@ def test_what_cannot_be_compared_is_said(data, tmp_path):
         with pytest.raises(DataError, match="no image"):
             scans.find(path)
     with pytest.raises(DataError, match="no finished corpus"):
-        has_seen(tmp_path, data / "new.nii.gz")
+        SeenScans(tmp_path).find(data / "new.nii.gz")
 
 
 def test_tables_are_read_once_for_many_images(data, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_file_does_not_make_its_folder_be_searched(data, monkeypatch):
         raise AssertionError(f"{folder} was searched")
 
     monkeypatch.setattr(read, "_walk", walked)
-    assert has_seen(data / "corpus", data / "one" / "case_2.nii.gz")
+    assert SeenScans(data / "corpus").find(data / "one" / "case_2.nii.gz")
 
 
 def _curate(root: Path, **fields: object) -> None:
@@ -94,8 +94,8 @@ def test_a_dicom_series_is_found_by_its_folder_and_by_a_file_of_it(tmp_path):
     write_volume(phantom(0), tmp_path / "bench" / "series" / "other.nii.gz")
     _curate(tmp_path, images=(r"/(?P<case>patient)$",))
     first = min((tmp_path / "bench" / "series").glob("*[!z]"))
-    assert [match.kind for match in has_seen(tmp_path / "c", first)] == ["exact"]
-    assert [match.kind for match in has_seen(tmp_path / "c", tmp_path / "bench")] == ["exact"]
+    assert [match.kind for match in SeenScans(tmp_path / "c").find(first)] == ["exact"]
+    assert [match.kind for match in SeenScans(tmp_path / "c").find(tmp_path / "bench")] == ["exact"]
 
 
 def test_a_corpus_of_mr_is_compared_as_mr(tmp_path):
@@ -103,6 +103,6 @@ def test_a_corpus_of_mr_is_compared_as_mr(tmp_path):
     voxels = (phantom(3) + 1024).clip(0).astype(np.int16)
     write_volume(voxels, tmp_path / "data" / "a.nii.gz")
     _curate(tmp_path, modality=Modality.MR)
-    (match,) = has_seen(tmp_path / "c", write_volume(voxels, tmp_path / "b.nrrd"))
+    (match,) = SeenScans(tmp_path / "c").find(write_volume(voxels, tmp_path / "b.nrrd"))
     assert (match.name, match.kind) == ("one/a", "exact")
     assert SeenScans(tmp_path / "c").names(match) == ["one/a"]

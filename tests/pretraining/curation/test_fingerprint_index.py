@@ -9,8 +9,7 @@ import pytest
 
 from pretraining.curation.fingerprint import Fingerprint
 from pretraining.curation.fingerprint_index import FingerprintIndex
-from pretraining.curation.likeness import near_duplicate
-from tests.pretraining.curation.real_ct import EXPORTS, exported, fingerprints
+from tests.pretraining.curation.real_ct import EXPORTS, exported, fingerprints, near_duplicate
 
 
 @pytest.mark.parametrize("others", [0, 200])

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 
 from pretraining.curation.fingerprint import Fingerprint, fingerprint
-from pretraining.curation.likeness import NEAR_DUPLICATE, likeness, near_duplicate
+from pretraining.curation.likeness import NEAR_DUPLICATE, likeness
 from pretraining.curation.readers.read import find_candidates, read_volume
 from pretraining.modality import Modality
 from tests.conftest import shared_path
-from tests.pretraining.curation.real_ct import EXPORTS, changed, exported, fingerprints, noisy, volumes
+from tests.pretraining.curation.real_ct import (
+    EXPORTS,
+    changed,
+    exported,
+    fingerprints,
+    near_duplicate,
+    noisy,
+    repeated,
+    volumes,
+)
 
 NAMES = (
     "chest_lidc0314_1mm",
@@ -114,6 +123,25 @@ def test_halves_of_a_volume_are_no_copies(name: str) -> None:
     half = len(volume.voxels) // 2
     lower, upper = (changed(volume, voxels) for voxels in (volume.voxels[:half], volume.voxels[half:]))
     assert likeness(fingerprint(lower), fingerprint(upper)).similarity < NEAR_DUPLICATE
+
+
+@pytest.mark.parametrize("name", ["thigh_sts029", "sts_026_0000", "abdomen_3mm_int32"])
+def test_two_slices_at_the_end_of_a_scan_are_no_copy_of_it_however_often_they_come(name: str) -> None:
+    """As in a scan over time at one place: a line of some slope lays all of it beside those two slices."""
+    volume = volumes()[name]
+    series = fingerprint(repeated(volume, slice(-2, None), 8))
+    assert not near_duplicate(series, fingerprints()[name])
+    assert not near_duplicate(fingerprints()[name], series)
+
+
+@pytest.mark.parametrize("name", ["thigh_sts029", "sts_026_0000", "abdomen_3mm_int32"])
+def test_where_all_slices_are_alike_the_headers_are_believed(name: str) -> None:
+    """Along any line they fit equally well but for noise, which proves no header wrong."""
+    volume = volumes()[name]
+    a, b = (fingerprint(repeated(volume, slice(15, 16), 24, seed)) for seed in (0, 1))
+    found = likeness(a, b)
+    assert found.similarity > 0.99
+    assert found.scale[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("header", HEADERS)

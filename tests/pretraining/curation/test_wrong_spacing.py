@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nnunetv2_meddino.errors import DataError
-from pretraining.curation.contamination import has_seen
+from pretraining.curation.contamination import SeenScans
 from pretraining.curation.deduplicate import EXACT, NEAR, Match, deduplicate
 from pretraining.curation.exclusions import read_exclusions
 from pretraining.curation.merge import merge
@@ -71,12 +71,12 @@ def test_an_excluded_scan_is_found_by_an_image_of_another_spacing(data: Path) ->
 @pytest.mark.parametrize("spacing_mm", [TRUE_MM, LOST_MM, (5.0, 0.8, 0.8), (3.0, 1.2, 0.7)])
 def test_scans_are_seen_whatever_the_header_says(data: Path, spacing_mm: tuple[float, float, float]) -> None:
     curated(data / "corpus", ("one", data / "one"))
-    (exact,) = has_seen(data / "corpus", write_volume(phantom(0, SHAPE), data / "a.nrrd", spacing_mm))
+    (exact,) = SeenScans(data / "corpus").find(write_volume(phantom(0, SHAPE), data / "a.nrrd", spacing_mm))
     assert (exact.name, exact.kind) == ("one/case_0", EXACT)
     assert exact.spacing_disagrees is (spacing_mm != TRUE_MM)
-    (near,) = has_seen(data / "corpus", write_volume(noisy(1), data / "b.nrrd", spacing_mm))
+    (near,) = SeenScans(data / "corpus").find(write_volume(noisy(1), data / "b.nrrd", spacing_mm))
     assert (near.name, near.kind) == ("one/case_1", NEAR)
-    assert has_seen(data / "corpus", write_volume(phantom(5, SHAPE), data / "c.nrrd", spacing_mm)) == []
+    assert SeenScans(data / "corpus").find(write_volume(phantom(5, SHAPE), data / "c.nrrd", spacing_mm)) == []
 
 
 def test_of_copies_the_one_that_says_1_mm_goes() -> None:
@@ -109,8 +109,8 @@ def test_a_corpus_of_an_earlier_version_is_never_said_not_to_hold_a_scan(data: P
     whole = curated(corpus, ("one", data / "one"))
     make_old(corpus)
     with pytest.raises(DataError, match=r"volumes.parquet was made by an earlier version.*curate command again"):
-        has_seen(corpus, asked)
+        SeenScans(corpus).find(asked)
     with pytest.raises(DataError, match=r"case_0.json was made by an earlier version.*curate command again"):
         merge(corpus)
     assert curated(corpus, ("one", data / "one")) == whole
-    assert [match.kind for match in has_seen(corpus, asked)] == [EXACT]
+    assert [match.kind for match in SeenScans(corpus).find(asked)] == [EXACT]
