@@ -16,19 +16,16 @@ from pretraining.curation.volume import printable
 
 @dataclass(frozen=True)
 class Findings:
-    """What a folder holds of a collection; every file in it is part of one of these.
-
-    Attributes:
-        cases: Case id, of which there are no two alike, and files of every volume; sorted by case id.
-        unmatched: What can be read and no pattern names, such as label maps.
-        others: Files that are of no format read here, and are no voxels of a detached header either.
-        unlisted: Folders whose files cannot be listed.
-    """
+    """What a folder holds of a collection; every file in it is part of one of these."""
 
     cases: list[tuple[str, Candidate]]
+    """Case id, of which there are no two alike, and files of every volume; sorted by case id."""
     unmatched: list[Candidate]
+    """What can be read and no pattern names, such as label maps."""
     others: list[Path]
+    """Files that are of no format read here, and are no voxels of a detached header either."""
     unlisted: list[Path]
+    """Folders whose files cannot be listed."""
 
 
 def survey(collection: Collection, folder: Path) -> Findings:

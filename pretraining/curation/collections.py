@@ -28,42 +28,39 @@ _SIMILAR = 0.7
 
 @dataclass(frozen=True)
 class Collection:
-    """One collection.
-
-    Attributes:
-        name: What users type, and what the manifest says.
-        title: Its full name.
-        homepage: Where it is described.
-        licence: Short name of its terms.
-        licence_url: Where they are.
-        how: How one gets it.
-        images: Regular expressions, searched for in ``/`` + POSIX path below the source's folder, of files or of the
-            folders of DICOM series. Group ``case`` is the case id. None: all that the readers know, named by its path.
-        excluded: Regular expressions of paths that match ``images`` and are none.
-        expected_volumes: Number of image volumes; None where it is not known.
-        contains: Names of sources whose scans are known to be in it, wholly or in part.
-        modality: What its scans are of.
-        note: Where the number comes from, and what was not checked.
-        aliases: Other ids of its cases, such as those of a dataset made of it for nnU-Net: pattern of the other id ->
-            pattern of the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits).
-        former_aliases: The same for ids that earlier versions gave to cases that are named otherwise now; in a list
-            they may mean either case. Not for records of a user's own.
-    """
+    """One collection."""
 
     name: str
+    """What users type, and what the manifest says."""
     title: str
+    """Its full name."""
     homepage: str
+    """Where it is described."""
     licence: str
+    """Short name of its terms."""
     licence_url: str
+    """Where they are."""
     how: str
+    """How one gets it."""
     images: tuple[str, ...]
+    """Regular expressions, searched for in ``/`` + POSIX path below the source's folder, of files or of the folders of
+    DICOM series. Group ``case`` is the case id. None: all that the readers know, named by its path."""
     excluded: tuple[str, ...] = ()
+    """Regular expressions of paths that match ``images`` and are none."""
     expected_volumes: int | None = None
+    """Number of image volumes; None where it is not known."""
     contains: tuple[str, ...] = ()
+    """Names of sources whose scans are known to be in it, wholly or in part."""
     modality: Modality = Modality.CT
+    """What its scans are of."""
     note: str = ""
+    """Where the number comes from, and what was not checked."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other ids of its cases, such as those of a dataset made of it for nnU-Net: pattern of the other id -> pattern of
+    the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits)."""
     former_aliases: Mapping[str, str] = field(default_factory=dict)
+    """The same for ids that earlier versions gave to cases that are named otherwise now; in a list they may mean either
+    case. Not for records of a user's own."""
 
     def __post_init__(self) -> None:
         """Check the record.

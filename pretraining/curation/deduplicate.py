@@ -28,19 +28,16 @@ _LOST_MM = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Match:
-    """Another volume with the same content.
-
-    Attributes:
-        name: Its name, ``source/case``.
-        kind: ``exact``: the same voxels; ``near``: the same scan by its fingerprint.
-        similarity: In [0, 1]; 1 where exact.
-        spacing_disagrees: Whether the two headers cannot both be right.
-    """
+    """Another volume with the same content."""
 
     name: str
+    """Its name, ``source/case``."""
     kind: str
+    """``exact``: the same voxels; ``near``: the same scan by its fingerprint."""
     similarity: float
+    """In [0, 1]; 1 where exact."""
     spacing_disagrees: bool = False
+    """Whether the two headers cannot both be right."""
 
 
 class ContentIndex:
@@ -71,38 +68,32 @@ class ContentIndex:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A volume that is the same as one that is kept.
-
-    Attributes:
-        record: It.
-        original_id: The name of the volume that is kept.
-        kind: ``exact`` or ``near``.
-        similarity: In [0, 1].
-        spacing_disagrees: Whether the two headers cannot both be right.
-    """
+    """A volume that is the same as one that is kept."""
 
     record: VolumeRecord
+    """It."""
     original_id: str
+    """The name of the volume that is kept."""
     kind: str
+    """``exact`` or ``near``."""
     similarity: float
+    """In [0, 1]."""
     spacing_disagrees: bool
+    """Whether the two headers cannot both be right."""
 
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """Every volume once.
-
-    Attributes:
-        kept: Those that stay, sorted by source and case.
-        names: For each kept volume its own name, then the names of its copies, sorted.
-        dropped: Those that go, sorted by source and case.
-        near_kept: Near-duplicates that stay because they were asked to: by name, the volume that each is like.
-    """
+    """Every volume once."""
 
     kept: list[VolumeRecord]
+    """Those that stay, sorted by source and case."""
     names: dict[str, list[str]]
+    """For each kept volume its own name, then the names of its copies, sorted."""
     dropped: list[Duplicate]
+    """Those that go, sorted by source and case."""
     near_kept: dict[str, Match]
+    """Near-duplicates that stay because they were asked to: by name, the volume that each is like."""
 
     @property
     def marks(self) -> dict[str, list[str]]:

@@ -22,21 +22,18 @@ BY_ID, BY_CONTENT = "id", "content"
 
 @dataclass(frozen=True)
 class ExclusionList:
-    """Cases that must not be in a corpus.
-
-    Attributes:
-        file: Name of the file that lists them.
-        sha256: Hash of its content.
-        fold: The fold of nnU-Net's ``splits_final.json`` whose validation cases they are; None for a plain list.
-        cases: Their ids; ``source/case`` means one source only.
-        images: Folder with their images, or None.
-    """
+    """Cases that must not be in a corpus."""
 
     file: str
+    """Name of the file that lists them."""
     sha256: str
+    """Hash of its content."""
     fold: int | None
+    """The fold of nnU-Net's ``splits_final.json`` whose validation cases they are; None for a plain list."""
     cases: tuple[str, ...]
+    """Their ids; ``source/case`` means one source only."""
     images: Path | None = None
+    """Folder with their images, or None."""
 
 
 def read_exclusions(file: Path, fold: int | None, images: Path | None) -> ExclusionList:
@@ -115,32 +112,26 @@ def _stem(name: str) -> str:
 
 @dataclass(frozen=True)
 class ExcludedImage:
-    """The image of a listed case.
-
-    Attributes:
-        case: The id in the list.
-        records: Its record as every modality of the corpus; rejections among them.
-    """
+    """The image of a listed case."""
 
     case: str
+    """The id in the list."""
     records: tuple[VolumeRecord, ...]
+    """Its record as every modality of the corpus; rejections among them."""
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A volume that is left out.
-
-    Attributes:
-        record: It.
-        reason: ``id`` or ``content``.
-        original_id: The listed case, or the excluded volume whose content it shares.
-        similarity: In [0, 1]; 1 where found by id.
-    """
+    """A volume that is left out."""
 
     record: VolumeRecord
+    """It."""
     reason: str
+    """``id`` or ``content``."""
     original_id: str
+    """The listed case, or the excluded volume whose content it shares."""
     similarity: float
+    """In [0, 1]; 1 where found by id."""
 
 
 def exclude(

@@ -47,17 +47,14 @@ class Division:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What a finished part holds.
-
-    Attributes:
-        curated: Number of volumes whose slices are stored.
-        rejected: Number of volumes that were rejected.
-        images: Number of images of excluded cases that were read for their content.
-    """
+    """What a finished part holds."""
 
     curated: int
+    """Number of volumes whose slices are stored."""
     rejected: int
+    """Number of volumes that were rejected."""
     images: int
+    """Number of images of excluded cases that were read for their content."""
 
 
 def curate(

@@ -50,21 +50,18 @@ _SIDES = ("RL", "AP", "IS")  # patient axes x, y, z: the side of the negative en
 
 @dataclass(frozen=True)
 class Orientation:
-    """How to bring an array into canonical orientation.
-
-    Attributes:
-        order: For each of (z, y, x), which stored array axis it is.
-        reverse: For each of (z, y, x), whether the stored axis runs the other way.
-        spacing_mm: Along (z, y, x).
-        obliquity_deg: Largest angle between a stored axis and the patient axis it is taken for.
-        stored: The side to which each stored array axis runs, fastest (last) axis first, such as ``LPS``.
-    """
+    """How to bring an array into canonical orientation."""
 
     order: tuple[int, int, int]
+    """For each of (z, y, x), which stored array axis it is."""
     reverse: tuple[bool, bool, bool]
+    """For each of (z, y, x), whether the stored axis runs the other way."""
     spacing_mm: tuple[float, float, float]
+    """Along (z, y, x)."""
     obliquity_deg: float
+    """Largest angle between a stored axis and the patient axis it is taken for."""
     stored: str
+    """The side to which each stored array axis runs, fastest (last) axis first, such as ``LPS``."""
 
     @property
     def changes(self) -> bool:
@@ -133,17 +130,14 @@ def check_slices(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices in the order in which they lie.
-
-    Attributes:
-        order: Indices into what was given, along the normal of the slices.
-        step_mm: ``(3,)``: normal of the slices times the distance from one to the next, in (L, P, S).
-        tilt_deg: Angle between that normal and the way the slices advance; 0 where it is below the tolerance.
-    """
+    """Slices in the order in which they lie."""
 
     order: list[int]
+    """Indices into what was given, along the normal of the slices."""
     step_mm: NDArray[np.float64]
+    """``(3,)``: normal of the slices times the distance from one to the next, in (L, P, S)."""
     tilt_deg: float
+    """Angle between that normal and the way the slices advance; 0 where it is below the tolerance."""
 
 
 def stack_slices(positions_mm: NDArray[np.float64], row: NDArray[np.float64], column: NDArray[np.float64]) -> Stack:

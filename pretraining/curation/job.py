@@ -34,25 +34,22 @@ _MERGE_LOCK = "merge.lock"
 
 @dataclass(frozen=True)
 class Job:
-    """A curation.
-
-    Attributes:
-        settings: How slices are stored.
-        sources: What the manifest says of each source, the most trusted first.
-        found: Number of volumes found in each.
-        exclusions: What is to be left out.
-        keep_near: Whether near-duplicates stay.
-        num_parts: Into how many parts the work is divided.
-        inventory: Hash of the names of all volumes: parts that saw different folders do not belong together.
-    """
+    """A curation."""
 
     settings: dict[str, Any]
+    """How slices are stored."""
     sources: dict[str, dict[str, Any]]
+    """What the manifest says of each source, the most trusted first."""
     found: dict[str, int]
+    """Number of volumes found in each."""
     exclusions: tuple[ExclusionList, ...]
+    """What is to be left out."""
     keep_near: bool
+    """Whether near-duplicates stay."""
     num_parts: int
+    """Into how many parts the work is divided."""
     inventory: str
+    """Hash of the names of all volumes: parts that saw different folders do not belong together."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON."""
@@ -73,24 +70,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part of a job.
-
-    Attributes:
-        job: The job.
-        number: Which part it is, from 0.
-        volumes: Source and case of each.
-        images: For each image of an excluded case: number of the list, case, record below ``parts``.
-        passed_over: For each source what of its folder is no volume of any source: ``dicom_folders`` with images that
-            no pattern names; the number of other ``images`` that none names; of ``other_files`` by ending;
-            ``unlisted_folders``, whose files cannot be listed. Folders are named relative to the source's. No part of
-            the job: a log that is being written there must not keep parts from being merged.
-    """
+    """A finished part of a job."""
 
     job: Job
     number: int
+    """Which part it is, from 0."""
     volumes: tuple[tuple[str, str], ...]
+    """Source and case of each."""
     images: tuple[tuple[int, str, str], ...]
+    """For each image of an excluded case: number of the list, case, record below ``parts``."""
     passed_over: dict[str, dict[str, Any]]
+    """For each source what of its folder is no volume of any source: ``dicom_folders`` with images that no pattern
+    names; the number of other ``images`` that none names; of ``other_files`` by ending; ``unlisted_folders``, whose
+    files cannot be listed. Folders are named relative to the source's. No part of the job: a log that is being written
+    there must not keep parts from being merged."""
 
 
 def describe_collection(collection: Collection) -> dict[str, Any]:

@@ -37,19 +37,16 @@ from pretraining.progress import Progress
 
 @dataclass(frozen=True)
 class Decisions:
-    """What becomes of every volume.
-
-    Attributes:
-        rejected: Volumes that could not be used.
-        excluded: Volumes left out on request.
-        copies: The rest, each scan once.
-        exclusions: The report on exclusions for ``corpus.json``.
-    """
+    """What becomes of every volume."""
 
     rejected: list[VolumeRecord]
+    """Volumes that could not be used."""
     excluded: list[Excluded]
+    """Volumes left out on request."""
     copies: Deduplicated
+    """The rest, each scan once."""
     exclusions: dict[str, Any]
+    """The report on exclusions for ``corpus.json``."""
 
 
 def merge(corpus: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -133,7 +130,7 @@ def _describe(job: Job, records: Sequence[VolumeRecord], decisions: Decisions) -
     copies = decisions.copies
     outcomes: dict[str, list[VolumeRecord]] = {
         "curated": copies.kept,
-        "refused": decisions.rejected,
+        "rejected": decisions.rejected,
         "duplicates": [duplicate.record for duplicate in copies.dropped],
         "excluded": [entry.record for entry in decisions.excluded],
     }

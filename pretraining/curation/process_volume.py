@@ -42,74 +42,68 @@ _LONGEST_NAME = 220
 
 @dataclass(frozen=True)
 class VolumeTask:
-    """A volume to be curated.
-
-    Attributes:
-        source: Name of its source.
-        case: Its id there.
-        candidate: Its files.
-        folder: The source's folder; files are named relative to it.
-        modality: What it is of.
-        record: Where its record is written.
-        stored: Where its slices are written; None where only its content is to be known.
-        placed: Where a merge has put its slices, if it has.
-    """
+    """A volume to be curated."""
 
     source: str
+    """Name of its source."""
     case: str
+    """Its id there."""
     candidate: Candidate
+    """Its files."""
     folder: Path
+    """The source's folder; files are named relative to it."""
     modality: Modality
+    """What it is of."""
     record: Path
+    """Where its record is written."""
     stored: Path | None = None
+    """Where its slices are written; None where only its content is to be known."""
     placed: Path | None = None
+    """Where a merge has put its slices, if it has."""
 
 
 @dataclass(frozen=True, eq=False)
 class VolumeRecord:
-    """What is known of a volume once its task is done.
-
-    Attributes:
-        source: Name of its source.
-        case: Its id there.
-        files: Its files, relative to the source's folder.
-        inputs: Hash of the names, sizes and times of the files: where it differs the task is done again.
-        reason: Why it was rejected; empty where it was not.
-        message: The same in words.
-        hash: Hash of the canonical voxels.
-        fingerprint: What near-duplicates are found by.
-        native_spacing_mm: Spacing ``(z, y, x)`` as it was read.
-        spacing_mm: Spacing ``(z, y, x)`` as it is stored.
-        shape: Shape ``(slices, height, width)`` as it is stored.
-        modality: ``CT``, ``MR`` or ``XR``.
-        flags: What was changed or is unusual.
-        empty: Indices of slices that hold air alone.
-        metadata: What the reader found in the header.
-        stored_bytes: Size of the stored file.
-        statistics: ``(slices, 6)`` float32, columns as in ``SliceStatistics``; no rows where no slices are stored.
-        crc32: ``(slices,)`` uint32, checksums of the slices as they are stored; none where no slices are.
-    """
+    """What is known of a volume once its task is done."""
 
     source: str
+    """Name of its source."""
     case: str
+    """Its id there."""
     files: tuple[str, ...]
+    """Its files, relative to the source's folder."""
     inputs: str
+    """Hash of the names, sizes and times of the files: where it differs the task is done again."""
     reason: str = ""
+    """Why it was rejected; empty where it was not."""
     message: str = ""
+    """The same in words."""
     hash: str = ""
+    """Hash of the canonical voxels."""
     fingerprint: bytes = b""
+    """What near-duplicates are found by."""
     native_spacing_mm: tuple[float, ...] = ()
+    """Spacing ``(z, y, x)`` as it was read."""
     spacing_mm: tuple[float, ...] = ()
+    """Spacing ``(z, y, x)`` as it is stored."""
     shape: tuple[int, ...] = ()
+    """Shape ``(slices, height, width)`` as it is stored."""
     modality: str = ""
+    """``CT``, ``MR`` or ``XR``."""
     flags: tuple[str, ...] = ()
+    """What was changed or is unusual."""
     empty: tuple[int, ...] = ()
+    """Indices of slices that hold air alone."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """What the reader found in the header."""
     stored_bytes: int = 0
+    """Size of the stored file."""
     statistics: NDArray[np.float32] = field(
         default_factory=lambda: np.empty((0, len(SliceStatistics._fields)), np.float32)
     )
+    """``(slices, 6)`` float32, columns as in ``SliceStatistics``; no rows where no slices are stored."""
     crc32: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    """``(slices,)`` uint32, checksums of the slices as they are stored; none where no slices are."""
 
     @property
     def name(self) -> str:

@@ -87,25 +87,21 @@ class Rejected(Exception):  # noqa: N818 - a verdict on an input, not a fault of
 
 @dataclass(eq=False)
 class Volume:
-    """A scan in canonical axial orientation.
-
-    Attributes:
-        voxels: int16 ``(z, y, x)``, contiguous; z runs from feet to head, y from front to back, x from the patient's
-            right to left. Hounsfield units where the modality is CT.
-        spacing_mm: Voxel size along ``(z, y, x)``.
-        modality: What it is of.
-        flags: Keys of ``FLAGS``, in the order of that table.
-        metadata: JSON values: ``format``, ``stored_orientation`` (the patient's side to which each stored axis runs,
-            fastest axis first, such as ``LPS``), ``stored_shape`` (same order), ``stored_dtype``, ``empty_slices``
-            (indices along z) and, where the header has them, ``manufacturer``, ``model``, ``kernel``, ``kvp``,
-            ``slice_thickness_mm``, ``body_part``, ``gantry_tilt_deg``, ``obliquity_deg``, ``intensity_scale``.
-            Nothing that identifies a person.
-        files: What it was read from.
-    """
+    """A scan in canonical axial orientation."""
 
     voxels: NDArray[np.int16]
+    """int16 ``(z, y, x)``, contiguous; z runs from feet to head, y from front to back, x from the patient's right to
+    left. Hounsfield units where the modality is CT."""
     spacing_mm: tuple[float, float, float]
+    """Voxel size along ``(z, y, x)``."""
     modality: Modality
+    """What it is of."""
     flags: tuple[str, ...] = ()
+    """Keys of ``FLAGS``, in the order of that table."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """JSON values: ``format``, ``stored_orientation`` (the patient's side to which each stored axis runs, fastest axis
+    first, such as ``LPS``), ``stored_shape`` (same order), ``stored_dtype``, ``empty_slices`` (indices along z) and,
+    where the header has them, ``manufacturer``, ``model``, ``kernel``, ``kvp``, ``slice_thickness_mm``, ``body_part``,
+    ``gantry_tilt_deg``, ``obliquity_deg``, ``intensity_scale``. Nothing that identifies a person."""
     files: tuple[Path, ...] = ()
+    """What it was read from."""

@@ -41,21 +41,18 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files that should make one volume.
-
-    Attributes:
-        path: The file, or the folder of a DICOM series.
-        files: All files that belong to it; one for the file formats (those of the voxels of a detached header are not
-            counted).
-        kind: ``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is rejected when it is read.
-        series_uid: SeriesInstanceUID, or what stands for it where there is none (``series.group``); it tells apart the
-            series of one folder.
-    """
+    """Files that should make one volume."""
 
     path: Path
+    """The file, or the folder of a DICOM series."""
     files: tuple[Path, ...]
+    """All files that belong to it; one for the file formats (those of the voxels of a detached header are not
+    counted)."""
     kind: str
+    """``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is rejected when it is read."""
     series_uid: str | None = None
+    """SeriesInstanceUID, or what stands for it where there is none (``series.group``); it tells apart the series of one
+    folder."""
 
     @property
     def is_folder(self) -> bool:
@@ -65,17 +62,14 @@ class Candidate:
 
 @dataclass
 class Contents:
-    """What lies below a folder.
-
-    Attributes:
-        candidates: What may be a volume, sorted by path and series.
-        others: Every other file, a candidate of kind ``unknown`` each, sorted by path.
-        unlisted: Folders whose files cannot be listed.
-    """
+    """What lies below a folder."""
 
     candidates: list[Candidate] = field(default_factory=list)
+    """What may be a volume, sorted by path and series."""
     others: list[Candidate] = field(default_factory=list)
+    """Every other file, a candidate of kind ``unknown`` each, sorted by path."""
     unlisted: list[Path] = field(default_factory=list)
+    """Folders whose files cannot be listed."""
 
 
 def contents_of(folder: Path) -> Contents:

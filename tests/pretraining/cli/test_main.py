@@ -43,7 +43,7 @@ def test_curate_prints_where_every_volume_went(data, tmp_path, capsys):
     exclude = ("--exclude", data / "splits_final.json", "--fold", 0, "--images", data / "one")
     assert main(_curate(data, tmp_path / "c", *exclude)) == 0
     captured = capsys.readouterr()
-    assert "5 volumes found = 2 curated + 1 refused + 1 duplicates + 1 excluded" in captured.out
+    assert "5 volumes found = 2 curated + 1 rejected + 1 duplicates + 1 excluded" in captured.out
     assert "1 exact and 0 near ones dropped" in captured.out
     assert "excluded: 1 of 2 listed cases are among the sources; 1 volumes left out, 1 by id and 0 by content" in (
         captured.out
@@ -127,7 +127,7 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.nii.gz").write_text("bad")
     assert main(["curate", "--source", f"one={tmp_path / 'bad'}", "--out", str(tmp_path / "c"), "-np", "1"]) == 1
-    assert "1 volumes found = 0 curated + 1 refused" in capsys.readouterr().out
+    assert "1 volumes found = 0 curated + 1 rejected" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "c")]) == 0
     assert main(["inspect", str(tmp_path / "c"), "-o", str(tmp_path / "p")]) == 2
 

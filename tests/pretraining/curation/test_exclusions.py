@@ -74,7 +74,7 @@ def test_validation_cases_are_left_out_by_id_and_by_content(data, tmp_path):
     (described,) = report["lists"]
     assert described["images_missing"] == ["bench_070", "case_1"]
     assert (described["file"], described["fold"], described["cases"]) == ("splits_final.json", 1, 5)
-    assert content["counts"] == {"found": 6, "curated": 3, "refused": 0, "duplicates": 0, "excluded": 3}
+    assert content["counts"] == {"found": 6, "curated": 3, "rejected": 0, "duplicates": 0, "excluded": 3}
 
 
 def test_a_case_listed_by_id_takes_its_copies_with_it(data, tmp_path):

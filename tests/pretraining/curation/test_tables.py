@@ -133,9 +133,9 @@ def test_corpus_json(corpus):
 
 
 def test_refusals_and_duplicates_are_lines_of_json(corpus):
-    (refused,) = map(json.loads, (corpus / "rejected.jsonl").read_text().splitlines())
-    assert set(refused) == {"source", "case", "files", "reason", "message"}
-    assert (refused["source"], refused["case"], refused["files"]) == ("a", "bad", ["bad.nii.gz"])
+    (rejected,) = map(json.loads, (corpus / "rejected.jsonl").read_text().splitlines())
+    assert set(rejected) == {"source", "case", "files", "reason", "message"}
+    assert (rejected["source"], rejected["case"], rejected["files"]) == ("a", "bad", ["bad.nii.gz"])
     (duplicate,) = map(json.loads, (corpus / "duplicates.jsonl").read_text().splitlines())
     assert duplicate == {
         "source": "a",

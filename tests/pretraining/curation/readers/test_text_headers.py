@@ -1,4 +1,4 @@
-"""Every way in which NRRD and MetaImage keep voxels: read as by SimpleITK where that reads it right, or refused."""
+"""Every way in which NRRD and MetaImage keep voxels: read as by SimpleITK where that reads it right, or rejected."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_every_file_of_voxels_decides_what_a_header_reads_as(name: str, tmp_path
 
 @pytest.mark.parametrize("header", [nrrd("raw") + b"\n" + RAW, mhd("LOCAL") + RAW], ids=["nrrd", "mha"])
 def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: Path) -> None:
-    """Words, lines and lengths that crash other readers; every one is read or refused."""
+    """Words, lines and lengths that crash other readers; every one is read or rejected."""
     rng = np.random.default_rng(0)
     tokens = [b"-1", b"99", b"1e308", b"nan", b"none", b"%s", b"%d 1 2 3", b"A" * 3000, b"3 " * 20, b"\0", b"LIST"]
     end = header.index(RAW)
@@ -274,7 +274,7 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         lambda words, i: words.__setitem__(i, tokens[rng.integers(len(tokens))]),
     ]
     path = tmp_path / ("scan.nrrd" if header.startswith(b"NRRD") else "scan.mha")
-    refused = 0
+    rejected = 0
     for number in range(300):
         mark = b"\n" if number % 2 else b" "
         words = header[:end].split(mark)
@@ -285,5 +285,5 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         try:
             read_volume(candidate, Modality.CT)
         except Rejected:
-            refused += 1
-    assert refused > 100
+            rejected += 1
+    assert rejected > 100
