@@ -40,7 +40,7 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
     """Read the cases to exclude.
 
     Args:
-        file: NnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
+        file: nnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
         fold: Which fold's validation cases are meant; needed for a splits file, and for nothing else.
         images: Folder with the images of the cases, such as ``imagesTr`` with ``case_0000.nii.gz``.
 
