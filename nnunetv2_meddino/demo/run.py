@@ -45,10 +45,11 @@ from nnunetv2_meddino.evaluation.files import read_segmentation
 from nnunetv2_meddino.files import read_json, write_json
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
+from nnunetv2_meddino.imaging.slices import richest_slice
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.steps import run_steps
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, richest_slice, save_overlay
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, save_overlay
 
 TRAINER = "MedDINOv3Trainer_demo"
 STATEMENT = (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
-from nnunetv2_meddino.visualization.overlays import richest_slice
+from nnunetv2_meddino.imaging.slices import centre_of, richest_slice
 
 CT_BELOW_HU = -100
 """A volume with a value as low as this counts as CT in HU: fat and air are, and other modalities are not negative."""
@@ -24,21 +24,18 @@ STRETCH_PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class ImageSlice:
-    """One axial slice, or a flat picture.
-
-    Attributes:
-        pixels: ``(C, H, W)`` float32; C is 3 for colour, else 1.
-        spacing_mm: Pixel size (y, x); 1 for formats without a unit.
-        name: File name and, of a volume, the slice.
-        in_hu: The values are Hounsfield units.
-        eight_bit: The values are 0 to 255, as in photographs.
-    """
+    """One axial slice, or a flat picture."""
 
     pixels: NDArray[np.float32]
+    """``(C, H, W)`` float32; C is 3 for colour, else 1."""
     spacing_mm: tuple[float, float]
+    """Pixel size (y, x); 1 for formats without a unit."""
     name: str
+    """File name and, of a volume, the slice."""
     in_hu: bool
+    """The values are Hounsfield units."""
     eight_bit: bool
+    """The values are 0 to 255, as in photographs."""
 
 
 def read_slice(path: Path, index: int | None = None, channel: int | None = None) -> ImageSlice:
@@ -72,12 +69,7 @@ def read_slice(path: Path, index: int | None = None, channel: int | None = None)
 
 def body_centre(image: ImageSlice) -> tuple[int, int]:
     """Return the pixel (y, x) of the body that is nearest to the body's centre of mass."""
-    body = np.argwhere(_body(image.pixels[0], image.in_hu))
-    if len(body) == 0:
-        height, width = image.pixels.shape[1:]
-        return height // 2, width // 2
-    y, x = body[np.square(body - body.mean(axis=0)).sum(axis=1).argmin()]
-    return int(y), int(x)
+    return centre_of(_body(image.pixels[0], image.in_hu))
 
 
 def _body(voxels: NDArray[np.float32], in_hu: bool) -> NDArray[np.bool_]:

@@ -27,11 +27,6 @@ _LEGEND_POINTS, _LEGEND_ROW_INCH = 11, 0.23
 _FILL_OPACITY = 0.35
 
 
-def richest_slice(labels: NDArray[Any]) -> int:
-    """Return the index of the slice of ``labels (z, y, x)`` with most structures and, among those, most foreground."""
-    return max(range(len(labels)), key=lambda z: (len(np.unique(labels[z])), np.count_nonzero(labels[z])))
-
-
 def save_overlay(
     image: NDArray[Any],
     reference: NDArray[Any] | None,

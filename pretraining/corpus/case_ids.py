@@ -54,3 +54,8 @@ def _number(text: str, pattern: str) -> int | None:
     if not re.fullmatch(r"[0-9]+", digits) or pattern.format(n=int(digits)) != text:
         return None
     return int(digits)
+
+
+def short_name(name: str) -> str:
+    """Return a case id that fits above a picture."""
+    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

@@ -40,7 +40,7 @@ def read_exclusions(file: Path, fold: int | None, images: Path | None) -> Exclus
     """Read a list of cases to exclude.
 
     Args:
-        file: NnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
+        file: nnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
         fold: The fold whose validation cases are meant; for a splits file only.
         images: Folder with the images of the cases, such as ``imagesTr`` with ``case_0000.nii.gz``.
 

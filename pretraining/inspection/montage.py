@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
+from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.format import read_corpus, read_volumes
 from pretraining.corpus.storage import open_volume
 from pretraining.modality import Modality
@@ -31,25 +32,22 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a montage.
-
-    Attributes:
-        image: ``(H, W)``.
-        limits: Values shown as black and as white.
-        aspect: Height of a pixel over its width.
-        title: A line or two above it.
-        colour: Of the title; None for the usual one.
-        boxes: Drawn on it: top, left, height, width in pixels, and colour.
-        shaded: ``(H, W)`` bool, pixels under a shade; None for none.
-    """
+    """One picture of a montage."""
 
     image: NDArray[Any]
+    """``(H, W)``."""
     limits: tuple[float, float]
+    """Values shown as black and as white."""
     aspect: float
+    """Height of a pixel over its width."""
     title: str
+    """A line or two above it."""
     colour: str | None = None
+    """Of the title; None for the usual one."""
     boxes: tuple[tuple[int, int, int, int, str], ...] = ()
+    """Drawn on it: top, left, height, width in pixels, and colour."""
     shaded: NDArray[np.bool_] | None = None
+    """``(H, W)`` bool, pixels under a shade; None for none."""
 
 
 def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:
@@ -186,8 +184,3 @@ def _style(axes: Axes) -> None:
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(FOREGROUND)
-
-
-def short_name(name: str) -> str:
-    """Return a case id that fits above a picture."""
-    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

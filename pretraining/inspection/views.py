@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.style import COLOURS
+from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.format import read_volumes
-from pretraining.inspection.montage import Tile, choose_slices, save_tiles, short_name
+from pretraining.inspection.montage import Tile, choose_slices, save_tiles
 from pretraining.modality import Modality
 from pretraining.views import IntensityConfig, ViewConfig, Views, make_views
 from pretraining.views.intensity import intensity_scale, to_input

@@ -9,7 +9,8 @@ import pytest
 from matplotlib import colors, image
 from matplotlib.figure import Figure
 
-from nnunetv2_meddino.visualization.overlays import richest_slice, save_overlay
+from nnunetv2_meddino.imaging.slices import richest_slice
+from nnunetv2_meddino.visualization.overlays import save_overlay
 from nnunetv2_meddino.visualization.style import COLOURS, SURELY_DISTINCT
 
 NAMES = {1: "liver", 2: "spleen"}

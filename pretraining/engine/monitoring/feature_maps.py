@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
+from nnunetv2_meddino.imaging.slices import centre_of
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, MARK
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
@@ -66,7 +67,7 @@ def save_pictures(
         x = number % _COLUMNS * _TRIPLE_INCH + _GAP_INCH
         y = height - _TOP_INCH - (number // _COLUMNS + 1) * _ROW_INCH + _GAP_INCH
         panels = [axes(x + i * (_PANEL_INCH + _GAP_INCH), y, _PANEL_INCH) for i in range(3)]
-        point = body_centre(means[number])
+        point = centre_of(means[number] > BODY_ABOVE)
         shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
     bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
     figure.colorbar(shown, cax=bar, extend="min").ax.tick_params(colors=FOREGROUND, labelsize=9)
@@ -100,15 +101,6 @@ def pooled_colours(
         picture[body] = own
         pictures.append(picture)
     return pictures, explained
-
-
-def body_centre(means: NDArray[np.float64]) -> tuple[int, int]:
-    """Return the patch (row, column) of the body that is nearest to the body's centre of mass, else the middle one."""
-    body = np.argwhere(means > BODY_ABOVE)
-    if len(body) == 0:
-        return means.shape[0] // 2, means.shape[1] // 2
-    row, column = body[np.square(body - body.mean(axis=0)).sum(axis=1).argmin()]
-    return int(row), int(column)
 
 
 def patch_means(whole: WholeSlice, grid: tuple[int, int]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.networks.vit import VisionTransformer
+from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.views import IntensityConfig
 from pretraining.views.intensity import intensity_scale, to_input, to_unit
@@ -22,17 +23,14 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class WholeSlice:
-    """One slice.
-
-    Attributes:
-        name: For a title.
-        unit: ``(h, w)`` float32, the slice on the unit scale of its intensity rule; h and w are whole patches.
-        input: ``(1, h, w)`` float32, the same as network input.
-    """
+    """One slice."""
 
     name: str
+    """For a title."""
     unit: Tensor
+    """``(h, w)`` float32, the slice on the unit scale of its intensity rule; h and w are whole patches."""
     input: Tensor
+    """``(1, h, w)`` float32, the same as network input."""
 
 
 def whole_slice(name: str, pixels: Tensor, intensity: IntensityConfig, *, size: int, patch_size: int) -> WholeSlice:
@@ -68,7 +66,7 @@ def watched_slices(
         height, width = batch.sizes[0].tolist()
         volume = int(dataset.volume[row])
         source, case = dataset.sources[dataset.source_of_volume[volume]], Path(dataset.paths[volume]).stem
-        name = f"{_short(source)} {_short(case)} {dataset.index[row] + 1}/{dataset.counts[volume]}"
+        name = f"{short_name(source)} {short_name(case)} {dataset.index[row] + 1}/{dataset.counts[volume]}"
         pixels = batch.pixels[0, :height, :width]
         slices.append(whole_slice(name, pixels, intensity, size=size, patch_size=patch_size))
     return slices
@@ -118,7 +116,3 @@ def patch_features(
         grid = vit.grid_size(*whole.unit.shape)
         features.append(tokens.patches[0].float().unflatten(0, grid))
     return features
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

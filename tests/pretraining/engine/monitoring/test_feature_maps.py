@@ -4,10 +4,10 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from nnunetv2_meddino.imaging.slices import centre_of
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.engine.monitoring.feature_maps import (
     BODY_ABOVE,
-    body_centre,
     patch_means,
     pooled_colours,
     save_pictures,
@@ -60,10 +60,10 @@ def test_slices_without_a_body_are_coloured_throughout():
 def test_the_point_is_in_the_middle_of_the_body():
     means = np.zeros((9, 9))
     means[1:6, 2:9] = 0.5
-    assert body_centre(means) == (3, 5)
+    assert centre_of(means > BODY_ABOVE) == (3, 5)
     means[3, 5] = 0  # a hole: the nearest patch of the body
-    assert body_centre(means) in {(2, 5), (4, 5), (3, 4), (3, 6)}
-    assert body_centre(np.zeros((4, 6))) == (2, 3)
+    assert centre_of(means > BODY_ABOVE) in {(2, 5), (4, 5), (3, 4), (3, 6)}
+    assert centre_of(np.zeros((4, 6), bool)) == (2, 3)
 
 
 def test_the_mean_of_a_patch_is_that_of_its_pixels():
