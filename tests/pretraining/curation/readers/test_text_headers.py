@@ -114,6 +114,8 @@ VALID: dict[str, dict[str, bytes]] = {  # SimpleITK 2.5.7 cannot read these, or 
     "bzip2.nrrd": {"": nrrd("bzip2") + b"\n" + bz2.compress(RAW)},
     "two_bzip2_streams.nrrd": {"": nrrd("bzip2") + b"\n" + bz2.compress(RAW[:999]) + bz2.compress(RAW[999:])},
     "zlib_without_its_size.mha": {"": mhd("LOCAL", COMPRESSED) + ZLIB},
+    "padded_gzip.nrrd": {"": nrrd("gzip") + b"\n" + gzip.compress(RAW[:999]) + bytes(9) + gzip.compress(RAW[999:])},
+    "bytes_behind_zlib.mha": {"": mhd("LOCAL", COMPRESSED, f"CompressedDataSize = {len(ZLIB)}") + ZLIB + b"more"},
     "gzip.mha": {"": mhd("LOCAL", COMPRESSED) + GZIP},
     "text_without_a_last_line_end.mha": {"": mhd("LOCAL", "BinaryData = False") + TEXT.strip()},
     "pattern_without_step.mhd": {"": mhd(f"p%d.raw 1 {SHAPE[0]}"),
