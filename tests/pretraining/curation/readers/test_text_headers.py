@@ -151,6 +151,8 @@ WRONG: dict[str, tuple[str, dict[str, bytes]]] = {
     "list_of_nothing.nhdr": ("corrupt", {"": nrrd("raw", "data file: LIST")}),
     "pattern_of_too_many.nhdr": ("corrupt", {"": nrrd("raw", "data file: p%03d.raw 0 999999999 1")}),
     "pattern_without_end.nhdr": ("corrupt", {"": nrrd("raw", "data file: p%03d.raw 0 9 0")}),
+    "terabytes.nrrd": ("truncated", {"": nrrd("raw", sizes="56 48 99999999999") + b"\n" + RAW}),
+    "terabytes_gzip.nrrd": ("truncated", {"": nrrd("gzip", sizes="56 48 99999999999") + b"\n" + GZIP}),
     "cut_gzip.nhdr": ("truncated", {"": nrrd("gzip", "data file: a.gz"), "a.gz": GZIP[:-9]}),
     "second_member_missing.nrrd": ("truncated", {"": nrrd("gzip") + b"\n" + gzip.compress(RAW[:999])}),
     "first_member_damaged.nrrd": (
@@ -244,6 +246,25 @@ def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_pat
     with pytest.raises(Rejected) as caught:
         read_volume(write(tmp_path, name, contents), Modality.CT)
     assert caught.value.reason == reason, caught.value
+
+
+def test_bytes_need_no_order_and_larger_values_do(tmp_path: Path) -> None:
+    header = nrrd("raw").replace(b"endian: little\n", b"")
+    labels = (PLAIN > 0).astype(np.uint8)
+    (tmp_path / "labels.nrrd").write_bytes(header.replace(b"int16", b"uchar") + b"\n" + labels.tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "labels.nrrd").channels[0], labels)
+    with pytest.raises(Rejected, match="no field 'endian'"):
+        read_volume(write(tmp_path, "scan.nrrd", {"": header + b"\n" + RAW}), Modality.CT)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "bzip2", "hex"])
+def test_errors_of_the_disk_are_no_damage(encoding: str, tmp_path: Path) -> None:
+    """They are tried again by the next run. This file of the system gives an input/output error."""
+    candidate = write(tmp_path, "scan.nhdr", {"": nrrd(encoding, "data file: a")})
+    (tmp_path / "in" / "a").symlink_to("/proc/self/mem")
+    with pytest.raises(Rejected, match="Input/output error") as caught:
+        read_volume(candidate, Modality.CT)
+    assert caught.value.reason == "unreadable"
 
 
 @pytest.mark.parametrize("name", [name for name in WRONG if not name.startswith(("unknown", "pattern"))])
