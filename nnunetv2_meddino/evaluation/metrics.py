@@ -32,6 +32,7 @@ from nnunetv2_meddino.evaluation.surface import (
     without_ignored,
 )
 from nnunetv2_meddino.evaluation.surface.labels import MAX_LABELS, as_bytes, batches, distinct_labels, renumber
+from nnunetv2_meddino.imaging.segmentation import check_whole_numbers
 
 MAX_CLASSES = 64
 """Classes measured in one pass: one bit each in a 64-bit word."""
@@ -142,6 +143,8 @@ def _measure(
     # 0 is what lies outside the volume: where it is a class of its own, it needs another number
     as_they_are = None if 0 in declared else as_bytes(reference, prediction)
     if as_they_are is None:
+        check_whole_numbers(reference, "The reference")
+        check_whole_numbers(prediction, "The prediction")
         undeclared = (distinct_labels(reference) | distinct_labels(prediction)) - declared - {0}
     for group in batches(regions, MAX_CLASSES, MAX_LABELS - len(ignored)):
         labels = sorted({*ignored, *(label for region in group for label in region)})
