@@ -279,7 +279,9 @@ def test_stage_that_goes_on_needs_nothing_it_started_from(corpus, run, tmp_path)
     shutil.copytree(run / "stage1", tmp_path / "stage1")
     assert not train(small_config("stage2"), corpus, tmp_path, stop_after=2)
     shutil.rmtree(tmp_path / "stage1")
+    (tmp_path / "stage2/initial_weights.json").rename(tmp_path / "stage2/origins.json")  # its name up to 0.1
     assert train(small_config("stage2"), corpus, tmp_path)
+    assert not (tmp_path / "stage2/initial_weights.json").exists()
     assert losses(tmp_path / "stage2") == losses(run / "stage2")
     headers = []
     for folder in (run, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from nnunetv2_meddino.errors import CheckpointError
+from nnunetv2_meddino.errors import CheckpointError, DataError
+from pretraining.engine.agreement import Agreement
 from pretraining.engine.checkpointing import checkpoint
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from tests.pretraining.killing import die_before
@@ -168,6 +170,12 @@ def disagree(folder: Path) -> dict[str, Any]:
     with patch.object(shutil, "disk_usage", lambda _: usage):
         found["errors"].append(_error(lambda: checkpoints.save(3, state_of(3), {})))
     found["after errors"] = checkpoints.steps()
+    agreement = Agreement()
+    for failure in (DataError("of this package"), OSError("of another")):
+        try:
+            agreement.broadcast_from_rank0(partial(_raise, failure))
+        except Exception as error:
+            found["errors"].append((type(error).__name__, str(error)))
 
     with held_writes() as gate:
         if rank:
@@ -190,3 +198,7 @@ def disagree(folder: Path) -> dict[str, Any]:
 
 def _judge_nothing(*_: Any) -> None:
     raise AssertionError("only the first process judges")
+
+
+def _raise(error: Exception) -> None:
+    raise error

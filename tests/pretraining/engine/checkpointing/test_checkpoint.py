@@ -438,10 +438,14 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 def test_an_error_of_one_process_is_told_in_all(two):
-    for found in two:
-        assert len(found["errors"]) == 4
-        for error in found["errors"]:
+    for rank, found in enumerate(two):
+        *full, own, foreign = found["errors"]
+        assert len(full) == 4
+        for error in full:
             assert "no room to save step 3" in error
+        assert own == ("DataError", "of this package")
+        told = ("MedDINOError", "Process 0 failed: OSError('of another')")
+        assert foreign == (told if rank else ("OSError", "of another"))
         assert found["after errors"] == [1, 2]
 
 
