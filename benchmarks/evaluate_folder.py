@@ -23,7 +23,7 @@ from metrics import ORGANS, TOLERANCES_MM, Case, make_pair
 
 from nnunetv2_meddino.evaluation.cases import evaluate_files
 from nnunetv2_meddino.evaluation.classes import LabelSet
-from nnunetv2_meddino.evaluation.files import pair_files
+from nnunetv2_meddino.evaluation.pairs import pair_files
 
 FOLDER_SIZES = (4, 40)
 NOTES = (

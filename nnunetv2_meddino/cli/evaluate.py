@@ -54,7 +54,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.evaluation.cases import evaluate_files
     from nnunetv2_meddino.evaluation.classes import LabelSet, tolerances_by_class
-    from nnunetv2_meddino.evaluation.files import pair_files
+    from nnunetv2_meddino.evaluation.pairs import pair_files
     from nnunetv2_meddino.evaluation.reports import table
 
     _check_out(options.out)

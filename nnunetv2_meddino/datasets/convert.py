@@ -20,9 +20,9 @@ from nnunetv2_meddino.datasets.layouts import LAYOUTS, LabelledCase, Layout, Rel
 from nnunetv2_meddino.datasets.names import check_names
 from nnunetv2_meddino.environment import NNUNET_PREPROCESSED, NNUNET_RAW, nnunet_folders
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
-from nnunetv2_meddino.evaluation.files import Segmentation, check_same_grid, read_segmentation
 from nnunetv2_meddino.files import replacing, write_json
 from nnunetv2_meddino.imaging.io import read_grid
+from nnunetv2_meddino.imaging.segmentation import Segmentation, check_same_grid, read_segmentation
 from nnunetv2_meddino.planning.presets import BenchmarkDataset, load_overlay
 
 logger = logging.getLogger(__name__)

@@ -41,10 +41,10 @@ from nnunetv2_meddino.environment import (
     run_environment,
 )
 from nnunetv2_meddino.errors import DataError, DemoError
-from nnunetv2_meddino.evaluation.files import read_segmentation
 from nnunetv2_meddino.files import read_json, write_json
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import read_picture
+from nnunetv2_meddino.imaging.segmentation import read_segmentation
 from nnunetv2_meddino.imaging.slices import richest_slice
 from nnunetv2_meddino.locks import NAME as LOCK
 from nnunetv2_meddino.locks import locked

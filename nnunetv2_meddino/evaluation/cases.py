@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from nnunetv2_meddino import process_pool
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances, tolerances_by_class
-from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing, check_same_grid, read_segmentation
 from nnunetv2_meddino.evaluation.metrics import evaluate_case
+from nnunetv2_meddino.evaluation.pairs import Failure, Pair, Pairing
 from nnunetv2_meddino.evaluation.results import CaseMetrics
+from nnunetv2_meddino.imaging.segmentation import check_same_grid, read_segmentation
 
 SPACING_DECIMALS = 6
 """Headers store float32: 0.4 comes as 0.4000000059604645 and would move a distance beyond its tolerance."""

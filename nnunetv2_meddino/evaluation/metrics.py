@@ -24,17 +24,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM, Tolerances, tolerances_by_class
 from nnunetv2_meddino.evaluation.results import BoundaryMetrics, CaseMetrics, ClassMetrics
-from nnunetv2_meddino.evaluation.surface import (
-    ClassSurfaces,
-    DirectedDistances,
-    SurfacePair,
-    measure,
-    without_ignored,
-)
-from nnunetv2_meddino.evaluation.surface.labels import MAX_LABELS, as_bytes, batches, distinct_labels, renumber
-
-MAX_CLASSES = 64
-"""Classes measured in one pass: one bit each in a 64-bit word."""
+from nnunetv2_meddino.evaluation.surface import ClassSurfaces, DirectedDistances, SurfacePair, measure
 
 
 def evaluate_case(
@@ -87,18 +77,20 @@ def evaluate_case(
         axis = reference.shape.index(1)
         reference, prediction = np.moveaxis(reference, axis, 0), np.moveaxis(prediction, axis, 0)
         spacing = _checked_spacing((spacing[axis], *spacing[:axis], *spacing[axis + 1 :]))
-    counts, surfaces, undeclared = _measure(
-        reference, prediction, spacing, list(dict.fromkeys(regions.values())), ignore_label, planar
+    measured = measure(
+        reference,
+        prediction,
+        spacing,
+        list(dict.fromkeys(regions.values())),
+        ignore_label=ignore_label,
+        planar=planar,
     )
+    volume_ml = math.prod(spacing) / 1000
     results = {
-        name: _class_metrics(labels, counts[labels], surfaces[labels], math.prod(spacing), tolerances[name])
+        name: _class_metrics(labels, measured.counts[labels], measured.surfaces[labels], volume_ml, tolerances[name])
         for name, labels in regions.items()
     }
-    return CaseMetrics(
-        classes=results,
-        dimensions=2 if planar else 3,
-        undeclared_labels=undeclared,
-    )
+    return CaseMetrics(results, dimensions=2 if planar else 3, undeclared_labels=measured.undeclared_labels)
 
 
 def _checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
@@ -117,64 +109,11 @@ def _checked_region(name: str, labels: int | tuple[int, ...], ignore_label: int 
     return tuple(sorted({int(label) for label in region}))
 
 
-_Region = tuple[int, ...]
-_Counts = tuple[int, int, int, int]
-
-
-def _measure(
-    reference: NDArray[Any],
-    prediction: NDArray[Any],
-    spacing: tuple[float, float, float],
-    regions: Sequence[_Region],
-    ignore_label: int | None,
-    planar: bool,
-) -> tuple[dict[_Region, _Counts], dict[_Region, ClassSurfaces | None], tuple[int, ...]]:
-    """Measure all regions, in as few passes as bytes and 64-bit words allow.
-
-    Returns:
-        TP, FP, FN, TN of each region; its surfaces, where both volumes hold it; and the undeclared labels.
-    """
-    ignored = () if ignore_label is None else (ignore_label,)
-    declared = {*ignored, *(label for region in regions for label in region)}
-    counts: dict[_Region, _Counts] = {}
-    surfaces: dict[_Region, ClassSurfaces | None] = {}
-    undeclared: set[int] = set()
-    # 0 is what lies outside the volume: where it is a class of its own, it needs another number
-    as_they_are = None if 0 in declared else as_bytes(reference, prediction)
-    if as_they_are is None:
-        undeclared = (distinct_labels(reference) | distinct_labels(prediction)) - declared - {0}
-    for group in batches(regions, MAX_CLASSES, MAX_LABELS - len(ignored)):
-        labels = sorted({*ignored, *(label for region in group for label in region)})
-        if as_they_are is None:
-            volumes = [renumber(reference, labels), renumber(prediction, labels)]
-            code = {label: i + 1 for i, label in enumerate(labels)}
-        else:
-            volumes = as_they_are
-            code = {label: label for label in labels if 0 < label <= MAX_LABELS}
-        coded = [tuple(code[label] for label in region if label in code) for region in group]
-        ignored_code = code.get(ignore_label) if ignore_label is not None else None
-        found = measure(volumes[0], volumes[1], spacing, coded, ignore_label=ignored_code, planar=planar)
-        if as_they_are is not None:
-            occurring = found.confusion.any(axis=0) | found.confusion.any(axis=1)
-            undeclared = set(np.flatnonzero(occurring).tolist()) - declared - {0}
-        for region, own, pair in zip(group, coded, found.surfaces, strict=True):
-            counts[region] = _counts(without_ignored(found.confusion, ignored_code), own)
-            surfaces[region] = pair
-    return counts, surfaces, tuple(sorted(undeclared))
-
-
-def _counts(confusion: NDArray[np.int64], labels: tuple[int, ...]) -> _Counts:
-    own = list(labels)
-    tp = int(confusion[np.ix_(own, own)].sum())
-    n_ref, n_pred = int(confusion[own].sum()), int(confusion[:, own].sum())
-    return tp, n_pred - tp, n_ref - tp, int(confusion.sum()) - n_ref - n_pred + tp
-
-
 def _class_metrics(
     labels: tuple[int, ...],
-    counts: _Counts,
+    counts: tuple[int, int, int, int],
     surfaces: ClassSurfaces | None,
-    voxel_volume_mm3: float,
+    voxel_volume_ml: float,
     tolerances_mm: tuple[float, ...],
 ) -> ClassMetrics:
     tp, fp, fn, tn = counts
@@ -187,7 +126,7 @@ def _class_metrics(
         surfel = _boundary_metrics(surfaces.surfel, tolerances_mm, _covering_percentile)
     else:  # a mask is empty: overlap of surfaces follows that of volumes (0 or NaN), distances are undefined
         voxel = surfel = BoundaryMetrics(dict.fromkeys(tolerances_mm, dsc))
-    return ClassMetrics(labels, tp, fp, fn, tn, dsc, iou, voxel, surfel, voxel_volume_mm3 / 1000)
+    return ClassMetrics(labels, tp, fp, fn, tn, dsc, iou, voxel, surfel, voxel_volume_ml)
 
 
 def _boundary_metrics(

@@ -13,7 +13,7 @@ import numpy as np
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.cases import evaluate_files
 from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM, LabelSet, Tolerances
-from nnunetv2_meddino.evaluation.files import Failure, Pair, Pairing
+from nnunetv2_meddino.evaluation.pairs import Failure, Pair, Pairing
 from nnunetv2_meddino.evaluation.reports import write_reports
 from nnunetv2_meddino.evaluation.results import ASSD_VOXEL, NSD_VOXEL
 

@@ -21,7 +21,7 @@ from nnunetv2_meddino.evaluation.surface.elements import (
     distribution,
     element_sizes,
 )
-from nnunetv2_meddino.evaluation.surface.engine import Measurement, present_in_both
+from nnunetv2_meddino.evaluation.surface.engine import present_in_both
 
 Mask = NDArray[np.bool_]
 
@@ -34,7 +34,7 @@ def confusion_matrix(reference: NDArray[np.uint8], prediction: NDArray[np.uint8]
     return matrix.reshape(256, 256)
 
 
-def measure(
+def measure_bytes(
     reference: NDArray[np.uint8],
     prediction: NDArray[np.uint8],
     spacing_mm: tuple[float, float, float],
@@ -42,13 +42,13 @@ def measure(
     *,
     ignore_label: int | None = None,
     planar: bool = False,
-) -> Measurement:
-    """Measure as ``surface.measure`` does."""
+) -> tuple[NDArray[np.int64], list[ClassSurfaces | None]]:
+    """Measure as that of the engine does."""
     confusion = confusion_matrix(reference, prediction)
     present = present_in_both(confusion, classes, ignore_label)
     found = class_surfaces(reference, prediction, spacing_mm, present, ignore_label=ignore_label, planar=planar)
     by_class = dict(zip(present, found, strict=True))
-    return Measurement(confusion, [by_class.get(labels) for labels in classes])
+    return confusion, [by_class.get(labels) for labels in classes]
 
 
 def class_surfaces(

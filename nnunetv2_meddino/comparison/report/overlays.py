@@ -18,10 +18,10 @@ from nnunetv2_meddino.comparison.folders import Folders, Method
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import case_means
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.evaluation.files import read_segmentation
 from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.imaging.grid import Grid, to_axial
 from nnunetv2_meddino.imaging.io import read_picture
+from nnunetv2_meddino.imaging.segmentation import read_segmentation
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, draw_labels, legend_columns, legend_handles, write_png
 from nnunetv2_meddino.visualization.style import INK, structure_colours
 

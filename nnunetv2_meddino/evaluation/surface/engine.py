@@ -31,17 +31,7 @@ TABLE_ROWS = 800
 """Rows searched before an element goes to the KD-tree: a radius of about 16 voxels."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Overlap and surfaces of one pair of volumes."""
-
-    confusion: NDArray[np.int64]
-    """``(256, 256)`` voxels by ``[reference label, prediction label]``, ignored voxels included."""
-    surfaces: list[ClassSurfaces | None]
-    """One entry per class; None where the class is absent from the reference or from the prediction."""
-
-
-def measure(
+def measure_bytes(
     reference: NDArray[np.uint8],
     prediction: NDArray[np.uint8],
     spacing_mm: tuple[float, float, float],
@@ -49,12 +39,8 @@ def measure(
     *,
     ignore_label: int | None = None,
     planar: bool = False,
-) -> Measurement:
+) -> tuple[NDArray[np.int64], list[ClassSurfaces | None]]:
     """Measure overlap, and the surfaces of the classes that both volumes hold.
-
-    Voxels where the reference is ``ignore_label`` are background in both masks. An element whose neighbourhood (2x2x2
-    voxels, or a voxel and its 6 neighbours) holds an ignored voxel is not measured from, but distances to it are: the
-    border of the ignored part is no error of either.
 
     Args:
         reference: ``(z, y, x)`` labels.
@@ -63,13 +49,32 @@ def measure(
         classes: The labels of each class: whole numbers of 1 to 255, none of them ``ignore_label``; at most 64 classes.
         ignore_label: Reference label of voxels that are ignored.
         planar: The volume is a single slice, measured by the 2D definitions.
+
+    Returns:
+        ``(256, 256)`` voxels by ``[reference label, prediction label]``, ignored voxels included; and the surfaces of
+        each class, None where the class is absent from the reference or from the prediction.
     """
     reference, prediction = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
-    scanned = _scan(reference, prediction, ignore_label)
-    present = present_in_both(scanned.confusion, classes, ignore_label)
-    found = _class_surfaces(reference, prediction, spacing_mm, present, scanned, ignore_label, planar)
-    by_class = dict(zip(present, found, strict=True))
-    return Measurement(scanned.confusion, [by_class.get(labels) for labels in classes])
+    ignore = -1 if ignore_label is None else ignore_label
+    confusion, label_boxes, occupied = bitmaps.scan_volumes(reference, prediction, ignore)
+    present = present_in_both(confusion, classes, ignore_label)
+    if ignore_label is not None:
+        prediction = np.where(reference == ignore_label, np.uint8(0), prediction)
+    volumes = _Volumes(reference, prediction, spacing_mm, ignore, 0 if planar else 1)
+    boxes = np.empty((len(present), 6), dtype=np.int64)
+    for c, labels in enumerate(present):
+        own = label_boxes[list(labels)]
+        boxes[c, :3], boxes[c, 3:] = own[:, :3].min(axis=0), own[:, 3:].max(axis=0)
+    found: dict[tuple[int, ...], ClassSurfaces] = {}
+    rows, sizes = _nearest_rows(volumes), element_sizes(spacing_mm, planar=planar)
+    for drawing in _drawings(volumes, present, boxes, occupied):
+        for c, labels in enumerate(drawing.classes):
+            pairs = []
+            for corner in (False, True):
+                directed = [_directed(volumes, drawing, c, side, corner, rows, sizes) for side in range(2)]
+                pairs.append(SurfacePair(*directed))
+            found[labels] = ClassSurfaces(*pairs)
+    return confusion, [found.get(labels) for labels in classes]
 
 
 def present_in_both(
@@ -91,70 +96,31 @@ def without_ignored(confusion: NDArray[np.int64], ignore_label: int | None) -> N
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """What the first pass found."""
+class _Volumes:
+    """A pair of volumes and how it is measured."""
 
-    confusion: NDArray[np.int64]
-    """``(256, 256)`` voxels by ``[reference label, prediction label]``."""
-    boxes: NDArray[np.int64]
-    """``(256, 6)`` of each label in either volume: z, y, x minima and maxima."""
-    occupied: NDArray[np.uint8]
-    """``(z * y,)``, rows that hold a label other than 0."""
+    reference: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    """0 where the reference is ``ignore``."""
+    spacing_mm: tuple[float, float, float]
+    ignore: int
+    """Reference label of voxels that are ignored, or -1."""
+    below: int
+    """Slices that a corner sees below its own: 1, or 0 where the volume is a single slice."""
 
 
 @dataclass(frozen=True)
 class _Rows:
     """The rows around an element in order of distance, and how far they reach."""
 
-    steps_z: NDArray[np.int64]
-    steps_y: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    """``(k, 2)`` in z and y."""
     squares: NDArray[np.float64]
+    """``(k,)`` squared distance in mm^2."""
     columns: NDArray[np.float64]
+    """``(COLUMNS,)`` squared distance along a row."""
     limit: float
-
-
-def _scan(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], ignore_label: int | None) -> _Scan:
-    """Read both volumes ``(z, y, x)`` once, for counts and boxes."""
-    shape = reference.shape
-    confusion = np.zeros((256, 256), dtype=np.int64)
-    boxes = np.empty((256, 6), dtype=np.int64)
-    boxes[:, :3], boxes[:, 3:] = max(shape), -1
-    occupied = np.zeros(shape[0] * shape[1], dtype=np.uint8)
-    ignore = -1 if ignore_label is None else ignore_label
-    bitmaps.scan_volumes(reference.ravel(), prediction.ravel(), shape, ignore, confusion, boxes, occupied)
-    return _Scan(confusion, boxes, occupied)
-
-
-def _class_surfaces(
-    reference: NDArray[np.uint8],
-    prediction: NDArray[np.uint8],
-    spacing_mm: tuple[float, float, float],
-    classes: Sequence[tuple[int, ...]],
-    scanned: _Scan,
-    ignore_label: int | None,
-    planar: bool,
-) -> list[ClassSurfaces]:
-    """Measure the surfaces of classes that are present in both volumes."""
-    if ignore_label is not None:
-        prediction = np.where(reference == ignore_label, np.uint8(0), prediction)
-    sizes = element_sizes(spacing_mm, planar=planar)
-    rows = _rows(spacing_mm, reference.shape, planar)
-    surfaces: list[ClassSurfaces] = []
-    for drawn in _drawings(reference, prediction, classes, scanned, ignore_label, planar):
-        for c, labels in enumerate(drawn.classes):
-            member = np.zeros(256, dtype=np.uint8)
-            member[list(labels)] = 1
-            pairs = []
-            for corner in (False, True):
-                directed = [
-                    _directed(
-                        drawn, c, side, corner, (reference, prediction), member, ignore_label, spacing_mm, rows, sizes
-                    )
-                    for side in range(2)
-                ]
-                pairs.append(SurfacePair(*directed))
-            surfaces.append(ClassSurfaces(*pairs))
-    return surfaces
+    """Squared distance up to which no element is missed."""
 
 
 @dataclass(frozen=True)
@@ -164,103 +130,58 @@ class _Drawing:
     classes: Sequence[tuple[int, ...]]
     """Labels of each class."""
     grids: NDArray[np.int64]
-    """``(classes, 8)``; see ``bitmaps.draw_surfaces``."""
+    """``(classes, 8)``; see ``bitmaps.Z0`` and so on."""
     maps: NDArray[np.uint64]
     """All maps, one after another."""
     coincident: NDArray[np.int64]
     """``(classes, 2, 256)`` codes of the corners that both surfaces have."""
-    below: int
-    """0 where the volume is a single slice, else 1."""
 
     def map(self, c: int, side: int, corner: bool) -> NDArray[np.uint64]:
         """Return the map of class ``c``, of the reference (side 0) or the prediction, of corners or boundary voxels."""
-        first, words = int(self.grids[c, 5]), int(self.grids[c, 6])
-        first += words * (side if corner else 2 + side)
+        words = int(self.grids[c, bitmaps.MAP_WORDS])
+        first = int(self.grids[c, bitmaps.FIRST_WORD]) + words * (side if corner else 2 + side)
         return self.maps[first : first + words]
 
 
 def _drawings(
-    reference: NDArray[np.uint8],
-    prediction: NDArray[np.uint8],
-    classes: Sequence[tuple[int, ...]],
-    scanned: _Scan,
-    ignore_label: int | None,
-    planar: bool,
+    volumes: _Volumes, classes: Sequence[tuple[int, ...]], boxes: NDArray[np.int64], occupied: NDArray[np.uint8]
 ) -> Iterator[_Drawing]:
     """Draw the maps of as many classes at a time as ``MAP_BYTES`` hold, at least one."""
-    below = 0 if planar else 1
     grids = np.zeros((len(classes), 8), dtype=np.int64)
-    boxes = np.empty((len(classes), 6), dtype=np.int64)
-    for c, labels in enumerate(classes):
-        own = scanned.boxes[list(labels)]
-        boxes[c, :3], boxes[c, 3:] = own[:, :3].min(axis=0), own[:, 3:].max(axis=0)
-        corners = boxes[c, 3:] - boxes[c, :3] + [1 + below, 2, 2]
-        row_words = -(-int(corners[2]) // 64) + 2
-        grids[c] = [*boxes[c, :3], corners[1], row_words, 0, corners[0] * corners[1] * row_words, corners[0]]
+    layers, rows, columns = (boxes[:, 3:] - boxes[:, :3] + [1 + volumes.below, 2, 2]).T
+    row_words = -(-columns // 64) + 2  # an empty one at both ends
+    grids[:, bitmaps.Z0 : bitmaps.X0 + 1] = boxes[:, :3]
+    grids[:, bitmaps.LAYERS], grids[:, bitmaps.ROWS], grids[:, bitmaps.ROW_WORDS] = layers, rows, row_words
+    grids[:, bitmaps.MAP_WORDS] = layers * rows * row_words
     first = 0
     while first < len(classes):
-        ends = 4 * np.cumsum(grids[first:, 6])
+        ends = 4 * np.cumsum(grids[first:, bitmaps.MAP_WORDS])
         count = max(1, int(np.searchsorted(ends * 8, MAP_BYTES, side="right")))
         part = slice(first, first + count)
-        grids[part, 5] = np.concatenate([[0], ends[: count - 1]])
-        yield _draw(reference, prediction, classes[part], grids[part], boxes[part], scanned, ignore_label, below)
+        grids[part, bitmaps.FIRST_WORD] = np.concatenate([[0], ends[: count - 1]])
+        members = np.zeros(256, dtype=np.uint64)
+        for c, labels in enumerate(classes[part]):
+            members[list(labels)] |= np.uint64(1 << c)
+        maps = np.zeros(int(ends[:count][-1]), dtype=np.uint64)
+        box = np.concatenate([boxes[part, :3].min(axis=0), boxes[part, 3:].max(axis=0)])
+        coincident = bitmaps.draw_surfaces(
+            volumes.reference, volumes.prediction, not volumes.below, volumes.ignore, occupied, box, members,
+            grids[part], maps,
+        )  # fmt: skip
+        yield _Drawing(classes[part], grids[part], maps, coincident)
         first += count
 
 
-def _draw(
-    reference: NDArray[np.uint8],
-    prediction: NDArray[np.uint8],
-    classes: Sequence[tuple[int, ...]],
-    grids: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    scanned: _Scan,
-    ignore_label: int | None,
-    below: int,
-) -> _Drawing:
-    _, ny, nx = reference.shape
-    pitch = bitmaps.CHUNK * (nx // bitmaps.CHUNK + 2)
-    words = np.zeros(2 * 2 * (ny + 2) * pitch // 8, dtype=np.uint64)
-    members = np.zeros(256, dtype=np.uint64)
-    for c, labels in enumerate(classes):
-        members[list(labels)] |= np.uint64(1 << c)
-    maps = np.zeros(4 * int(grids[:, 6].sum()), dtype=np.uint64)
-    coincident = np.zeros((len(classes), 2, 256), dtype=np.int64)
-    bitmaps.draw_surfaces(
-        reference.ravel(),
-        prediction.ravel(),
-        reference.shape,
-        not below,
-        -1 if ignore_label is None else ignore_label,
-        scanned.occupied,
-        np.concatenate([boxes[:, :3].min(axis=0), boxes[:, 3:].max(axis=0)]),
-        members,
-        grids,
-        _boundary_sides(),
-        words.view(np.uint8),
-        words,
-        np.zeros(2 * 2 * ny, dtype=np.uint8),
-        maps,
-        coincident,
-    )
-    return _Drawing(classes, grids, maps, coincident, below)
-
-
-def _boundary_sides() -> NDArray[np.uint8]:
-    """Say for each code which of its two extreme voxels is a boundary voxel by the three neighbours that it shows."""
-    codes = np.arange(256)
-    high = (codes >> 7 & 1) & ~((codes >> 3) & (codes >> 5) & (codes >> 6)) & 1
-    low = (codes & 1) & ~((codes >> 4) & (codes >> 2) & (codes >> 1)) & 1
-    return (high | low << 1).astype(np.uint8)
-
-
-def _rows(spacing_mm: tuple[float, float, float], shape: tuple[int, ...], planar: bool) -> _Rows:
+def _nearest_rows(volumes: _Volumes) -> _Rows:
     """Return the ``TABLE_ROWS`` nearest rows that fit into the volume."""
-    sz, sy, sx = spacing_mm
-    radius = math.sqrt(TABLE_ROWS * sz * sy / math.pi) * 1.2 if not planar else TABLE_ROWS * sy
-    far_z = 0 if planar else min(shape[0], int(radius / sz) + 1)
-    far_y = min(shape[1], int(radius / sy) + 1)
-    steps_z, steps_y = (a.ravel() for a in np.mgrid[-far_z : far_z + 1, -far_y : far_y + 1])
-    squares = (steps_z * sz) ** 2 + (steps_y * sy) ** 2
+    sz, sy, sx = volumes.spacing_mm
+    nz, ny, _ = volumes.reference.shape
+    planar = not volumes.below
+    radius = TABLE_ROWS * sy if planar else math.sqrt(TABLE_ROWS * sz * sy / math.pi) * 1.2
+    far_z = 0 if planar else min(nz, int(radius / sz) + 1)
+    far_y = min(ny, int(radius / sy) + 1)
+    offsets = np.mgrid[-far_z : far_z + 1, -far_y : far_y + 1].reshape(2, -1).T
+    squares = (offsets[:, 0] * sz) ** 2 + (offsets[:, 1] * sy) ** 2
     order = np.argsort(squares, kind="stable")
     order = order[squares[order] <= radius**2]
     # rows beyond the volume hold nothing: where the table ends because the volume does, nothing is missed there
@@ -268,55 +189,48 @@ def _rows(spacing_mm: tuple[float, float, float], shape: tuple[int, ...], planar
     if len(order) > TABLE_ROWS:
         limit = min(limit, float(squares[order[TABLE_ROWS]]))
         order = order[:TABLE_ROWS]
-    if far_z < shape[0] - 1 and not planar or far_y < shape[1] - 1:
+    if (far_z < nz - 1 and not planar) or far_y < ny - 1:
         limit = min(limit, radius**2)
     columns = (np.arange(search.COLUMNS, dtype=np.float64) * sx) ** 2
-    return _Rows(steps_z[order], steps_y[order], squares[order], columns, limit)
+    return _Rows(np.ascontiguousarray(offsets[order]), squares[order], columns, limit)
 
 
 def _directed(
-    drawn: _Drawing,
+    volumes: _Volumes,
+    drawing: _Drawing,
     c: int,
     side: int,
     corner: bool,
-    volumes: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    member: NDArray[np.uint8],
-    ignore_label: int | None,
-    spacing_mm: tuple[float, float, float],
     rows: _Rows,
     sizes: NDArray[np.float64],
 ) -> DirectedDistances:
     """Measure from one surface of a class to the other."""
-    ignore = -1 if ignore_label is None else ignore_label
-    shape, (reference, volume) = volumes[0].shape, (volumes[0].ravel(), volumes[side].ravel())
-    source, target = drawn.map(c, side, corner), drawn.map(c, 1 - side, corner)
-    grid = [int(g) for g in drawn.grids[c]]
-    origin, layout = (grid[0], grid[1], grid[2]), (grid[7], grid[3], grid[4])
+    source, target = drawing.map(c, side, corner), drawing.map(c, 1 - side, corner)
+    grid = drawing.grids[c].tolist()
+    origin, layout = tuple(grid[: bitmaps.X0 + 1]), tuple(grid[bitmaps.LAYERS : bitmaps.ROW_WORDS + 1])
+    member = np.zeros(256, dtype=np.uint8)
+    member[list(drawing.classes[c])] = 1
     both, alone, there = search.count_elements(source, target)
     if corner:
-        at_zero = math.fsum(drawn.coincident[c, side] * sizes)
-    elif ignore_label is not None:
-        at_zero = both - search.count_touching(source, target, layout, origin, drawn.below, reference, shape, ignore)
+        at_zero = math.fsum(drawing.coincident[c, side] * sizes)
     else:
-        at_zero = both
-    words = (rows.steps_z * layout[1] + rows.steps_y) * layout[2]
-    steps = np.stack([rows.steps_z, rows.steps_y, words], axis=1)
-    tally = np.zeros((2, len(rows.squares) * search.COLUMNS))
-    far = np.empty((alone, 4), dtype=np.int64)
-    missing = search.search(
-        source, target, layout, steps, rows.squares, rows.columns, rows.limit,
-        corner, origin, drawn.below, volume, reference, shape, member, ignore, sizes, tally, far,
+        at_zero = float(both)
+        if volumes.ignore >= 0:
+            shared = search.list_elements(source & target, layout, both)
+            at_zero -= search.count_touching(shared, origin, volumes.below, volumes.reference, volumes.ignore)
+    volume = volumes.prediction if side else volumes.reference
+    tally, far = search.search(
+        source, target, alone, layout, origin, rows.offsets, rows.squares, rows.columns, rows.limit, corner,
+        volumes.below, volume, volumes.reference, member, volumes.ignore, sizes,
     )  # fmt: skip
-    where = np.flatnonzero(tally[0])
+    where = np.flatnonzero(tally)
     squares = rows.squares[where // search.COLUMNS] + rows.columns[where % search.COLUMNS]
-    distances, weights = [np.sqrt(squares)], [tally[0, where]]
+    distances, weights = [np.sqrt(squares)], [tally[where]]
     if at_zero:
         distances.append(np.zeros(1))
-        weights.append(np.array([float(at_zero)]))
-    if missing:
-        targets = np.empty((there, 3), dtype=np.int64)
-        search.list_elements(target, layout, targets)
-        far = far[:missing]
-        distances.append(search.distances_to_nearest(far[:, :3], targets, spacing_mm))
-        weights.append(sizes[far[:, 3]] if corner else np.ones(missing))
+        weights.append(np.array([at_zero]))
+    if len(far):
+        targets = search.list_elements(target, layout, there)
+        distances.append(search.distances_to_nearest(far[:, :3], targets, volumes.spacing_mm))
+        weights.append(sizes[far[:, 3]] if corner else np.ones(len(far)))
     return distribution(np.concatenate(distances), np.concatenate(weights))

@@ -29,62 +29,45 @@ WINDOW = U(2 ** (2 * REACH + 1) - 1)
 
 
 @jit
-def _label(volume: NDArray[np.uint8], shape: tuple[int, int, int], z: int, y: int, x: int) -> Any:
-    nz, ny, nx = shape
+def _label(volume: NDArray[np.uint8], z: int, y: int, x: int) -> Any:
+    nz, ny, nx = volume.shape
     if 0 <= z < nz and 0 <= y < ny and 0 <= x < nx:
-        return np.int64(volume[(z * ny + y) * nx + x])
+        return np.int64(volume[z, y, x])
     return np.int64(0)
 
 
 @jit
-def _corner_code(
-    volume: NDArray[np.uint8],
-    shape: tuple[int, int, int],
-    member: NDArray[np.uint8],
-    z: int,
-    y: int,
-    x: int,
-    below: int,
-) -> Any:
+def _corner_code(volume: NDArray[np.uint8], member: NDArray[np.uint8], z: int, y: int, x: int, below: int) -> Any:
     """Return the code at a corner of the volume, from a table of 1 for the labels of the class."""
     code = np.int64(0)
-    nz, ny, nx = shape
+    nz, ny, nx = volume.shape
     if z >= below and 0 < y < ny and 0 < x < nx and z < nz:  # well inside: nothing to check
         for j in range(4):
-            i = U(((z - below * (1 - (j >> 1))) * ny + y - 1 + (j & 1)) * nx + x)
-            code |= np.int64(member[volume[i - U(1)]] | member[volume[i]] << 1) << (2 * j)
+            row = volume[U(z - below * (1 - (j >> 1))), U(y - 1 + (j & 1))]
+            code |= np.int64(member[row[U(x - 1)]] | member[row[U(x)]] << 1) << (2 * j)
         return code
     for j in range(8):
-        label = _label(volume, shape, z - below * (1 - (j >> 2)), y - 1 + (j >> 1 & 1), x - 1 + (j & 1))
+        label = _label(volume, z - below * (1 - (j >> 2)), y - 1 + (j >> 1 & 1), x - 1 + (j & 1))
         code |= np.int64(member[label]) << j
     return code
 
 
 @jit
-def _touches(
-    volume: NDArray[np.uint8],
-    shape: tuple[int, int, int],
-    label: int,
-    corner: bool,
-    z: int,
-    y: int,
-    x: int,
-    below: int,
-) -> bool:
+def _touches(volume: NDArray[np.uint8], label: int, corner: bool, z: int, y: int, x: int, below: int) -> bool:
     """Say whether ``label`` stands among the 8 voxels of a corner, or among the 6 neighbours of a voxel."""
     if corner:
         for j in range(8):
             dz, dy, dx = -below * (1 - (j >> 2)), (j >> 1 & 1) - 1, (j & 1) - 1
-            if _label(volume, shape, z + dz, y + dy, x + dx) == label:
+            if _label(volume, z + dz, y + dy, x + dx) == label:
                 return True
         return False
     return (
-        _label(volume, shape, z - below, y, x) == label
-        or _label(volume, shape, z + below, y, x) == label
-        or _label(volume, shape, z, y - 1, x) == label
-        or _label(volume, shape, z, y + 1, x) == label
-        or _label(volume, shape, z, y, x - 1) == label
-        or _label(volume, shape, z, y, x + 1) == label
+        _label(volume, z - below, y, x) == label
+        or _label(volume, z + below, y, x) == label
+        or _label(volume, z, y - 1, x) == label
+        or _label(volume, z, y + 1, x) == label
+        or _label(volume, z, y, x - 1) == label
+        or _label(volume, z, y, x + 1) == label
     )
 
 
@@ -111,50 +94,51 @@ def _nearest_in_row(window: Any) -> Any:
 def search(
     source: NDArray[np.uint64],
     target: NDArray[np.uint64],
+    alone: int,
     layout: tuple[int, int, int],
-    steps: NDArray[np.int64],
+    origin: tuple[int, int, int],
+    offsets: NDArray[np.int64],
     row_squares: NDArray[np.float64],
     column_squares: NDArray[np.float64],
     limit: float,
     corner: bool,
-    origin: tuple[int, int, int],
     below: int,
     volume: NDArray[np.uint8],
     reference: NDArray[np.uint8],
-    shape: tuple[int, int, int],
     member: NDArray[np.uint8],
     ignore: int,
     sizes: NDArray[np.float64],
-    tally: NDArray[np.float64],
-    far: NDArray[np.int64],
-) -> int:
+) -> Any:
     """Find the nearest element of ``target`` for every element that ``source`` alone has.
 
     Args:
         source: Flat map with an empty word at both ends of every row.
         target: The other map.
+        alone: How many elements ``source`` alone has.
         layout: Layers, rows per layer and words per row of both maps.
-        steps: ``(k, 3)`` layers, rows and words from an element to the rows around it, nearest rows first.
+        origin: Z, y, x of the maps' first corner in the volume.
+        offsets: ``(k, 2)`` layers and rows from an element to the rows around it, nearest rows first.
         row_squares: ``(k,)`` squared distance in mm^2 to each of these rows.
         column_squares: ``(COLUMNS,)`` squared distance along a row.
         limit: Squared distance up to which table and windows miss nothing.
         corner: Elements are corners, of the size of their code; else voxels, of size 1.
-        origin: Z, y, x of the maps' first corner in the volume.
         below: 0 where the volume is a single slice, else 1.
-        volume: Flat labels behind ``source``.
-        reference: Flat labels of the reference.
-        shape: Shape of both.
+        volume: ``(z, y, x)`` labels behind ``source``.
+        reference: Labels of the reference.
         member: ``(256,)`` 1 for the labels of the class.
         ignore: Label of the reference that no counted element touches, or -1.
         sizes: ``(256,)`` size of a corner by code.
-        tally: ``(2, k * COLUMNS)`` zeros; receives summed sizes by row and column, and the digits lost in summing.
-        far: ``(n, 4)``; receives layer, row, column and code of elements that are too far.
 
     Returns:
-        How many elements are too far.
+        ``(k * COLUMNS,)`` summed sizes by row and column; and ``(n, 4)`` layer, row, column and code of the elements
+        that are too far.
     """
     layers, rows, row_words = layout
     depth = len(row_squares)
+    word_steps = (offsets[:, 0] * rows + offsets[:, 1]) * row_words
+    tally = np.zeros(depth * COLUMNS)
+    lost = np.zeros(depth * COLUMNS)
+    far = np.empty((alone, 4), dtype=np.int64)
     searched = 0
     missing = 0
     code = 0
@@ -163,16 +147,16 @@ def search(
         for y in range(rows):
             start = (z * rows + y) * row_words
             for w in range(start + 1, start + row_words - 1):
-                alone = source[w] & ~target[w]
-                while alone:
-                    bit = np.int64(trailing_zeros(alone))
-                    alone &= alone - U(1)
+                todo = source[w] & ~target[w]
+                while todo:
+                    bit = np.int64(trailing_zeros(todo))
+                    todo &= todo - U(1)
                     x = (w - start) * 64 + bit
                     vz, vy, vx = origin[0] + z, origin[1] + y, origin[2] + x - 64
-                    if ignore >= 0 and _touches(reference, shape, ignore, corner, vz, vy, vx, below):
+                    if ignore >= 0 and _touches(reference, ignore, corner, vz, vy, vx, below):
                         continue
                     if corner:
-                        code = _corner_code(volume, shape, member, vz, vy, vx, below)
+                        code = _corner_code(volume, member, vz, vy, vx, below)
                         size = sizes[code]
                     here, shift = start + ((x - REACH) >> 6), U((x - REACH) & 63)
                     best, where = np.inf, 0
@@ -180,9 +164,9 @@ def search(
                         if row_squares[k] >= best:
                             break
                         # as unsigned numbers, steps below 0 are too large as well
-                        if U(z + steps[k, 0]) >= U(layers) or U(y + steps[k, 1]) >= U(rows):
+                        if U(z + offsets[k, 0]) >= U(layers) or U(y + offsets[k, 1]) >= U(rows):
                             continue
-                        i = U(here + steps[k, 2])
+                        i = U(here + word_steps[k])
                         # shifted twice, as a shift by 64 is undefined
                         window = (target[i] >> shift | target[i + U(1)] << U(1) << (U(63) - shift)) & WINDOW
                         if window:
@@ -193,10 +177,10 @@ def search(
                     searched += 1
                     if best <= limit:
                         # Kahan's sum: plain addition would lose digits over 10^5 elements
-                        term = size - tally[1, where]
-                        total = tally[0, where] + term
-                        tally[1, where] = (total - tally[0, where]) - term
-                        tally[0, where] = total
+                        term = size - lost[where]
+                        total = tally[where] + term
+                        lost[where] = (total - tally[where]) - term
+                        tally[where] = total
                     else:
                         far[missing, 0] = z
                         far[missing, 1] = y
@@ -207,40 +191,14 @@ def search(
                             # most go to the tree whatever is done here: spend less on each
                             depth = SHALLOW
                             limit = min(limit, row_squares[depth])
-    return missing
+    return tally, far[:missing]
 
 
 @jit
-def count_touching(
-    source: NDArray[np.uint64],
-    target: NDArray[np.uint64],
-    layout: tuple[int, int, int],
-    origin: tuple[int, int, int],
-    below: int,
-    reference: NDArray[np.uint8],
-    shape: tuple[int, int, int],
-    ignore: int,
-) -> int:
-    """Return how many boundary voxels that both maps have touch ``ignore``."""
+def list_elements(source: NDArray[np.uint64], layout: tuple[int, int, int], count: int) -> Any:
+    """Return layer, row and column of the ``count`` elements of a map, ``(count, 3)``; the first column is 64."""
     layers, rows, row_words = layout
-    touching = 0
-    for z in range(layers):
-        for y in range(rows):
-            start = (z * rows + y) * row_words
-            for w in range(start + 1, start + row_words - 1):
-                both = source[w] & target[w]
-                while both:
-                    x = (w - start - 1) * 64 + np.int64(trailing_zeros(both))
-                    both &= both - U(1)
-                    if _touches(reference, shape, ignore, False, origin[0] + z, origin[1] + y, origin[2] + x, below):
-                        touching += 1
-    return touching
-
-
-@jit
-def list_elements(source: NDArray[np.uint64], layout: tuple[int, int, int], found: NDArray[np.int64]) -> None:
-    """Write layer, row and column of all elements of a map into ``(n, 3)``."""
-    layers, rows, row_words = layout
+    found = np.empty((count, 3), dtype=np.int64)
     n = 0
     for z in range(layers):
         for y in range(rows):
@@ -253,6 +211,19 @@ def list_elements(source: NDArray[np.uint64], layout: tuple[int, int, int], foun
                     found[n, 2] = (w - start) * 64 + np.int64(trailing_zeros(word))
                     word &= word - U(1)
                     n += 1
+    return found
+
+
+@jit
+def count_touching(
+    elements: NDArray[np.int64], origin: tuple[int, int, int], below: int, reference: NDArray[np.uint8], ignore: int
+) -> int:
+    """Return how many boundary voxels, ``(n, 3)`` from ``list_elements``, touch ``ignore``."""
+    touching = 0
+    for i in range(len(elements)):
+        z, y, x = origin[0] + elements[i, 0], origin[1] + elements[i, 1], origin[2] + elements[i, 2] - 64
+        touching += _touches(reference, ignore, False, z, y, x, below)
+    return touching
 
 
 def distances_to_nearest(

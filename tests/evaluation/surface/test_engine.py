@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from nnunetv2_meddino.evaluation.surface import DirectedDistances, measure
+from nnunetv2_meddino.evaluation.surface import DirectedDistances
 from nnunetv2_meddino.evaluation.surface.elements import element_sizes
+from nnunetv2_meddino.evaluation.surface.engine import measure_bytes
 
 SPACING = (2.5, 0.9, 0.7)
 
@@ -36,7 +37,7 @@ def assert_distances(measured: DirectedDistances, distances: np.ndarray, sizes: 
 
 def assert_equals_distance_transform(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> None:
     """Compare both definitions with exact distance transforms of the whole volume."""
-    surfaces = measure(a.astype(np.uint8), b.astype(np.uint8), spacing, [(1,)]).surfaces[0]
+    surfaces = measure_bytes(a.astype(np.uint8), b.astype(np.uint8), spacing, [(1,)])[1][0]
     shells = [boundary_voxels(mask) for mask in (a, b)]
     codes = [corner_codes(mask) if mask.size < 2e4 else None for mask in (a, b)]
     directions = ("reference_to_prediction", "prediction_to_reference")
@@ -77,7 +78,7 @@ def test_single_voxels_are_found_at_any_distance(axis: int, steps: int) -> None:
     a[tuple(place)] = 1
     place[axis] += steps
     b[tuple(place)] = 1
-    surfaces = measure(a, b, SPACING, [(1,)]).surfaces[0]
+    surfaces = measure_bytes(a, b, SPACING, [(1,)])[1][0]
     for direction in (surfaces.voxel.reference_to_prediction, surfaces.voxel.prediction_to_reference):
         assert direction.distances_mm.tolist() == [math.sqrt((steps * SPACING[axis]) ** 2)]
 
@@ -99,7 +100,7 @@ def test_the_nearest_is_not_missed_where_a_farther_one_is_in_view(
     a[start] = 1
     for steps in (inside, nearest):
         b[tuple(np.add(start, steps))] = 1
-    pair = measure(a, b, spacing, [(1,)]).surfaces[0].voxel
+    pair = measure_bytes(a, b, spacing, [(1,)])[1][0].voxel
     distances = [np.linalg.norm(np.multiply(steps, spacing)) for steps in (inside, nearest)]
     assert distances[1] < distances[0]
     assert pair.reference_to_prediction.distances_mm == pytest.approx(distances[1:])
@@ -118,7 +119,7 @@ def test_a_prediction_shifted_by_tens_of_voxels_is_still_exact(spacing: tuple[fl
 def test_salt_and_pepper_labels_are_still_exact() -> None:
     rng = np.random.default_rng(5)
     volumes = [np.where(rng.random((30, 64, 70)) < 0.004, rng.integers(1, 4, (30, 64, 70)), 0) for _ in range(2)]
-    found = measure(*(v.astype(np.uint8) for v in volumes), SPACING, [(1,), (2,), (3,)]).surfaces
+    found = measure_bytes(*(v.astype(np.uint8) for v in volumes), SPACING, [(1,), (2,), (3,)])[1]
     for label, surfaces in enumerate(found, start=1):
         points = [np.argwhere(v == label) * SPACING for v in volumes]
         want = cdist(*points)
@@ -136,7 +137,7 @@ def test_ignored_voxels_only_remove_elements_to_measure_from() -> None:
     a[:, :6, 20:50] = 9
     b[:, :6, 20:50][rng.random((8, 6, 30)) < 0.3] = 1
     ignored = a == 9
-    surfaces = measure(a, b, SPACING, [(1,)], ignore_label=9).surfaces[0]
+    surfaces = measure_bytes(a, b, SPACING, [(1,)], ignore_label=9)[1][0]
     masks = (a == 1), (b == 1) & ~ignored
     shells, codes = [boundary_voxels(m) for m in masks], [corner_codes(m) for m in masks]
     surfels = [(c != 0) & (c != 255) for c in codes]
@@ -174,6 +175,6 @@ def test_a_code_and_its_complement_have_the_same_size() -> None:
 def test_contour_lengths_of_a_single_slice() -> None:
     mask = np.zeros((1, 9, 11), dtype=np.uint8)
     mask[0, 2:6, 3:9] = 1
-    contour = measure(mask, mask, (3, 0.8, 0.5), [(1,)], planar=True).surfaces[0].surfel.reference_to_prediction.size
+    contour = measure_bytes(mask, mask, (3, 0.8, 0.5), [(1,)], planar=True)[1][0].surfel.reference_to_prediction.size
     # a rectangle of 4 x 6 voxels whose four corners are cut at half a voxel
     assert contour == pytest.approx(2 * (3 * 0.8 + 5 * 0.5) + 4 * math.hypot(0.4, 0.25), rel=1e-14)

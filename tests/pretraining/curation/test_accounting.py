@@ -19,9 +19,9 @@ from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import Candidate, input_files
 from pretraining.modality import Modality
+from tests.imaging.test_text_headers import AS_SIMPLEITK, VALID, WRONG
 from tests.pretraining.curation.awkward import KINDS, PLAIN, write_dicom, write_nifti
 from tests.pretraining.curation.folders import source
-from tests.pretraining.curation.readers.test_text_headers import AS_SIMPLEITK, VALID, WRONG
 
 CT_KINDS = {name: kind for name, kind in KINDS.items() if kind.modality == Modality.CT}
 HEADERS = {

@@ -1,6 +1,7 @@
+"""Label maps of any format, and which of them lie on one grid."""
+
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.evaluation.files import case_name, check_same_grid, pair_files, read_segmentation
+from nnunetv2_meddino.imaging.segmentation import check_same_grid, read_segmentation
 from tests.conftest import shared_path
 
 GEOMETRY = ["same", "shape", "shape_broadcastable", "spacing", "spacing_float_noise", "origin", "direction"]
@@ -116,49 +117,6 @@ def test_origins_that_differ_are_shown_as_they_differ(tmp_path):
         check_same_grid(reference, prediction)
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".gipl.gz", ".mgz", ".hdr"])
-def test_truncated_files_are_refused_by_name(tmp_path, ending):
-    path = tmp_path / f"case{ending}"
-    if ending == ".mgz":
-        nibabel.save(nibabel.MGHImage(LABELS.T, AFFINE), path)
-    else:
-        write(path)
-    data = path.with_suffix(".img") if ending == ".hdr" else path
-    data.write_bytes(data.read_bytes()[:-40])
-    if ending == ".nii.gz":
-        assert sitk.ReadImage(path).GetSize() == (12, 9, 6), "the trap: SimpleITK says nothing"
-    with pytest.raises(DataError, match=f"case{ending} cannot be read"):
-        read_segmentation(path)
-
-
-def test_a_damaged_gzip_stream_is_refused_although_its_length_is_right(tmp_path):
-    path = write(tmp_path / "case.nii.gz")
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    packed = bytearray(gzip.compress(bytes(content), compresslevel=0))
-    packed[-200] ^= 1  # stored, not compressed: only the checksum can tell
-    path.write_bytes(packed)
-    with pytest.raises(DataError, match=r"case\.nii\.gz cannot be read.*CRC"):
-        read_segmentation(path)
-
-
-@pytest.mark.parametrize(
-    ("ending", "place", "value"),
-    [
-        (".nii", 70, b"\x42\x42"),
-        (".nii", 108, np.float32(201).tobytes()),
-        (".hdr", 70, b"\x42\x42"),
-    ],
-    ids=["type", "offset", "type in a pair"],
-)
-def test_a_damaged_header_is_refused_by_name(tmp_path, ending, place, value):
-    path = write(tmp_path / f"case{ending}")
-    content = bytearray(path.read_bytes())
-    content[place : place + len(value)] = value
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=f"case{ending} cannot be read"):
-        read_segmentation(path)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -218,41 +176,6 @@ def test_a_tiff_takes_its_spacing_from_the_file_that_nnunet_writes_beside_it(tmp
     read = read_segmentation(tmp_path / "case.tif")
     np.testing.assert_array_equal(read.labels, LABELS)
     assert read.grid.spacing_mm == (2.5, 0.9, 0.7)
-
-
-def test_cases_are_paired_by_name_whatever_their_format(tmp_path):
-    for folder, names in {
-        "reference": ["a.1.nii.gz", "b.nrrd", "c.nii.gz", "d.mha", ".hidden.nii.gz", "dataset.json"],
-        "prediction": ["a.1.mha", "b.nrrd", "d.mha", "d.nrrd", "extra.nii.gz", "a.1.npz"],
-    }.items():
-        (tmp_path / folder).mkdir()
-        for name in names:
-            (tmp_path / folder / name).touch()
-    found = pair_files(tmp_path / "reference", tmp_path / "prediction")
-    assert [(p.case, p.reference.name, p.prediction.name) for p in found.pairs] == [
-        ("a.1", "a.1.nii.gz", "a.1.mha"),
-        ("b", "b.nrrd", "b.nrrd"),
-    ]
-    assert [f.case for f in found.failures] == ["c", "d"]
-    assert str(tmp_path / "reference" / "c.nii.gz") in found.failures[0].message
-    assert "d.mha" in found.failures[1].message and "d.nrrd" in found.failures[1].message
-    assert len(found.notes) == 1 and "extra.nii.gz" in found.notes[0]
-
-
-def test_folders_and_files_are_not_mixed_and_must_exist(tmp_path):
-    (tmp_path / "empty").mkdir()
-    file = write(tmp_path / "case.nii.gz")
-    with pytest.raises(DataError, match="give two folders or two files"):
-        pair_files(file, tmp_path)
-    with pytest.raises(DataError, match="absent does not exist"):
-        pair_files(file, tmp_path / "absent")
-    with pytest.raises(DataError, match="empty holds no segmentation"):
-        pair_files(tmp_path, tmp_path / "empty")
-
-
-def test_the_name_of_a_case_keeps_its_dots():
-    assert case_name(Path("x/patient.1.NII.GZ")) == "patient.1"
-    assert case_name(Path("patient.1.dcm")) == "patient.1"
 
 
 def test_a_label_map_that_is_stored_with_a_scale_has_the_labels_that_the_header_means(tmp_path):

@@ -1,0 +1,101 @@
+"""Which files make a case: a reference and a prediction, found by their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunetv2_meddino.errors import DataError
+
+ENDINGS = (
+    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr", ".mgz", ".mgh"),
+    *(".png", ".bmp", ".tif", ".tiff"),
+)
+"""File name endings that count as segmentations in a folder; a file given by name may have any."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of a case.
+
+    Attributes:
+        case: Its name.
+        reference: What is right.
+        prediction: What is evaluated.
+        aligned: The arrays are known to lie on one another, whatever the reference's header says: only their shapes
+            are compared, and the voxel size is the prediction's.
+    """
+
+    case: str
+    reference: Path
+    prediction: Path
+    aligned: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be evaluated, and why."""
+
+    case: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Files that belong together, references without a prediction, and remarks."""
+
+    pairs: list[Pair]
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def case_name(path: Path) -> str:
+    """Return the file's name without its ending, which may consist of two parts (``.nii.gz``)."""
+    for ending in ENDINGS:
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    return path.stem
+
+
+def pair_files(reference: Path, prediction: Path) -> Pairing:
+    """Find the cases of two folders by the names of their files without endings, or make one case of two files.
+
+    Args:
+        reference: File or folder; subfolders are not looked into.
+        prediction: The same kind.
+
+    Raises:
+        DataError: A path does not exist, one is a file and the other a folder, or a folder holds no segmentation.
+    """
+    for path in (reference, prediction):
+        if not path.exists():
+            raise DataError(f"{path} does not exist.")
+    if reference.is_dir() != prediction.is_dir():
+        folder, file = (reference, prediction) if reference.is_dir() else (prediction, reference)
+        raise DataError(f"{folder} is a folder and {file} is a file; give two folders or two files.")
+    if not reference.is_dir():
+        return Pairing([Pair(case_name(reference), reference, prediction)])
+    references, predictions = _cases(reference), _cases(prediction)
+    pairing = Pairing([])
+    for case in sorted(references):
+        files = [*references[case], *predictions.get(case, [])]
+        if case not in predictions:
+            pairing.failures.append(Failure(case, f"{files[0]} has no prediction in {prediction}."))
+        elif len(files) > 2:
+            names = ", ".join(map(str, files))
+            pairing.failures.append(Failure(case, f"Several files have the name of one case: {names}. Keep one each."))
+        else:
+            pairing.pairs.append(Pair(case, files[0], files[1]))
+    for case in sorted(predictions.keys() - references.keys()):
+        pairing.notes.append(f"{predictions[case][0]} has no reference in {reference} and was not evaluated.")
+    return pairing
+
+
+def _cases(folder: Path) -> dict[str, list[Path]]:
+    cases: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."):
+            cases.setdefault(case_name(path), []).append(path)
+    if not cases:
+        raise DataError(f"{folder} holds no segmentation (a file that ends in one of {', '.join(ENDINGS)}).")
+    return cases
