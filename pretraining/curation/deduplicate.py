@@ -56,13 +56,11 @@ class ContentIndex:
         """Return the volumes that have this content, sorted by name."""
         content = Fingerprint.from_bytes(fingerprint)
         found = {
-            name: Match(name, NEAR, likeness.similarity, likeness.spacing_disagrees)
-            for name, likeness in self._index.query(content)
-        }
-        found |= {
             name: Match(name, EXACT, 1.0, differ(content.spacing_mm, spacing_mm, _ROUNDING))
             for name, spacing_mm in self._by_hash.get(content_hash, [])
         }
+        for name, likeness in self._index.query(content, skip=set(found)):
+            found[name] = Match(name, NEAR, likeness.similarity, likeness.spacing_disagrees)
         return [found[name] for name in sorted(found)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
@@ -56,11 +58,17 @@ class FingerprintIndex:
         self._keys.append(key)
         self._fingerprints.append(fingerprint)
 
-    def query(self, fingerprint: Fingerprint) -> list[tuple[str, Likeness]]:
-        """Return key and likeness (of the query to it) of the near-duplicates, most similar first, then by key."""
+    def query(self, fingerprint: Fingerprint, skip: Collection[str] = ()) -> list[tuple[str, Likeness]]:
+        """Return key and likeness (of the query to it) of the near-duplicates, most similar first, then by key.
+
+        Args:
+            fingerprint: The query.
+            skip: Keys that need not be compared.
+        """
         if len(self) - self._indexed > max(_UNINDEXED, self._indexed // 4):
             self._build()
-        candidates = [*self._near(fingerprint), *range(self._indexed, len(self))]
+        near_or_new = (*self._near(fingerprint), *range(self._indexed, len(self)))
+        candidates = [i for i in near_or_new if self._keys[i] not in skip]
         found = [(self._keys[i], likeness(fingerprint, self._fingerprints[i])) for i in candidates]
         near = (pair for pair in found if pair[1].similarity >= NEAR_DUPLICATE)
         return sorted(near, key=lambda pair: (-pair[1].similarity, pair[0]))

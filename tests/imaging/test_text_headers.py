@@ -70,6 +70,7 @@ AS_SIMPLEITK: dict[str, dict[str, bytes]] = {
     "big_endian_hex.nrrd": {"": nrrd("hex", endian="big") + b"\n" + BIG.hex().encode()},
     "two_gzip_members.nrrd": {"": nrrd("gzip") + b"\n" + gzip.compress(RAW[:999]) + gzip.compress(RAW[999:])},
     "windows_line_ends.nrrd": {"": nrrd("raw").replace(b"\n", b"\r\n") + b"\r\n" + RAW},
+    "comments_and_pairs.nrrd": {"": nrrd("raw", "# type: float", "sizes:=many", "encoding:=hex") + b"\n" + RAW},
     "list.nhdr": {"": nrrd("raw", LIST), **files(".raw")},
     "list_of_slabs.nhdr": {
         "": nrrd("raw", "data file: LIST 3", "a.raw", "b.raw"),
@@ -120,6 +121,8 @@ VALID: dict[str, dict[str, bytes]] = {  # SimpleITK 2.5.7 cannot read these, or 
     "text_without_a_last_line_end.mha": {"": mhd("LOCAL", "BinaryData = False") + TEXT.strip()},
     "pattern_without_step.mhd": {"": mhd(f"p%d.raw 1 {SHAPE[0]}"),
                                  **files(".raw", names=[f"p{i + 1}" for i in range(SHAPE[0])])},
+    "pattern_of_every_second.mhd": {"": mhd(f"p%d.raw 1 {2 * SHAPE[0]}"),
+                                    **files(".raw", names=[f"p{2 * i + 1}" for i in range(SHAPE[0])])},
     "metres.nrrd": {"": nrrd("raw", 'space units: "m" "m" "m"',
                              space_directions="(0.001,0,0) (0,0.001,0) (0,0,0.0025)") + b"\n" + RAW},
     "capitals.MHA": {"": mhd("LOCAL") + RAW},
@@ -141,6 +144,8 @@ WRONG: dict[str, tuple[str, dict[str, bytes]]] = {
     "too_short.nhdr": ("truncated", {"": nrrd("raw", "data file: a.raw"), "a.raw": RAW[:-2]}),
     "too_long.nhdr": ("corrupt", {"": nrrd("raw", "data file: a.raw"), "a.raw": RAW + b"ab"}),
     "last_bytes_too_few.nhdr": ("truncated", {"": nrrd("raw", "byte skip: -1", "data file: a.raw"), "a.raw": RAW[2:]}),
+    "last_bytes_of_gzip.nhdr": ("corrupt", {"": nrrd("gzip", "byte skip: -1", "data file: a.gz"), "a.gz": GZIP}),
+    "byte_skip_of_minus_2.nhdr": ("corrupt", {"": nrrd("raw", "byte skip: -2", "data file: a.raw"), "a.raw": RAW}),
     "list_with_one_missing.nhdr": ("truncated", {"": nrrd("raw", LIST), **_without(files(".raw"), "plane007.raw")}),
     "list_with_one_cut.nhdr": (
         "truncated",
@@ -178,6 +183,11 @@ WRONG: dict[str, tuple[str, dict[str, bytes]]] = {
     "vectors.nrrd": (
         "rgb",
         {"": nrrd("raw", "kinds: vector domain domain domain", dimension="4", sizes="2 56 48 10",
+                  space_directions="none (1,0,0) (0,1,0) (0,0,2.5)") + b"\n" + RAW},
+    ),
+    "complex.nrrd": (
+        "complex",
+        {"": nrrd("raw", "kinds: complex domain domain domain", dimension="4", sizes="2 56 48 10",
                   space_directions="none (1,0,0) (0,1,0) (0,0,2.5)") + b"\n" + RAW},
     ),
     "two_volumes.nrrd": (
@@ -250,6 +260,12 @@ def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_pat
     if reason in ("truncated", "corrupt") and not name.startswith("pattern"):
         with pytest.raises(DataError, match="cannot be read as an image"):  # as by every other command
             read_image(candidate.path)
+
+
+def test_arrays_of_metaimage_are_channels(tmp_path: Path) -> None:
+    header = mhd("LOCAL", "ElementNumberOfChannels = 2").replace(b"MET_SHORT", b"MET_SHORT_ARRAY")
+    (tmp_path / "scan.mha").write_bytes(header + np.stack([PLAIN, -PLAIN], axis=-1).tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.mha").channels, [PLAIN, -PLAIN])
 
 
 def test_bytes_need_no_order_and_larger_values_do(tmp_path: Path) -> None:
