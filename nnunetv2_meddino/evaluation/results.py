@@ -1,4 +1,4 @@
-"""What the evaluation of one case yields, and the one table of what is shown of it."""
+"""Results of one case, and the table of the metrics that reports show."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class Metric:
     """A metric that tables show."""
 
     key: str
-    """Its name in JSON and CSV files."""
+    """Name in JSON and CSV files."""
     title: str
+    """Head of its column."""
     decimals: int
     higher_is_better: bool
 
@@ -28,7 +29,7 @@ NSD_VOXEL, NSD_SURFEL = (nsd_metric(definition, "1mm", "1 mm") for definition in
 ASSD_VOXEL = Metric("ASSD_voxel_mm", "ASSD voxel mm", 2, higher_is_better=False)
 HD95_VOXEL = Metric("HD95_voxel_mm", "HD95 voxel mm", 2, higher_is_better=False)
 METRICS = (DICE, NSD_VOXEL, NSD_SURFEL, ASSD_VOXEL, HD95_VOXEL)
-"""What a comparison shows: Dice, the headline NSD, the other definition of NSD beside it, and two distances."""
+"""The metrics of a comparison: Dice, the headline NSD, NSD in the other definition, and two distances."""
 
 
 def _distance(key: str) -> Any:
@@ -101,12 +102,12 @@ class ClassMetrics:
 
     @property
     def only_predicted(self) -> bool:
-        """The prediction holds the class and the reference does not: everything is NaN, the voxels are counted."""
+        """The prediction holds the class and the reference does not: all metrics are NaN, voxels are counted."""
         return self.n_ref == 0 and self.n_pred > 0
 
     @property
     def false_positive_volume_ml(self) -> float:
-        """Volume that is predicted and not in the reference."""
+        """Predicted volume outside the reference."""
         return self.fp * self.voxel_volume_ml
 
     def as_dict(self) -> dict[str, float | int]:
