@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.evaluation.cases import CaseResult, Evaluation
-from nnunetv2_meddino.evaluation.results import ASSD_VOXEL, DICE, HD95_VOXEL, Metric, nsd_metric
+from nnunetv2_meddino.evaluation.results import Metric, nsd_metric, shown_metrics
 from nnunetv2_meddino.files import write_json, write_text
 
 DEFINITIONS = {
@@ -119,14 +119,13 @@ def summary_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def write_reports(evaluation: Evaluation, path: Path) -> Path:
-    """Write the JSON file and, beside it, the CSV file with one row per case and class; return the CSV's path."""
+    """Write a JSON file and, beside it, a CSV file with one row per case and class, where undefined values are empty.
+
+    Returns:
+        The path of the CSV file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(summary_dict(evaluation), path)
-    return write_csv(evaluation, path.with_suffix(".csv"))
-
-
-def write_csv(evaluation: Evaluation, path: Path) -> Path:
-    """Write one row per case and class, undefined values empty, under a temporary name and rename it."""
     rows: list[dict[str, Any]] = []
     for result in evaluation.results:
         for name, metrics in result.metrics.classes.items():
@@ -144,12 +143,13 @@ def write_csv(evaluation: Evaluation, path: Path) -> Path:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(text.getvalue(), path)
-    return path
+    beside = path.with_suffix(".csv")
+    write_text(text.getvalue(), beside)
+    return beside
 
 
 def table(evaluation: Evaluation, *, stacked_heads: bool = False) -> Table:
-    """Return the headline of every class and the mean: NSD in both definitions, DSC, ASSD and HD95, and the counts.
+    """Return the headline of every class and the mean: DSC, NSD in both definitions, ASSD and HD95, and the counts.
 
     Args:
         evaluation: The results.
@@ -159,14 +159,14 @@ def table(evaluation: Evaluation, *, stacked_heads: bool = False) -> Table:
     headline = {name: f"{values[0]:g}" for name, values in evaluation.tolerances_mm.items()}
     first = next(iter(headline.values()))
     at = (f"{first}mm", f"{first} mm") if same else (CLASS_TOLERANCE, "at tol.")
-    metrics = (*(nsd_metric(definition, *at) for definition in ("voxel", "surfel")), DICE, ASSD_VOXEL, HD95_VOXEL)
+    metrics = shown_metrics(*at)
     result = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="n: cases whose reference has the class; missed: of these, cases whose prediction lacks it (0 in NSD and"
-        " DSC, not in distances); fp cases: cases whose prediction alone has it. Last row: means over classes, sums of"
-        " counts.",
+        caption="n: cases whose reference has the class; missed: those of them whose prediction lacks it, 0 in NSD and "
+        "DSC and left out of distances; fp cases: cases whose prediction alone has it. Last row: means over classes, "
+        "sums of counts.",
         caption_justify="left",
     )
     heads = [*(metric.title for metric in metrics), "n", "missed", "fp cases"]

@@ -25,11 +25,19 @@ def nsd_metric(definition: str, tolerance: str, at: str) -> Metric:
 
 
 DICE = Metric("Dice", "DSC", 4, higher_is_better=True)
-NSD_VOXEL, NSD_SURFEL = (nsd_metric(definition, "1mm", "1 mm") for definition in ("voxel", "surfel"))
+NSD_VOXEL = nsd_metric("voxel", "1mm", "1 mm")
 ASSD_VOXEL = Metric("ASSD_voxel_mm", "ASSD voxel mm", 2, higher_is_better=False)
 HD95_VOXEL = Metric("HD95_voxel_mm", "HD95 voxel mm", 2, higher_is_better=False)
-METRICS = (DICE, NSD_VOXEL, NSD_SURFEL, ASSD_VOXEL, HD95_VOXEL)
-"""The metrics of a comparison: Dice, the headline NSD, NSD in the other definition, and two distances."""
+
+
+def shown_metrics(tolerance: str, at: str) -> tuple[Metric, ...]:
+    """Return the columns of tables: Dice, NSD in both definitions as of ``nsd_metric``, and two distances."""
+    nsd = (nsd_metric(definition, tolerance, at) for definition in ("voxel", "surfel"))
+    return (DICE, *nsd, ASSD_VOXEL, HD95_VOXEL)
+
+
+METRICS = shown_metrics("1mm", "1 mm")
+"""The metrics of a comparison."""
 
 
 def _distance(key: str) -> Any:
