@@ -28,30 +28,27 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric of one method on one dataset.
-
-    Attributes:
-        dataset: Name of the dataset.
-        method: The row.
-        label: NnU-Net's key of the class, or None: each case's mean over its classes.
-        metric: The metric.
-        estimate: Mean over cases.
-        class_mean: Mean over classes of their means, nnU-Net's ``foreground_mean``; NaN for a single class' entry.
-        n_missed: Cells of these cases in which the reference has the class and the prediction lacks it. They are 0
-            in Dice and NSD and left out of distances.
-        n_only_predicted: Cells in which the prediction alone has the class; left out of everything.
-        comparison: Against the reference; None for the reference itself, and where the dataset lacks it.
-    """
+    """One metric of one method on one dataset."""
 
     dataset: str
+    """Name of the dataset."""
     method: Method
+    """The row."""
     label: str | None
+    """nnU-Net's key of the class, or None: each case's mean over its classes."""
     metric: Metric
+    """The metric."""
     estimate: Estimate
+    """Mean over cases."""
     class_mean: float
+    """Mean over classes of their means, nnU-Net's ``foreground_mean``; NaN for a single class' entry."""
     n_missed: int
+    """Cells of these cases in which the reference has the class and the prediction lacks it. They are 0 in Dice and NSD
+    and left out of distances."""
     n_only_predicted: int
+    """Cells in which the prediction alone has the class; left out of everything."""
     comparison: Comparison | None = None
+    """Against the reference; None for the reference itself, and where the dataset lacks it."""
 
 
 @dataclass(frozen=True)

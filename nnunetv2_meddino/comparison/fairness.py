@@ -40,19 +40,16 @@ MIN_CASES_FOR_A_TEST = 6
 
 @dataclass(frozen=True)
 class Notice:
-    """A reason to doubt a comparison, or a remark.
-
-    Attributes:
-        dataset: The dataset.
-        rows: Names of the methods that it is about.
-        text: What is the case, with the values.
-        is_warning: False for a mere remark.
-    """
+    """A reason to doubt a comparison, or a remark."""
 
     dataset: str
+    """The dataset."""
     rows: tuple[str, ...]
+    """Names of the methods that it is about."""
     text: str
+    """What is the case, with the values."""
     is_warning: bool = True
+    """False for a mere remark."""
 
 
 def collections_of(dataset: str) -> tuple[str, ...]:

@@ -38,21 +38,18 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is compared; an empty tuple means everything that is found.
-
-    Attributes:
-        datasets: Numbers or names.
-        trainers: Names of trainers; they also give the order of the rows.
-        configurations: Names of configurations.
-        folds: Names of folds. Empty: all numbered ones (``all`` has no unseen cases).
-        plans: Name of the plans, or None for all.
-    """
+    """What is compared; an empty tuple means everything that is found."""
 
     datasets: tuple[str, ...]
+    """Numbers or names."""
     trainers: tuple[str, ...] = ()
+    """Names of trainers; they also give the order of the rows."""
     configurations: tuple[str, ...] = ()
+    """Names of configurations."""
     folds: tuple[str, ...] = ()
+    """Names of folds. Empty: all numbered ones (``all`` has no unseen cases)."""
     plans: str | None = None
+    """Name of the plans, or None for all."""
 
     def methods(self, plans: str) -> list[Method]:
         """Return every combination of the trainers and configurations that are named."""
@@ -61,42 +58,36 @@ class Selection:
 
 @dataclass(frozen=True)
 class MethodResults:
-    """A row: one method on one dataset.
-
-    Attributes:
-        method: Trainer, plans, configuration.
-        folds: Folder of every pooled fold, by its name.
-        scores: All cases of these folds, each once.
-        fold_of: Name of the fold whose prediction is scored, by case.
-        trainings: How far each of the folds was trained.
-        model: Network and resolution.
-        remarks: What is missing or odd in the folders, each a sentence without its subject.
-    """
+    """A row: one method on one dataset."""
 
     method: Method
+    """Trainer, plans, configuration."""
     folds: dict[str, Path]
+    """Folder of every pooled fold, by its name."""
     scores: Scores
+    """All cases of these folds, each once."""
     fold_of: dict[str, str]
+    """Name of the fold whose prediction is scored, by case."""
     trainings: dict[str, Training]
+    """How far each of the folds was trained."""
     model: ModelFacts
+    """Network and resolution."""
     remarks: tuple[str, ...]
+    """What is missing or odd in the folders, each a sentence without its subject."""
 
 
 @dataclass(frozen=True)
 class DatasetResults:
-    """All methods of a dataset.
-
-    Attributes:
-        name: ``DatasetXXX_Name``.
-        dataset_json: Content of its ``dataset.json``.
-        rows: Methods with scores.
-        absent: What was asked for and has no scores, each a sentence.
-    """
+    """All methods of a dataset."""
 
     name: str
+    """``DatasetXXX_Name``."""
     dataset_json: dict[str, Any]
+    """Content of its ``dataset.json``."""
     rows: list[MethodResults]
+    """Methods with scores."""
     absent: list[str] = field(default_factory=list)
+    """What was asked for and has no scores, each a sentence."""
 
 
 def collect(
@@ -106,7 +97,7 @@ def collect(
 
     Args:
         selection: What to compare.
-        folders: NnU-Net's folders.
+        folders: nnU-Net's folders.
         processes: Processes that compute missing surface metrics.
         report: Told what is being read or computed.
 

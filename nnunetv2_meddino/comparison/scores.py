@@ -18,21 +18,18 @@ from nnunetv2_meddino.files import read_json
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of C cases and K classes; NaN where a value is undefined.
-
-    Attributes:
-        cases: Names of the cases, in order.
-        classes: Name of each class by nnU-Net's key of it (``1``, or ``(1, 2)`` for a region).
-        values: ``(C, K)`` by key of the metric.
-        missed: ``(C, K)``: the reference holds the class and the prediction does not.
-        only_predicted: ``(C, K)``: the prediction alone holds it; such a cell is undefined in every metric.
-    """
+    """Scores of C cases and K classes; NaN where a value is undefined."""
 
     cases: tuple[str, ...]
+    """Names of the cases, in order."""
     classes: dict[str, str]
+    """Name of each class by nnU-Net's key of it (``1``, or ``(1, 2)`` for a region)."""
     values: dict[str, NDArray[np.float64]]
+    """``(C, K)`` by key of the metric."""
     missed: NDArray[np.bool_]
+    """``(C, K)``: the reference holds the class and the prediction does not."""
     only_predicted: NDArray[np.bool_]
+    """``(C, K)``: the prediction alone holds it; such a cell is undefined in every metric."""
 
     def select(self, cases: Sequence[str]) -> Scores:
         """Return the scores of some of the cases, in the order given."""

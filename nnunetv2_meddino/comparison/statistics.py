@@ -31,44 +31,38 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over cases.
-
-    Attributes:
-        mean: NaN where there is no value.
-        interval: None with fewer than ``MIN_CASES`` values or where all are equal.
-        n: Number of values.
-    """
+    """A mean over cases."""
 
     mean: float
+    """NaN where there is no value."""
     interval: Interval | None
+    """None with fewer than ``MIN_CASES`` values or where all are equal."""
     n: int
+    """Number of values."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A method against the reference method on the same cases; differences are method minus reference.
-
-    Attributes:
-        n: Pairs.
-        mean: Mean difference.
-        mean_interval: Its interval, or None as in ``Estimate``.
-        median: Median difference.
-        median_interval: Its interval.
-        wins: Cases in which the method is better; ``ties`` are exactly equal.
-        ties: Cases without a difference.
-        losses: Cases in which the reference is better.
-        p: Two-sided p of the Wilcoxon signed-rank test; 1 where no case differs, None without pairs.
-    """
+    """A method against the reference method on the same cases; differences are method minus reference."""
 
     n: int
+    """Pairs."""
     mean: float
+    """Mean difference."""
     mean_interval: Interval | None
+    """Its interval, or None as in ``Estimate``."""
     median: float
+    """Median difference."""
     median_interval: Interval | None
+    """Its interval."""
     wins: int
+    """Cases in which the method is better; ``ties`` are exactly equal."""
     ties: int
+    """Cases without a difference."""
     losses: int
+    """Cases in which the reference is better."""
     p: float | None
+    """Two-sided p of the Wilcoxon signed-rank test; 1 where no case differs, None without pairs."""
 
 
 def estimate(values: NDArray[np.float64]) -> Estimate:

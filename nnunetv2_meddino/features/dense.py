@@ -32,21 +32,18 @@ _RANDOM_SEED = 0
 
 @dataclass(frozen=True)
 class Encoder:
-    """A ViT with the statistics of its input.
-
-    Attributes:
-        network: In evaluation mode, for three channels.
-        name: For titles.
-        mean: Of each channel, or one for all.
-        std: Of each channel, or one for all.
-        window_hu: Range of the values before ``mean`` and ``std``; None: 0 to 1.
-    """
+    """A ViT with the statistics of its input."""
 
     network: VisionTransformer
+    """In evaluation mode, for three channels."""
     name: str
+    """For titles."""
     mean: tuple[float, ...]
+    """Of each channel, or one for all."""
     std: tuple[float, ...]
+    """Of each channel, or one for all."""
     window_hu: tuple[float, float] | None
+    """Range of the values before ``mean`` and ``std``; None: 0 to 1."""
 
 
 def read_encoder(spec: str, beside: Encoder | None = None) -> Encoder:

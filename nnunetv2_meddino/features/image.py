@@ -24,21 +24,18 @@ STRETCH_PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class ImageSlice:
-    """One axial slice, or a flat picture.
-
-    Attributes:
-        pixels: ``(C, H, W)`` float32; C is 3 for colour, else 1.
-        spacing_mm: Pixel size (y, x); 1 for formats without a unit.
-        name: File name and, of a volume, the slice.
-        in_hu: The values are Hounsfield units.
-        eight_bit: The values are 0 to 255, as in photographs.
-    """
+    """One axial slice, or a flat picture."""
 
     pixels: NDArray[np.float32]
+    """``(C, H, W)`` float32; C is 3 for colour, else 1."""
     spacing_mm: tuple[float, float]
+    """Pixel size (y, x); 1 for formats without a unit."""
     name: str
+    """File name and, of a volume, the slice."""
     in_hu: bool
+    """The values are Hounsfield units."""
     eight_bit: bool
+    """The values are 0 to 255, as in photographs."""
 
 
 def read_slice(path: Path, index: int | None = None, channel: int | None = None) -> ImageSlice:

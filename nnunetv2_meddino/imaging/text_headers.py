@@ -57,8 +57,7 @@ _ENCODINGS = {
 }
 
 _DECODERS: dict[str, Any] = {
-    "gzip": partial(zlib.decompressobj, 31),
-    "zlib": partial(zlib.decompressobj, 47),  # or gzip: MetaImage is zlib by definition, but some writers use gzip
+    **dict.fromkeys(("gzip", "zlib"), partial(zlib.decompressobj, 47)),  # either: some write MetaImage with gzip
     "bzip2": bz2.BZ2Decompressor,
 }
 

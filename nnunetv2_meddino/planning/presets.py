@@ -87,7 +87,7 @@ def apply_overlay(
     Another spacing than the one that keeps the field of view of ``2d`` replaces it, and the median image size follows.
 
     Args:
-        configuration: NnU-Net configuration that the planning rules give.
+        configuration: nnU-Net configuration that the planning rules give.
         settings: Out of ``OVERLAY_KEYS``. ``spacing`` is (y, x) in mm or one of ``SPACING_RULES``;
             ``MEDIAN_IMAGE_FILLS_PATCH`` makes the median image as large as the patch, per in-plane axis.
         field_of_view_mm: Median size (y, x) of the dataset's slices in mm.

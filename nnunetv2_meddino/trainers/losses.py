@@ -12,7 +12,7 @@ class DiceAndBalancedCrossEntropy(nn.Module):
     """nnU-Net's Dice loss plus balanced cross-entropy, each of weight 1.
 
     Args:
-        dice: NnU-Net's Dice loss: called with logits, target and ``loss_mask``.
+        dice: nnU-Net's Dice loss: called with logits, target and ``loss_mask``.
         regions: The target holds one map of 0 and 1 for each region, and where there is an ignore label one more, last.
         ignore_label: Label of voxels that count for nothing.
     """

@@ -38,21 +38,18 @@ _TOP_INCH, _HEADER_INCH, _DPI = 0.3, 0.98, 140
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """What one row of the picture shows.
-
-    Attributes:
-        name: Of the weights.
-        treatment: What became of the intensities.
-        colours: PCA as red, green, blue, ``(h, w, 3)`` in 0..1.
-        explained: Fractions of the variance that the three components explain.
-        similarity: Cosine similarity to the chosen patch, ``(h, w)``.
-    """
+    """What one row of the picture shows."""
 
     name: str
+    """Of the weights."""
     treatment: str
+    """What became of the intensities."""
     colours: NDArray[np.float64]
+    """PCA as red, green, blue, ``(h, w, 3)`` in 0..1."""
     explained: NDArray[np.float64]
+    """Fractions of the variance that the three components explain."""
     similarity: NDArray[np.float64]
+    """Cosine similarity to the chosen patch, ``(h, w)``."""
 
     @property
     def title(self) -> str:

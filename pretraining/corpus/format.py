@@ -85,6 +85,9 @@ def read_corpus(corpus: Path) -> dict[str, Any]:
             f"{path} describes {found[0]!r} version {found[1]}; this release reads {FORMAT!r} version {VERSION}. "
             "Curate the corpus again, or use the release that made it."
         )
+    for counts in (content.get("counts", {}), *content.get("sources", {}).values()):
+        if "refused" in counts:  # what the release before this one called it; to be dropped with the next one
+            counts["rejected"] = counts.pop("refused")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Which volumes a folder holds of a collection, under which case ids; and what else lies there."""
+"""Which volumes of a collection a folder holds, their case ids, and what else lies there."""
 
 from __future__ import annotations
 
@@ -16,27 +16,24 @@ from pretraining.curation.volume import printable
 
 @dataclass(frozen=True)
 class Findings:
-    """What a folder holds of a collection; every file in it is part of one of these.
-
-    Attributes:
-        cases: Case id, of which there are no two alike, and files of every volume; sorted by case id.
-        unmatched: What can be read and no pattern names, such as label maps.
-        others: Files that are of no format read here, and are no voxels of a detached header either.
-        unlisted: Folders whose files cannot be listed.
-    """
+    """What a folder holds; every file in it is part of one of these."""
 
     cases: list[tuple[str, Candidate]]
+    """Unique case id and files of every volume, sorted by id."""
     unmatched: list[Candidate]
+    """Readable images that no pattern matches, such as label maps."""
     others: list[Path]
+    """Files of other formats; those with the voxels of a detached header are not among them."""
     unlisted: list[Path]
+    """Folders whose files cannot be listed."""
 
 
 def survey(collection: Collection, folder: Path) -> Findings:
     """Find the cases of a collection below a folder.
 
-    Series and files that would have one case id (a patient's series, say) are told apart by eight digits behind it.
-    What a pattern names and no reader takes is a case too, to be rejected: a file of another format, a link to nothing,
-    or a folder in which there is nothing that can be read.
+    Where several series or files would have the same case id (the series of a patient), eight digits are appended to
+    it. What a pattern matches and no reader can read is a case too, to be rejected: a file of another format, a broken
+    link, or a folder without a readable file.
 
     Raises:
         DataError: The folder does not exist.
@@ -66,7 +63,7 @@ def survey(collection: Collection, folder: Path) -> Findings:
 
 
 def relative_name(path: Path, folder: Path) -> str:
-    """Return a path below a folder as text that can be stored; empty for the folder itself."""
+    """Return a path relative to a folder as text that can be stored; empty for the folder itself."""
     relative = path.relative_to(folder).as_posix()
     return "" if relative == "." else printable(relative)
 
@@ -76,7 +73,7 @@ def _case_of(collection: Collection, folder: Path, candidate: Candidate) -> str 
     if not collection.images:
         return collection.case_of(relative if candidate.is_folder else without_ending(relative))
     case = collection.case_of(relative)
-    if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash behind it
+    if case is None and candidate.series_uid:  # a series is named by its folder, with or without a slash at the end
         case = collection.case_of(f"{relative}/")
     return case
 
@@ -84,10 +81,10 @@ def _case_of(collection: Collection, folder: Path, candidate: Candidate) -> str 
 def _unreadable_cases(
     collection: Collection, folder: Path, others: Sequence[Candidate], found: Sequence[tuple[str, Candidate]]
 ) -> list[tuple[str, Candidate]]:
-    """Return what patterns name among the files that no reader takes.
+    """Return what patterns match among the files that no reader can read.
 
-    Where a pattern names their folder, they are one case, unless something in such a folder can be read: a list of
-    files beside the images of a patient is no image.
+    Where a pattern matches their folder, they are one case, unless something in the folder can be read: a list of
+    files beside the images of a patient is not an image.
     """
     matched: list[tuple[str, Candidate]] = []
     folders: dict[tuple[str, Path], list[Path]] = {}
@@ -105,10 +102,10 @@ def _unreadable_cases(
 
 
 def _with_own_ids(found: Sequence[tuple[str, Candidate]], folder: Path) -> list[tuple[str, Candidate]]:
-    """Return cases with eight digits behind each id that there would be several of.
+    """Return cases with unique ids: where several have the same, eight digits are appended to it.
 
-    They follow from the UID of a series, so that they stay when it is moved; from the path too where that does not tell
-    two apart, and for files. An X-ray picture's name counts, as its series may hold several.
+    They follow from the UID of a series, so that they stay the same when it is moved; for files, and where two series
+    have the same UID, from the path. An X-ray picture's name counts, as its series may hold several.
     """
     names = [case for case, _ in found]
     for with_path in (False, True):

@@ -1,4 +1,4 @@
-"""The collections of CT-3M (section 3.2 of arXiv:2509.02379), and records of a user's own.
+"""The collections of CT-3M (section 3.2 of arXiv:2509.02379), and a user's own.
 
 Numbers and layouts are those of the publications and of the releases known to the authors of this file. ``note`` says
 what could not be checked against a download. Licences change: read the terms on the page before you download.
@@ -23,47 +23,44 @@ UNKNOWN_LICENCE = "unknown"
 """Of a source without a record."""
 
 _SIMILAR = 0.7
-"""From which share of equal letters on a name is taken for a known one that was mistyped (BTVC and BTCV: 0.75)."""
+"""Share of equal letters from which a name counts as a known one mistyped (BTVC and BTCV: 0.75)."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """One collection.
-
-    Attributes:
-        name: What users type, and what the manifest says.
-        title: Its full name.
-        homepage: Where it is described.
-        licence: Short name of its terms.
-        licence_url: Where they are.
-        how: How one gets it.
-        images: Regular expressions, searched for in ``/`` + POSIX path below the source's folder, of files or of the
-            folders of DICOM series. Group ``case`` is the case id. None: all that the readers know, named by its path.
-        excluded: Regular expressions of paths that match ``images`` and are none.
-        expected_volumes: Number of image volumes; None where it is not known.
-        contains: Names of sources whose scans are known to be in it, wholly or in part.
-        modality: What its scans are of.
-        note: Where the number comes from, and what was not checked.
-        aliases: Other ids of its cases, such as those of a dataset made of it for nnU-Net: pattern of the other id ->
-            pattern of the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits).
-        former_aliases: The same for ids that earlier versions gave to cases that are named otherwise now; in a list
-            they may mean either case. Not for records of a user's own.
-    """
+    """One collection."""
 
     name: str
+    """What users type, and what tables call it."""
     title: str
+    """Its full name."""
     homepage: str
+    """Where it is described."""
     licence: str
+    """Short name of its terms."""
     licence_url: str
+    """Where the terms are."""
     how: str
+    """How one gets it."""
     images: tuple[str, ...]
+    """Regular expressions, searched for in ``/`` + POSIX path below the source's folder, of files or of the folders of
+    DICOM series. Group ``case`` is the case id. None: every readable image, named by its path."""
     excluded: tuple[str, ...] = ()
+    """Regular expressions of paths that match ``images`` but are not images."""
     expected_volumes: int | None = None
+    """Number of image volumes; None where it is not known."""
     contains: tuple[str, ...] = ()
+    """Names of collections whose scans are known to be in it, all or some."""
     modality: Modality = Modality.CT
+    """Of its scans."""
     note: str = ""
+    """Where the number comes from, and what was not checked."""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other ids of its cases, such as those of a dataset made of it for nnU-Net: pattern of the other id -> pattern of
+    the case id. Both have a number, ``{n}`` or ``{n:03d}`` (padded to three digits)."""
     former_aliases: Mapping[str, str] = field(default_factory=dict)
+    """The same for ids that earlier versions gave to cases that are named otherwise now; in a list they may mean either
+    case. Not for records of a user's own."""
 
     def __post_init__(self) -> None:
         """Check the record.
@@ -77,7 +74,7 @@ class Collection:
             try:
                 groups = re.compile(pattern).groupindex
             except re.error as error:
-                self._complain(f"'{pattern}' is no regular expression ({error})")
+                self._complain(f"'{pattern}' is not a regular expression ({error})")
             if pattern in self.images and "case" not in groups:
                 self._complain(f"pattern '{pattern}' of images has no group (?P<case>...)")
         for pattern in (text for pair in [*self.aliases.items(), *self.former_aliases.items()] for text in pair):
@@ -88,7 +85,7 @@ class Collection:
         raise ConfigurationError(f"The record of source {self.name}: {what}. Correct it.")
 
     def case_of(self, path: str) -> str | None:
-        """Return the case id of a POSIX path below the source's folder; None if it is no image of this source."""
+        """Return the case id of a POSIX path below the folder; None if it is not an image of this collection."""
         if not self.images:
             return path.strip("/").replace("/", "_") or self.name
         path = "/" + path
@@ -99,7 +96,7 @@ class Collection:
 
 
 def own_collection(name: str) -> Collection:
-    """Return a source that takes every CT in a folder, whatever its layout.
+    """Return a collection that takes every CT in a folder, whatever its layout.
 
     Raises:
         ConfigurationError: The name is that of a collection, mistyped, or no name.
@@ -114,8 +111,8 @@ def own_collection(name: str) -> Collection:
     ]
     if near:
         msg = (
-            f"{name} is no collection known by name; {known[near[0]]} is. For a source of your own give a name that is "
-            "less like one of `meddino-pretrain sources`, or the path of a YAML record."
+            f"{name} is not a known collection; {known[near[0]]} is. For a source of your own choose a name less "
+            "similar to those of `meddino-pretrain sources`, or give the path of a YAML record."
         )
         raise ConfigurationError(msg)
     return Collection(
@@ -130,7 +127,7 @@ def own_collection(name: str) -> Collection:
 
 
 def load_collection(path: Path) -> Collection:
-    r"""Read a user's own source from a YAML record.
+    r"""Read a user's own collection from a YAML record.
 
     ``name``, ``modality`` and ``images`` are needed. An example::
 
@@ -147,7 +144,7 @@ def load_collection(path: Path) -> Collection:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} cannot be read as a source record: {error}. Correct it.") from error
     if not isinstance(record, dict):
-        raise ConfigurationError(f"{path} holds no record (lines such as 'name: clinic'). Correct it.")
+        raise ConfigurationError(f"{path} is not a record (lines such as 'name: clinic'). Correct it.")
     known = {field.name for field in fields(Collection)} - {"former_aliases"} | {"intensity"}
     if unknown := sorted(str(key) for key in record.keys() - known):
         raise ConfigurationError(f"{path} has the unknown fields {', '.join(unknown)}; known are {', '.join(known)}.")

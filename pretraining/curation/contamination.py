@@ -15,7 +15,7 @@ from pretraining.modality import Modality
 
 
 class SeenScans:
-    """The scans of a corpus, to be found by their content; its tables are read once for any number of images."""
+    """Finds the scans of a corpus by their content; its tables are read once for any number of images."""
 
     def __init__(self, corpus: Path) -> None:
         """Read the contents of a corpus.
@@ -51,7 +51,7 @@ class SeenScans:
         """
         candidates = candidates_of(image)
         if not candidates:
-            raise DataError(f"{image} is no image that can be read.")
+            raise DataError(f"{image} is not an image that can be read.")
         found: dict[str, Match] = {}
         for match in (match for candidate in candidates for match in self._matches(candidate)):
             found[match.name] = max(match, found.get(match.name, match), key=lambda m: m.similarity)

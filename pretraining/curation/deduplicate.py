@@ -14,13 +14,13 @@ EXACT, NEAR = "exact", "near"
 
 NEAR_DUPLICATE_FLAG, SPACING_FLAG = "near_duplicate", "spacing_disagrees"
 COPY_FLAGS = {
-    NEAR_DUPLICATE_FLAG: "like another volume, and kept because that was asked for",
-    SPACING_FLAG: "a copy states another spacing, so one of the two headers is wrong (duplicates.jsonl)",
+    NEAR_DUPLICATE_FLAG: "like another volume, and kept because of --keep-near-duplicates",
+    SPACING_FLAG: "the header of a copy states another spacing: one of the two is wrong (duplicates.jsonl)",
 }
-"""Code of what comparing volumes finds -> what it means."""
+"""Flag that follows from comparing volumes -> what it means."""
 
 _ROUNDING = 0.01
-"""Relative difference up to which two headers state one spacing for the same voxels."""
+"""Relative difference up to which the spacings in two headers of the same voxels are equal."""
 
 _LOST_MM = (1.0, 1.0, 1.0)
 """What converters write where a spacing was lost."""
@@ -28,23 +28,20 @@ _LOST_MM = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Match:
-    """Another volume with the same content.
-
-    Attributes:
-        name: Its name, ``source/case``.
-        kind: ``exact``: the same voxels; ``near``: the same scan by its fingerprint.
-        similarity: In [0, 1]; 1 where exact.
-        spacing_disagrees: Whether the two headers cannot both be right.
-    """
+    """Another volume with the same content."""
 
     name: str
+    """Its name, ``source/case``."""
     kind: str
+    """``exact``: the same voxels; ``near``: the same scan by its fingerprint."""
     similarity: float
+    """In [0, 1]; 1 where exact."""
     spacing_disagrees: bool = False
+    """Whether the two headers cannot both be right."""
 
 
 class ContentIndex:
-    """Volumes to be found by their content."""
+    """Finds volumes by their content."""
 
     def __init__(self, contents: Iterable[tuple[str, str, bytes]]) -> None:
         """Take name, hash and fingerprint of each volume."""
@@ -71,38 +68,31 @@ class ContentIndex:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A volume that is the same as one that is kept.
-
-    Attributes:
-        record: It.
-        original_id: The name of the volume that is kept.
-        kind: ``exact`` or ``near``.
-        similarity: In [0, 1].
-        spacing_disagrees: Whether the two headers cannot both be right.
-    """
+    """A copy of a volume that is kept."""
 
     record: VolumeRecord
     original_id: str
+    """The name of the volume that is kept."""
     kind: str
+    """``exact`` or ``near``."""
     similarity: float
+    """In [0, 1]."""
     spacing_disagrees: bool
+    """Whether the two headers cannot both be right."""
 
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """Every volume once.
-
-    Attributes:
-        kept: Those that stay, sorted by source and case.
-        names: For each kept volume its own name, then the names of its copies, sorted.
-        dropped: Those that go, sorted by source and case.
-        near_kept: Near-duplicates that stay because they were asked to: by name, the volume that each is like.
-    """
+    """Every volume once."""
 
     kept: list[VolumeRecord]
+    """Volumes in the corpus, sorted by source and case."""
     names: dict[str, list[str]]
+    """For each kept volume its own name, then the names of its copies, sorted."""
     dropped: list[Duplicate]
+    """Their copies, sorted by source and case."""
     near_kept: dict[str, Match]
+    """Near-duplicates that are kept on request: name -> the volume that it is like."""
 
     @property
     def marks(self) -> dict[str, list[str]]:
@@ -128,11 +118,11 @@ def deduplicate(
     Volumes are taken in the order of preference: more slices, then a header that does not say 1 mm along all axes (what
     is written where a spacing was lost), then smaller pixels, then the earlier source, then the case id. One that
     matches a volume already taken is dropped as its copy, of an exact one before a near one, and of the most preferred
-    among equals. Being alike is not passed on: in A ~ B ~ C where A and C differ, both A and C stay.
+    among equals. Likeness is not transitive: in A ~ B ~ C where A and C differ, both A and C are kept.
 
     Args:
-        records: Volumes that take part.
-        matches: For each name what ``ContentIndex.matches`` found; names that do not take part are passed over.
+        records: The volumes.
+        matches: For each name what ``ContentIndex.matches`` found; names of other volumes are ignored.
         source_order: Names of sources, the most trusted first.
         keep_near: Drop exact copies only.
     """
@@ -169,7 +159,7 @@ def deduplicate(
 
 
 def _symmetric(matches: Mapping[str, Sequence[Match]]) -> dict[str, list[Match]]:
-    """Return the matches of each name in both directions: which of two was asked about the other must not matter."""
+    """Return the matches of each name in both directions: the order of two volumes must not matter."""
     both: dict[str, dict[str, Match]] = {}
     for name, found in sorted(matches.items()):
         for match in found:

@@ -22,38 +22,35 @@ BY_ID, BY_CONTENT = "id", "content"
 
 @dataclass(frozen=True)
 class ExclusionList:
-    """Cases that must not be in a corpus.
-
-    Attributes:
-        file: Name of the file that lists them.
-        sha256: Hash of its content.
-        fold: The fold of nnU-Net's ``splits_final.json`` whose validation cases they are; None for a plain list.
-        cases: Their ids; ``source/case`` means one source only.
-        images: Folder with their images, or None.
-    """
+    """Cases that must not be in a corpus."""
 
     file: str
+    """Name of the file that lists them."""
     sha256: str
+    """Hash of its content."""
     fold: int | None
+    """The fold of nnU-Net's ``splits_final.json`` whose validation cases they are; None for a plain list."""
     cases: tuple[str, ...]
+    """Their ids; ``source/case`` means one source only."""
     images: Path | None = None
+    """Folder with their images, or None."""
 
 
 def read_exclusions(file: Path, fold: int | None, images: Path | None) -> ExclusionList:
-    """Read the cases to exclude.
+    """Read a list of cases to exclude.
 
     Args:
-        file: NnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
-        fold: Which fold's validation cases are meant; needed for a splits file, and for nothing else.
+        file: nnU-Net's ``splits_final.json``, or a text file with one case id a line (``#`` begins a comment).
+        fold: The fold whose validation cases are meant; for a splits file only.
         images: Folder with the images of the cases, such as ``imagesTr`` with ``case_0000.nii.gz``.
 
     Raises:
-        ConfigurationError: A fold is missing, superfluous or not in the file.
-        DataError: The file or the folder cannot be read, or lists nothing, or names in the folder may mean two images.
+        ConfigurationError: The fold is missing, superfluous or not in the file.
+        DataError: The file or the folder cannot be read or is empty, or a name in the folder may mean two images.
     """
     try:
         content = file.read_bytes()
-        text = content.decode("utf-8-sig")  # editors on Windows begin files with a mark that would spoil the first id
+        text = content.decode("utf-8-sig")  # without the mark that editors on Windows begin files with
     except (OSError, ValueError) as error:
         raise DataError(f"The exclusion list {file} cannot be read: {error}.") from error
     if images is not None and not images.is_dir():
@@ -71,13 +68,15 @@ def _validation_cases(file: Path, text: str, fold: int | None) -> list[str]:
         folds = json.loads(text)
         validation = [[str(case) for case in entry["val"]] for entry in folds]
     except (ValueError, TypeError, KeyError) as error:
-        msg = f"{file} is no nnU-Net splits file: a JSON list of {{'train': [...], 'val': [...]}} is needed."
+        msg = f"{file} is not a splits file of nnU-Net, a JSON list of {{'train': [...], 'val': [...]}}."
         raise DataError(msg) from error
     if fold is None:
-        msg = f"{file} holds {len(validation)} folds; say with --fold which one's validation cases are to be excluded."
+        msg = (
+            f"{file} holds {len(validation)} folds; name with --fold the one whose validation cases are to be excluded."
+        )
         raise ConfigurationError(msg)
     if not 0 <= fold < len(validation):
-        raise ConfigurationError(f"{file} has the folds 0 to {len(validation) - 1}, no fold {fold}.")
+        raise ConfigurationError(f"{file} has the folds 0 to {len(validation) - 1} and no fold {fold}.")
     return validation[fold]
 
 
@@ -93,7 +92,7 @@ def find_images(listed: ExclusionList) -> dict[str, list[Candidate]]:
     """Return the images of the listed cases that are in the folder, by case.
 
     ``case_0000.nii.gz`` (nnU-Net's name of a first channel), ``case.nii.gz`` and a DICOM folder ``case`` are found.
-    Files that no reader takes are too: a case of which nothing else is there has an image that could not be read.
+    So are files that no reader can read: a case with nothing else has an image that could not be read.
     """
     found: dict[str, list[Candidate]] = {case: [] for case in listed.cases}
     if listed.images is None:
@@ -115,32 +114,25 @@ def _stem(name: str) -> str:
 
 @dataclass(frozen=True)
 class ExcludedImage:
-    """The image of a listed case.
-
-    Attributes:
-        case: The id in the list.
-        records: Its record as every modality of the corpus; rejections among them.
-    """
+    """An image of a listed case."""
 
     case: str
+    """The id in the list."""
     records: tuple[VolumeRecord, ...]
+    """Its record as every modality of the corpus; rejections among them."""
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A volume that is left out.
-
-    Attributes:
-        record: It.
-        reason: ``id`` or ``content``.
-        original_id: The listed case, or the excluded volume whose content it shares.
-        similarity: In [0, 1]; 1 where found by id.
-    """
+    """A volume that is left out."""
 
     record: VolumeRecord
     reason: str
+    """``id`` or ``content``."""
     original_id: str
+    """The listed case, or the excluded volume whose content it shares."""
     similarity: float
+    """In [0, 1]; 1 where found by id."""
 
 
 def exclude(
@@ -163,7 +155,7 @@ def exclude(
         lists: What is to be excluded, and the images that were read for it.
         index: The contents of ``records``.
         matches: For each name in ``records`` what the index finds for it.
-        sources: What the manifest says of each source; ``aliases`` and ``former_aliases`` as in ``Collection``.
+        sources: What ``corpus.json`` says of each source; ``aliases`` and ``former_aliases`` as in ``Collection``.
 
     Returns:
         The excluded volumes, sorted by source and case, and the report for ``corpus.json``.
@@ -173,7 +165,7 @@ def exclude(
     found: set[tuple[int, str]] = set()
     by_name = {record.name: record for record in records}
     aliases = {name: source["aliases"] for name, source in sources.items()}
-    former = {name: source.get("former_aliases", {}) for name, source in sources.items()}  # parts made before lack it
+    former = {name: source.get("former_aliases", {}) for name, source in sources.items()}  # earlier parts lack it
     named = _names_by_id([*records, *rejected], aliases)
     named_once = _names_by_id([*records, *rejected], former)
     for number, (listed, _) in enumerate(lists):

@@ -83,21 +83,18 @@ def is_current(content: bytes) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """A volume's content, about 100 bytes for every described slice.
-
-    Attributes:
-        modality: Scans of different modalities are never alike.
-        stride: Every so many slices one is described.
-        spacing_mm: Voxel size along ``(z, y, x)`` by the header.
-        sizes_px: float32 ``(N, 2)``: half axes of the body along (y, x) in pixels; 0 where there is none.
-        slices: int8 ``(N, 99)``: descriptors of length 127; 0 where there is no body.
-    """
+    """A volume's content, about 100 bytes for every described slice."""
 
     modality: Modality
+    """Scans of different modalities are never alike."""
     stride: int
+    """Every so many slices one is described."""
     spacing_mm: tuple[float, float, float]
+    """Voxel size along ``(z, y, x)`` by the header."""
     sizes_px: NDArray[np.float32]
+    """float32 ``(N, 2)``: half axes of the body along (y, x) in pixels; 0 where there is none."""
     slices: NDArray[np.int8]
+    """int8 ``(N, 99)``: descriptors of length 127; 0 where there is no body."""
 
     @property
     def step_mm(self) -> float:
@@ -118,7 +115,7 @@ class Fingerprint:
             ValueError: It is something else.
         """
         if len(content) < _HEADER.size or not is_current(content):
-            raise ValueError("these bytes are no fingerprint")
+            raise ValueError("these bytes are not a fingerprint")
         _, modality, stride, *spacing, count = _HEADER.unpack_from(content)
         end = _HEADER.size + 8 * count
         if len(content) != end + LENGTH * count:

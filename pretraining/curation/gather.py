@@ -1,4 +1,4 @@
-"""Folders of downloaded volumes to a corpus: finds the volumes, works on them in parallel, and merges."""
+"""From folders of downloaded volumes to the parts of a corpus: finds the volumes and works on them in parallel."""
 
 from __future__ import annotations
 
@@ -47,17 +47,13 @@ class Division:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What a finished part holds.
-
-    Attributes:
-        curated: Number of volumes whose slices are stored.
-        rejected: Number of volumes that were rejected.
-        images: Number of images of excluded cases that were read for their content.
-    """
+    """What a finished part holds."""
 
     curated: int
+    """Volumes whose slices are stored."""
     rejected: int
     images: int
+    """Images of excluded cases that were read for their content."""
 
 
 def curate(
@@ -73,18 +69,18 @@ def curate(
 ) -> PartSummary:
     """Curate volumes, or a part of them; ``merge.merge`` then makes the corpus of all parts.
 
-    What is finished is not done again, whatever ended an earlier call. Volumes are read in the same way whichever the
-    part and the number of processes.
+    What an earlier call finished is not done again. The result depends neither on the division into parts nor on the
+    number of processes.
 
     Args:
-        sources: Where the volumes are; of two copies of a scan that are equally good, that of the earlier source stays.
+        sources: Where the volumes are; of two equally good copies of a scan the one of the earlier source is kept.
         corpus: Folder to write to.
         settings: How slices are stored.
-        exclusions: Cases to leave out; they are curated, so that their copies are found, but not put into the corpus.
-        keep_near: Leave near-duplicates in the corpus.
+        exclusions: Cases to leave out; they are read, so that copies of them are found, but not put into the corpus.
+        keep_near: Keep near-duplicates in the corpus.
         division: Which part to do.
         processes: Spawned processes; each holds one volume in memory.
-        progress: Is told of every finished volume.
+        progress: Called for every finished volume.
 
     Raises:
         ConfigurationError: Sources contradict each other, or the folder holds a corpus of other settings.
@@ -96,56 +92,39 @@ def curate(
     _check_sources(sources, corpus)
     jobs.prepare(corpus, settings)
     with jobs.locked_part(corpus, division.part_id, division.num_parts):
-        return _curate_part(sources, corpus, settings, exclusions, keep_near, division, processes, progress)
-
-
-def _curate_part(
-    sources: Sequence[CollectionFolder],
-    corpus: Path,
-    settings: StoreSettings,
-    exclusions: Sequence[ExclusionList],
-    keep_near: bool,
-    division: Division,
-    processes: int,
-    progress: Progress,
-) -> PartSummary:
-    tasks: list[VolumeTask] = []
-    found: dict[str, int] = {}
-    findings: list[Findings] = []
-    for number, entry in enumerate(sources):
-        findings.append(survey(entry.collection, entry.folder))
-        own = _tasks(entry, findings[-1], corpus)
-        found[entry.collection.name] = len(own)
-        tasks += own
-        progress("finding volumes", number + 1, len(sources))
-    images = _find_images(exclusions, [entry.collection for entry in sources], corpus)
-    names = [(task.source, task.case) for task in tasks] + [(number, task.case) for number, task in images]
-    job = Job(
-        settings=settings.to_json(),
-        sources={entry.collection.name: jobs.describe_collection(entry.collection) for entry in sources},
-        found=found,
-        exclusions=tuple(exclusions),
-        keep_near=keep_near,
-        num_parts=division.num_parts,
-        inventory=jobs.inventory(names),
-    )
-    jobs.forget_other_jobs(corpus, job)
-    jobs.reopen_part(corpus, division.part_id, division.num_parts)
-    mine = tasks[division.part_id :: division.num_parts]
-    my_images = images[division.part_id :: division.num_parts]
-    rejected = _work(mine + [task for _, task in my_images], settings, processes, progress, own=len(mine))
-    records = corpus / jobs.PARTS
-    jobs.write_part(
-        corpus,
-        Part(
+        findings = []
+        for number, entry in enumerate(sources):
+            findings.append(survey(entry.collection, entry.folder))
+            progress("finding volumes", number + 1, len(sources))
+        tasks = [task for entry, own in zip(sources, findings, strict=True) for task in _tasks(entry, own, corpus)]
+        images = _find_images(exclusions, [entry.collection for entry in sources], corpus)
+        names = [(task.source, task.case) for task in tasks] + [(number, task.case) for number, task in images]
+        job = Job(
+            settings=settings.to_json(),
+            sources={entry.collection.name: jobs.describe_collection(entry.collection) for entry in sources},
+            found={entry.collection.name: len(own.cases) for entry, own in zip(sources, findings, strict=True)},
+            exclusions=tuple(exclusions),
+            keep_near=keep_near,
+            num_parts=division.num_parts,
+            inventory=jobs.inventory(names),
+        )
+        jobs.forget_other_jobs(corpus, job)
+        jobs.reopen_part(corpus, division.part_id, division.num_parts)
+        mine = tasks[division.part_id :: division.num_parts]
+        my_images = images[division.part_id :: division.num_parts]
+        rejected = _work([*mine, *(task for _, task in my_images)], settings, processes, progress)
+        part = Part(
             job=job,
             number=division.part_id,
             volumes=tuple((task.source, task.case) for task in mine),
-            images=tuple((number, u.case, u.record.relative_to(records).as_posix()) for number, u in my_images),
+            images=tuple(
+                (number, task.case, task.record.relative_to(corpus / jobs.PARTS).as_posix())
+                for number, task in my_images
+            ),
             passed_over=_passed_over(sources, findings),
-        ),
-    )
-    return PartSummary(curated=len(mine) - rejected, rejected=rejected, images=len(my_images))
+        )
+        jobs.write_part(corpus, part)
+        return PartSummary(curated=len(mine) - rejected, rejected=rejected, images=len(my_images))
 
 
 def _check_sources(sources: Sequence[CollectionFolder], corpus: Path) -> None:
@@ -180,16 +159,16 @@ def _tasks(entry: CollectionFolder, findings: Findings, corpus: Path) -> list[Vo
     if not tasks:
         msg = (
             f"No volume of source {collection.name} was found in {entry.folder}. Name the folder that the download was "
-            "unpacked to; meddino-pretrain sources says what is looked for."
+            "unpacked to; meddino-pretrain sources shows the paths that are searched for."
         )
         raise DataError(msg)
     return tasks
 
 
 def _passed_over(sources: Sequence[CollectionFolder], findings: Sequence[Findings]) -> dict[str, dict[str, Any]]:
-    """Return for each source what of its folder is no volume of any source: see ``job.Job``.
+    """Return for each source what in its folder is not a volume of any source: see ``job.Part``.
 
-    Two sources may lie in one folder: what a pattern of any of them names was not passed over.
+    Two sources may lie in one folder: what a pattern of either matches was not passed over.
     """
     named = {_place(candidate.path) for own in findings for _, candidate in own.cases}
     passed_over = {}
@@ -207,7 +186,7 @@ def _passed_over(sources: Sequence[CollectionFolder], findings: Sequence[Finding
 
 
 def _place(path: Path) -> str:
-    """Return where a file or folder lies, by whatever links one comes there; what it is itself does not matter."""
+    """Return a path with the links in its parent resolved, but not a link that it is itself."""
     return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib's raises for some links
 
 
@@ -227,15 +206,14 @@ def _find_images(
     return tasks
 
 
-def _work(tasks: Sequence[VolumeTask], settings: StoreSettings, processes: int, progress: Progress, *, own: int) -> int:
-    """Do the tasks and return how many of the first ``own``, the volumes, were rejected."""
-    sources = {task.source for task in tasks[:own]}
-    counts: dict[str, Any] = {"done": 0, "rejected": 0}
+def _work(tasks: Sequence[VolumeTask], settings: StoreSettings, processes: int, progress: Progress) -> int:
+    """Do the tasks and return how many volumes of sources were rejected; images of excluded cases have no source."""
+    counts = {"done": 0, "rejected": 0}
     progress("curating", 0, len(tasks))
 
     def keep(record: VolumeRecord) -> None:
         counts["done"] += 1
-        counts["rejected"] += bool(record.reason) and record.source in sources
+        counts["rejected"] += bool(record.reason and record.source)
         progress("curating", counts["done"], len(tasks))
 
     process_pool.run(partial(process, settings=settings), tasks, processes=processes, lost=process_lost, keep=keep)

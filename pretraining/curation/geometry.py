@@ -19,7 +19,7 @@ SHEAR_TOLERANCE_DEG = 1.0
 """Deviation from a right angle between two axes that is still rounding; also the smallest gantry tilt."""
 
 MAX_TILT_DEG = 45.0
-"""Gantries tilt by up to 30 degrees; beyond this a series of slices is no stack."""
+"""Gantries tilt by up to 30 degrees; beyond this a series of slices is not a stack."""
 
 OBLIQUE_DEG = 5.0
 """Inclination of the stored slices against the axial plane from which on a volume is flagged."""
@@ -40,7 +40,7 @@ POSITION_TOLERANCE = 0.05
 """Deviation of a slice gap from the median gap, as a share of it, that counts as even (or 0.1 mm if that is more)."""
 
 MIN_RUN = 3
-"""Equal gaps one after another that are a distance of its own: hardly ever are so many slices missing in a row."""
+"""So many equal gaps one after another are another slice distance, not missing slices."""
 
 SAME_POSITION_MM = 1e-3
 """Slices closer than this share a position."""
@@ -50,21 +50,18 @@ _SIDES = ("RL", "AP", "IS")  # patient axes x, y, z: the side of the negative en
 
 @dataclass(frozen=True)
 class Orientation:
-    """How to bring an array into canonical orientation.
-
-    Attributes:
-        order: For each of (z, y, x), which stored array axis it is.
-        reverse: For each of (z, y, x), whether the stored axis runs the other way.
-        spacing_mm: Along (z, y, x).
-        obliquity_deg: Largest angle between a stored axis and the patient axis it is taken for.
-        stored: The side to which each stored array axis runs, fastest (last) axis first, such as ``LPS``.
-    """
+    """How to bring an array into canonical orientation."""
 
     order: tuple[int, int, int]
+    """For each of (z, y, x), which stored array axis it is."""
     reverse: tuple[bool, bool, bool]
+    """For each of (z, y, x), whether the stored axis runs the other way."""
     spacing_mm: tuple[float, float, float]
+    """Along (z, y, x)."""
     obliquity_deg: float
+    """Largest angle between a stored axis and the patient axis it is taken for."""
     stored: str
+    """The side to which each stored array axis runs, fastest (last) axis first, such as ``LPS``."""
 
     @property
     def changes(self) -> bool:
@@ -133,17 +130,14 @@ def check_slices(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices in the order in which they lie.
-
-    Attributes:
-        order: Indices into what was given, along the normal of the slices.
-        step_mm: ``(3,)``: normal of the slices times the distance from one to the next, in (L, P, S).
-        tilt_deg: Angle between that normal and the way the slices advance; 0 where it is below the tolerance.
-    """
+    """Slices in the order in which they lie."""
 
     order: list[int]
+    """Indices into what was given, along the normal of the slices."""
     step_mm: NDArray[np.float64]
+    """``(3,)``: normal of the slices times the distance from one to the next, in (L, P, S)."""
     tilt_deg: float
+    """Angle between that normal and the way the slices advance; 0 where it is below the tolerance."""
 
 
 def stack_slices(positions_mm: NDArray[np.float64], row: NDArray[np.float64], column: NDArray[np.float64]) -> Stack:
@@ -213,4 +207,4 @@ def _reject_varying(gaps: NDArray[np.float64]) -> None:
     distances = [float(np.median(run)) for run in long]
     if len(long) > 1 and max(distances) - min(distances) > _tolerance_mm(min(distances)):
         parts = ", then ".join(f"{len(run)} gaps of {gap:g} mm" for run, gap in zip(long, distances, strict=True))
-        raise Rejected("varying_spacing", f"the slices are no regular grid: {parts}")
+        raise Rejected("varying_spacing", f"the slices are not on a regular grid: {parts}")

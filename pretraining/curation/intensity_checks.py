@@ -241,7 +241,7 @@ def is_windowed(counts: NDArray[np.int64]) -> bool:
 
 
 def empty_slices(voxels: NDArray[np.int16], modality: Modality) -> list[int]:
-    """Return the indices along z of slices that show nothing: air alone in CT, one value in other modalities."""
+    """Return the indices along z of slices that show nothing: only air in CT, a single value in other modalities."""
     if modality != Modality.CT:
         return [i for i, section in enumerate(voxels) if section.min() == section.max()]
     needed = EMPTY_SLICE_SHARE * voxels[0].size

@@ -1,4 +1,4 @@
-"""What one curation is to do, as all of its parts and the merge must agree on it; and where its working files lie.
+"""What a curation is to do, which all of its parts and the merge must agree on, and where its working files lie.
 
 ``CORPUS/parts`` holds, until the user deletes it, everything that makes a curation resumable: a record for every
 volume, the slices of volumes that are not (or not yet) in the corpus, and one file for every finished part.
@@ -34,25 +34,22 @@ _MERGE_LOCK = "merge.lock"
 
 @dataclass(frozen=True)
 class Job:
-    """A curation.
-
-    Attributes:
-        settings: How slices are stored.
-        sources: What the manifest says of each source, the most trusted first.
-        found: Number of volumes found in each.
-        exclusions: What is to be left out.
-        keep_near: Whether near-duplicates stay.
-        num_parts: Into how many parts the work is divided.
-        inventory: Hash of the names of all volumes: parts that saw different folders do not belong together.
-    """
+    """A curation."""
 
     settings: dict[str, Any]
+    """How slices are stored."""
     sources: dict[str, dict[str, Any]]
+    """What ``corpus.json`` says of each source, the most trusted first."""
     found: dict[str, int]
+    """Number of volumes found in each."""
     exclusions: tuple[ExclusionList, ...]
+    """What is to be left out."""
     keep_near: bool
+    """Whether near-duplicates are kept."""
     num_parts: int
+    """Number of parts of the work."""
     inventory: str
+    """Hash of the names of all volumes: parts that saw different folders do not belong together."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON."""
@@ -73,24 +70,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part of a job.
-
-    Attributes:
-        job: The job.
-        number: Which part it is, from 0.
-        volumes: Source and case of each.
-        images: For each image of an excluded case: number of the list, case, record below ``parts``.
-        passed_over: For each source what of its folder is no volume of any source: ``dicom_folders`` with images that
-            no pattern names; the number of other ``images`` that none names; of ``other_files`` by ending;
-            ``unlisted_folders``, whose files cannot be listed. Folders are named relative to the source's. No part of
-            the job: a log that is being written there must not keep parts from being merged.
-    """
+    """A finished part of a job."""
 
     job: Job
     number: int
+    """Which part it is, from 0."""
     volumes: tuple[tuple[str, str], ...]
+    """Source and case of each."""
     images: tuple[tuple[int, str, str], ...]
+    """For each image of an excluded case: number of the list, case, record below ``parts``."""
     passed_over: dict[str, dict[str, Any]]
+    """For each source what in its folder is not a volume of any source: ``dicom_folders`` with images that no pattern
+    matches; the number of other such ``images``; the number of ``other_files`` by ending; ``unlisted_folders``, whose
+    files cannot be listed. Folders are relative to the source's. Not part of the job: a log that is being written there
+    must not keep parts from being merged."""
 
 
 def describe_collection(collection: Collection) -> dict[str, Any]:
@@ -115,7 +108,7 @@ def staging_path(corpus: Path, source: str, case: str) -> Path:
 
 
 def prepare(corpus: Path, settings: StoreSettings) -> None:
-    """Make the folder of a corpus, or see that the one that is there was made with the same settings.
+    """Make the folder of a corpus, or check that the existing one was made with the same settings.
 
     Raises:
         ConfigurationError: It holds a corpus of other settings, or something else.
@@ -139,8 +132,8 @@ def prepare(corpus: Path, settings: StoreSettings) -> None:
 def _check_settings(corpus: Path, there: dict[str, Any], wanted: StoreSettings) -> None:
     if {name: there.get(name) for name in wanted.to_json()} != wanted.to_json():
         msg = (
-            f"{corpus} was made with other settings ({_words(there)}) than asked for now ({_words(wanted.to_json())}). "
-            "A corpus is of one kind: give the same --store-size and --spacing, or another folder."
+            f"{corpus} was made with other settings ({_words(there)}) than now ({_words(wanted.to_json())}). "
+            "Give the same --store-size and --spacing, or another folder."
         )
         raise ConfigurationError(msg)
 
@@ -162,10 +155,10 @@ def _write_first(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked_part(corpus: Path, number: int, num_parts: int) -> Iterator[None]:
-    """Hold the lock of a part: nobody else does it, merges, or divides the work into another number of parts.
+    """Hold the lock of a part: no other process works on it, merges, or divides the work into another number of parts.
 
     Raises:
-        BusyError: Somebody does.
+        BusyError: Another process does.
     """
     of = f"_of_{num_parts:05d}.lock"
     with locked(corpus / PARTS, f"part_{number:05d}{of}"):
@@ -175,10 +168,10 @@ def locked_part(corpus: Path, number: int, num_parts: int) -> Iterator[None]:
 
 @contextmanager
 def locked_corpus(corpus: Path) -> Iterator[None]:
-    """Hold the lock of a merge: nobody else merges, or does a part.
+    """Hold the lock of a merge: no other process merges or works on a part.
 
     Raises:
-        BusyError: Somebody does.
+        BusyError: Another process does.
     """
     with locked(corpus / PARTS, _MERGE_LOCK):
         _refuse_if_held(corpus, lambda name: name == _MERGE_LOCK)
@@ -186,26 +179,26 @@ def locked_corpus(corpus: Path) -> Iterator[None]:
 
 
 def _refuse_if_held(corpus: Path, allowed: Callable[[str], bool]) -> None:
-    """See after the own lock was taken that nobody holds one of the others; of two that do so, one sees the other."""
+    """Check, after taking a lock, that the others are free: of two processes one at least sees the other's."""
     for path in sorted((corpus / PARTS).glob("*.lock")):
         if not allowed(path.name):
             refuse_if_held(path)
 
 
 def write_part(corpus: Path, part: Part) -> None:
-    """Write down that a part is finished."""
+    """Note that a part is finished."""
     content = {"job": part.job.to_json(), "part": part.number, "units": part.volumes, "images": part.images}
     content["passed_over"] = part.passed_over
     write_whole(_part_path(corpus, part.number, part.job.num_parts), json.dumps(content).encode())
 
 
 def reopen_part(corpus: Path, number: int, num_parts: int) -> None:
-    """Delete the note that a part is finished: until it is written anew, no merge takes its volumes as they are."""
+    """Delete the note that a part is finished, so that no merge uses its volumes until it is written again."""
     _part_path(corpus, number, num_parts).unlink(missing_ok=True)
 
 
 def forget_other_jobs(corpus: Path, job: Job) -> None:
-    """Delete what earlier, different calls left as finished parts; what they did to the volumes stays done."""
+    """Delete the notes on finished parts of earlier calls with other arguments; their records of volumes are kept."""
     for path in _part_files(corpus):
         try:
             content = read_json(path, DataError, _PART_ADVICE)

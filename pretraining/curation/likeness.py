@@ -66,16 +66,13 @@ _CLEARLY = 0.02
 
 
 class Likeness(NamedTuple):
-    """How well the shorter of two scans is found in the other.
-
-    Attributes:
-        similarity: From 0 (not at all) to 1.
-        scale: If both are one scan: how long the same piece of the patient is along ``(z, y, x)`` by the first header,
-            over its length by the second.
-    """
+    """How well the shorter of two scans is found in the other."""
 
     similarity: float
+    """From 0 (not at all) to 1."""
     scale: tuple[float, float, float]
+    """If both are one scan: how long the same piece of the patient is along ``(z, y, x)`` by the first header, over its
+    length by the second."""
 
     @property
     def spacing_disagrees(self) -> bool:

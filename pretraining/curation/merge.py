@@ -37,19 +37,16 @@ from pretraining.progress import Progress
 
 @dataclass(frozen=True)
 class Decisions:
-    """What becomes of every volume.
-
-    Attributes:
-        rejected: Volumes that could not be used.
-        excluded: Volumes left out on request.
-        copies: The rest, each scan once.
-        exclusions: The report on exclusions for ``corpus.json``.
-    """
+    """What becomes of every volume."""
 
     rejected: list[VolumeRecord]
+    """Volumes that could not be used."""
     excluded: list[Excluded]
+    """Volumes left out on request."""
     copies: Deduplicated
+    """The rest, each scan once."""
     exclusions: dict[str, Any]
+    """The report on exclusions for ``corpus.json``."""
 
 
 def merge(corpus: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def _merge(corpus: Path, progress: Progress) -> dict[str, Any]:
     decisions = _decide(job, records, _read_images(corpus, parts), progress)
     content = _describe(job, records, decisions) | {"passed_over": parts[0].passed_over}
     try:
-        (corpus / CORPUS_FILE).unlink(missing_ok=True)  # a corpus under change is no corpus
+        (corpus / CORPUS_FILE).unlink(missing_ok=True)  # while it changes it must not look finished
         _place(corpus, decisions.copies.kept, progress)
         _write_tables(corpus, job, decisions)
         for rubbish in corpus.rglob(f".*{PARTIAL_SUFFIX}"):
@@ -133,7 +130,7 @@ def _describe(job: Job, records: Sequence[VolumeRecord], decisions: Decisions) -
     copies = decisions.copies
     outcomes: dict[str, list[VolumeRecord]] = {
         "curated": copies.kept,
-        "refused": decisions.rejected,
+        "rejected": decisions.rejected,
         "duplicates": [duplicate.record for duplicate in copies.dropped],
         "excluded": [entry.record for entry in decisions.excluded],
     }
@@ -158,35 +155,34 @@ def _describe(job: Job, records: Sequence[VolumeRecord], decisions: Decisions) -
         "slices": sum(record.shape[0] for record in copies.kept),
         "counts": {"found": found} | counts,
         "duplicates": {kind: sum(d.kind == kind for d in copies.dropped) for kind in (EXACT, NEAR)}
-        | {"near_kept": len(copies.near_kept), "spacing_disagrees": _disagreements(copies)},
+        | {
+            "near_kept": len(copies.near_kept),
+            "spacing_disagrees": sum(SPACING_FLAG in flags for flags in copies.marks.values()),
+        },
         "sources": sources,
         "exclusions": decisions.exclusions,
     }
-
-
-def _disagreements(copies: Deduplicated) -> int:
-    return sum(SPACING_FLAG in flags for flags in copies.marks.values())
 
 
 def _place(corpus: Path, kept: Sequence[VolumeRecord], progress: Progress) -> None:
     """Move the slices of the corpus' volumes into it, and all others out of it."""
     wanted = {corpus / tables.volume_path(record.source, record.case): record for record in kept}
     for number, (path, record) in enumerate(wanted.items()):
-        parked = jobs.staging_path(corpus, record.source, record.case)
+        staged = jobs.staging_path(corpus, record.source, record.case)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if parked.is_file():
-            parked.replace(path)
+        if staged.is_file():
+            staged.replace(path)
         if not path.is_file() or path.stat().st_size != record.stored_bytes:
             raise DataError(f"{path} is missing or damaged. Run the curation again: only this volume is done anew.")
         progress("placing volumes", number + 1, len(wanted))
     for path in sorted((corpus / VOLUMES_FOLDER).rglob("*.b2nd")):
         if path not in wanted:
-            parked = corpus / jobs.PARTS / path.relative_to(corpus)
-            parked.parent.mkdir(parents=True, exist_ok=True)
-            if parked.is_file():
-                path.unlink()  # the parked one is newer
+            staged = corpus / jobs.PARTS / path.relative_to(corpus)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            if staged.is_file():
+                path.unlink()  # the staged one is newer
             else:
-                path.replace(parked)
+                path.replace(staged)
 
 
 def _write_tables(corpus: Path, job: Job, decisions: Decisions) -> None:

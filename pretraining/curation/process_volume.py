@@ -27,14 +27,13 @@ from pretraining.curation.volume import Rejected, Volume, printable
 from pretraining.modality import Modality
 
 FAILURES = {
-    "unforeseen": "reading it failed in a way that no check foresees; the message names the error",
+    "unforeseen": "reading it failed in an unforeseen way; the message names the error",
     "no_memory": "it did not fit into memory, or the process that read it was killed; use fewer processes (-np)",
 }
-"""Reasons for a rejection that lie in the circumstances."""
+"""Reasons for a rejection that may not be the volume's fault."""
 
 _RETRIED = {*FAILURES, "unreadable"}
 """Such volumes are tried again by every run: the disk may be back, the memory larger, the fault mended."""
-
 
 _LONGEST_NAME = 220
 """File systems take 255 bytes; endings and the temporary name need the rest."""
@@ -42,74 +41,68 @@ _LONGEST_NAME = 220
 
 @dataclass(frozen=True)
 class VolumeTask:
-    """A volume to be curated.
-
-    Attributes:
-        source: Name of its source.
-        case: Its id there.
-        candidate: Its files.
-        folder: The source's folder; files are named relative to it.
-        modality: What it is of.
-        record: Where its record is written.
-        stored: Where its slices are written; None where only its content is to be known.
-        placed: Where a merge has put its slices, if it has.
-    """
+    """A volume to be curated."""
 
     source: str
+    """Name of its source."""
     case: str
+    """Its id there."""
     candidate: Candidate
+    """Its files."""
     folder: Path
+    """The source's folder; files are named relative to it."""
     modality: Modality
+    """What its values are read as."""
     record: Path
+    """Where its record is written."""
     stored: Path | None = None
+    """Where its slices are written; None where only its content matters."""
     placed: Path | None = None
+    """Where a merge may have moved its slices."""
 
 
 @dataclass(frozen=True, eq=False)
 class VolumeRecord:
-    """What is known of a volume once its task is done.
-
-    Attributes:
-        source: Name of its source.
-        case: Its id there.
-        files: Its files, relative to the source's folder.
-        inputs: Hash of the names, sizes and times of the files: where it differs the task is done again.
-        reason: Why it was rejected; empty where it was not.
-        message: The same in words.
-        hash: Hash of the canonical voxels.
-        fingerprint: What near-duplicates are found by.
-        native_spacing_mm: Spacing ``(z, y, x)`` as it was read.
-        spacing_mm: Spacing ``(z, y, x)`` as it is stored.
-        shape: Shape ``(slices, height, width)`` as it is stored.
-        modality: ``CT``, ``MR`` or ``XR``.
-        flags: What was changed or is unusual.
-        empty: Indices of slices that hold air alone.
-        metadata: What the reader found in the header.
-        stored_bytes: Size of the stored file.
-        statistics: ``(slices, 6)`` float32, columns as in ``SliceStatistics``; no rows where no slices are stored.
-        crc32: ``(slices,)`` uint32, checksums of the slices as they are stored; none where no slices are.
-    """
+    """What is known of a volume once its task is done."""
 
     source: str
+    """Name of its source."""
     case: str
+    """Its id there."""
     files: tuple[str, ...]
+    """Its files, relative to the source's folder."""
     inputs: str
+    """Hash of the names, sizes and times of the files: if it changes, the task is done again."""
     reason: str = ""
+    """Why it was rejected; empty where it was not."""
     message: str = ""
+    """The same in words."""
     hash: str = ""
+    """Hash of the canonical voxels."""
     fingerprint: bytes = b""
+    """Finds near-duplicates."""
     native_spacing_mm: tuple[float, ...] = ()
+    """Spacing ``(z, y, x)`` as it was read."""
     spacing_mm: tuple[float, ...] = ()
+    """Spacing ``(z, y, x)`` as it is stored."""
     shape: tuple[int, ...] = ()
+    """Shape ``(slices, height, width)`` as it is stored."""
     modality: str = ""
+    """``CT``, ``MR`` or ``XR``."""
     flags: tuple[str, ...] = ()
+    """What was changed or is unusual."""
     empty: tuple[int, ...] = ()
+    """Indices of slices that show only air."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """What the reader found in the header."""
     stored_bytes: int = 0
+    """Size of the stored file."""
     statistics: NDArray[np.float32] = field(
         default_factory=lambda: np.empty((0, len(SliceStatistics._fields)), np.float32)
     )
+    """``(slices, 6)`` float32, columns as in ``SliceStatistics``; no rows where no slices are stored."""
     crc32: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    """``(slices,)`` uint32, checksums of the slices as they are stored; none where no slices are."""
 
     @property
     def name(self) -> str:
@@ -130,7 +123,7 @@ class VolumeRecord:
         """Return the record in a file, or None where there is none.
 
         Raises:
-            DataError: The file is no record.
+            DataError: The file is not a record.
         """
         try:
             content = json.loads(path.read_bytes())
@@ -143,7 +136,7 @@ class VolumeRecord:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            msg = f"{path} is no record of a volume ({error}). Delete it and run the curation again."
+            msg = f"{path} is not a record of a volume ({error}). Delete it and run the curation again."
             raise DataError(msg) from error
 
 
@@ -162,7 +155,7 @@ def process(task: VolumeTask, settings: StoreSettings) -> VolumeRecord:
     """Do a task, unless it is done, and return its record.
 
     Raises:
-        DataError: Its result cannot be written. What is wrong with the volume is in the record instead.
+        DataError: Its result cannot be written. Errors of the volume are in the record instead.
     """
     inputs = _inputs(task)
     done = VolumeRecord.read(task.record)
@@ -175,21 +168,21 @@ def process(task: VolumeTask, settings: StoreSettings) -> VolumeRecord:
 
 
 def is_outdated(record: VolumeRecord) -> bool:
-    """Tell whether an earlier version made a record, which told scans apart by the spacing that headers state."""
+    """Tell whether a record is of an earlier version, whose fingerprints relied on the spacing in headers."""
     return not record.reason and not is_current(record.fingerprint)
 
 
 def outdated(path: Path) -> str:
-    """Return what a user is told of a record or a table of an earlier version."""
+    """Return the error message about a record or a table of an earlier version."""
     return (
-        f"{path} was made by an earlier version, which did not know a scan again whose header states another spacing. "
-        "Whether a scan is in this corpus cannot be said from it. Run the same meddino-pretrain curate command again: "
-        "every volume is read anew."
+        f"{path} was made by an earlier version, which did not recognize a scan under a header with another spacing. "
+        "It cannot tell whether a scan is in this corpus. Run the same meddino-pretrain curate command again: every "
+        "volume is read anew."
     )
 
 
 def process_lost(task: VolumeTask) -> VolumeRecord:
-    """Record that the process which worked on this task was killed twice, and return the record."""
+    """Write and return the record of a task whose process was killed twice."""
     message = f"{task.candidate.path}: {FAILURES['no_memory']}."
     record = _rejection(task, _inputs(task), "no_memory", message)
     write_whole(task.record, record.to_bytes())
@@ -211,7 +204,7 @@ def _curate(task: VolumeTask, inputs: str, settings: StoreSettings) -> VolumeRec
         content_hash = exact_hash(volume.voxels)
         content = fingerprint(volume)
         return _store(task, inputs, volume, content_hash, content, settings)
-    except DataError:  # of the corpus' disk: it would fail for every volume
+    except DataError:  # of the disk of the corpus: it would fail for every volume
         raise
     except Rejected as rejected:
         return _rejection(task, inputs, rejected.reason, rejected.message)
@@ -285,7 +278,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _inputs(task: VolumeTask) -> str:
-    """Return a hash of what the file system says of the task's files; a file that is gone counts as such."""
+    """Return a hash of the names, sizes and times of the task's files, and of which are gone."""
     digest = hashlib.sha256(task.modality.lower().encode())
     for file in input_files(task.candidate):
         name = _name(file, task.folder)

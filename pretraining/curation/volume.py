@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pretraining.modality import Modality
 
 REASONS = {
-    "unreadable": "the file is in no format that is read here, or in a variant of one that is not",
+    "unreadable": "the file is in a format, or a variant of one, that is not supported",
     "truncated": "the file ends before its voxels do, or a file that it needs is missing",
     "corrupt": "a checksum, a length or a header is wrong",
     "bad_geometry": "voxel sizes or axes in the header are not usable (zero, not finite, implausible, not independent)",
@@ -22,17 +22,17 @@ REASONS = {
     "complex": "complex values",
     "8_bit": "at most 256 grey values: Hounsfield units were lost in an 8-bit picture",
     "nonfinite": "values that are not a number or infinite",
-    "not_ct": "the header names another modality than CT",
-    "other_modality": "the header names another modality than the source's (MR and X-ray sources)",
+    "not_ct": "the header names a modality other than CT",
+    "other_modality": "the header names another modality than the source (MR and X-ray sources)",
     "not_hounsfield": "values are not on the Hounsfield scale",
     "empty": "nothing but air, or one constant value",
     "single_slice": "a single slice where a volume is expected",
     "too_small": "slices too small to show anything",
     "localizer": "a localizer (scout view)",
     "secondary_capture": "a screen shot, a rendering or another derived picture, not the reconstructed scan",
-    "multiframe": "an enhanced multi-frame DICOM object, which is not read here",
+    "multiframe": "an enhanced multi-frame DICOM object, which is not supported",
     "mixed_series": "images of one DICOM series differ in size, spacing, orientation or kind, or share a position",
-    "ambiguous_series": "DICOM images without a SeriesInstanceUID that do not make one stack",
+    "ambiguous_series": "DICOM images without a SeriesInstanceUID that do not form one stack",
     "missing_slices": "slices are missing inside a DICOM series",
     "varying_spacing": "the distance of the slices of a DICOM series changes from one part to the next",
     "uneven_slices": "slices of a DICOM series are not evenly spaced",
@@ -44,18 +44,18 @@ REASONS = {
 FLAGS = {
     "reoriented": "stored in another orientation; axes were permuted or reversed",
     "oblique": "the slices are inclined against the patient's axial plane; voxels were left as they are",
-    "gantry_tilt": "the gantry was tilted: every slice is right, but they advance at an angle to their normal",
+    "gantry_tilt": "the gantry was tilted: every slice is right, but the stack is not perpendicular to them",
     "affines_differ": "sform and qform of the NIfTI header disagree; the sform was used",
     "padding_replaced": "padding (values far below air, or a constant fill of the corners) was replaced by -1024 HU",
     "rounded": "values were not whole; rounded to whole ones",
     "clipped": "values beyond the range of 16-bit integers were clipped",
     "rescaled": "values did not fit into 16-bit integers and were scaled linearly (metadata: intensity_scale)",
     "windowed": "the lower end of the grey scale was cut off above air, as by an intensity window",
-    "empty_slices": "some slices hold air alone (metadata: empty_slices)",
+    "empty_slices": "some slices show only air (metadata: empty_slices)",
     "repeated_files": "images of the DICOM series were present more than once; one of each was used",
-    "no_series_uid": "no SeriesInstanceUID; images of one folder, study, orientation and grid were taken for a series",
-    "modality_from_class": "the header names no modality; it follows from the SOPClassUID",
-    "units_converted": "the header counts in other units of length; sizes were converted to millimetres",
+    "no_series_uid": "no SeriesInstanceUID; images of one folder, study, orientation and grid were read as a series",
+    "modality_from_class": "the header names no modality; it was inferred from the SOPClassUID",
+    "units_converted": "the header uses another unit of length; sizes were converted to millimetres",
     "lossy_compression": "the images had been compressed with loss",
 }
 """Code of a change or warning -> what it means."""
@@ -87,25 +87,21 @@ class Rejected(Exception):  # noqa: N818 - a verdict on an input, not a fault of
 
 @dataclass(eq=False)
 class Volume:
-    """A scan in canonical axial orientation.
-
-    Attributes:
-        voxels: int16 ``(z, y, x)``, contiguous; z runs from feet to head, y from front to back, x from the patient's
-            right to left. Hounsfield units where the modality is CT.
-        spacing_mm: Voxel size along ``(z, y, x)``.
-        modality: What it is of.
-        flags: Keys of ``FLAGS``, in the order of that table.
-        metadata: JSON values: ``format``, ``stored_orientation`` (the patient's side to which each stored axis runs,
-            fastest axis first, such as ``LPS``), ``stored_shape`` (same order), ``stored_dtype``, ``empty_slices``
-            (indices along z) and, where the header has them, ``manufacturer``, ``model``, ``kernel``, ``kvp``,
-            ``slice_thickness_mm``, ``body_part``, ``gantry_tilt_deg``, ``obliquity_deg``, ``intensity_scale``.
-            Nothing that identifies a person.
-        files: What it was read from.
-    """
+    """A scan in canonical axial orientation."""
 
     voxels: NDArray[np.int16]
+    """int16 ``(z, y, x)``, contiguous; z runs from feet to head, y from front to back, x from the patient's right to
+    left. Hounsfield units where the modality is CT."""
     spacing_mm: tuple[float, float, float]
+    """Voxel size along ``(z, y, x)``."""
     modality: Modality
+    """What it is of."""
     flags: tuple[str, ...] = ()
+    """Keys of ``FLAGS``, in the order of that table."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """JSON values: ``format``, ``stored_orientation`` (the patient's side to which each stored axis runs, fastest axis
+    first, such as ``LPS``), ``stored_shape`` (same order), ``stored_dtype``, ``empty_slices`` (indices along z) and,
+    where the header has them, ``manufacturer``, ``model``, ``kernel``, ``kvp``, ``slice_thickness_mm``, ``body_part``,
+    ``gantry_tilt_deg``, ``obliquity_deg``, ``intensity_scale``. Nothing that identifies a person."""
     files: tuple[Path, ...] = ()
+    """What it was read from."""

@@ -47,19 +47,16 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that is about to run.
-
-    Attributes:
-        config: All of its settings.
-        folder: For its checkpoints, teachers, metrics and pictures.
-        corpus: slices.
-        provenance: What its teachers say of themselves besides step and architecture.
-    """
+    """A stage that is about to run."""
 
     config: RunConfig
+    """All of its settings."""
     folder: Path
+    """For its checkpoints, teachers, metrics and pictures."""
     corpus: Path
+    """slices."""
     provenance: dict[str, Any]
+    """What its teachers say of themselves besides step and architecture."""
 
 
 class StageTraining:

@@ -36,21 +36,18 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": N
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step.
-
-    Attributes:
-        applied: Whether the weights were changed; they are not if a loss or a gradient was not finite anywhere.
-        total: Mean objective of this process' micro-batches, a scalar on the device.
-        terms: Its terms, likewise.
-        gradient_norms: Before clipping, of the backbone and of each head.
-        measures: What ``collapse`` says of the first micro-batch, where it was asked for and the step applied.
-    """
+    """What came of a step."""
 
     applied: bool
+    """Whether the weights were changed; they are not if a loss or a gradient was not finite anywhere."""
     total: Tensor
+    """Mean objective of this process' micro-batches, a scalar on the device."""
     terms: dict[str, Tensor]
+    """Its terms, likewise."""
     gradient_norms: dict[str, Tensor]
+    """Before clipping, of the backbone and of each head."""
     measures: dict[str, Tensor]
+    """What ``collapse`` says of the first micro-batch, where it was asked for and the step applied."""
 
 
 class TrainingStep:
@@ -225,15 +222,12 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class GroupKoLeo:
-    """KoLeo of a group for one of its micro-batches.
-
-    Attributes:
-        value: Of the process' tokens in the group.
-        gradient: ``(2B, D)`` of the micro-batch' class tokens, times the number of micro-batches in the group.
-    """
+    """KoLeo of a group for one of its micro-batches."""
 
     value: Tensor
+    """Of the process' tokens in the group."""
     gradient: Tensor
+    """``(2B, D)`` of the micro-batch' class tokens, times the number of micro-batches in the group."""
 
     def term(self, global_cls: Tensor) -> Tensor:
         """Return a scalar of this value and this gradient."""

@@ -32,25 +32,22 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a montage.
-
-    Attributes:
-        image: ``(H, W)``.
-        limits: Values shown as black and as white.
-        aspect: Height of a pixel over its width.
-        title: A line or two above it.
-        colour: Of the title; None for the usual one.
-        boxes: Drawn on it: top, left, height, width in pixels, and colour.
-        shaded: ``(H, W)`` bool, pixels under a shade; None for none.
-    """
+    """One picture of a montage."""
 
     image: NDArray[Any]
+    """``(H, W)``."""
     limits: tuple[float, float]
+    """Values shown as black and as white."""
     aspect: float
+    """Height of a pixel over its width."""
     title: str
+    """A line or two above it."""
     colour: str | None = None
+    """Of the title; None for the usual one."""
     boxes: tuple[tuple[int, int, int, int, str], ...] = ()
+    """Drawn on it: top, left, height, width in pixels, and colour."""
     shaded: NDArray[np.bool_] | None = None
+    """``(H, W)`` bool, pixels under a shade; None for none."""
 
 
 def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:

@@ -63,12 +63,12 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
             f"  {duplicates['spacing_disagrees']} volumes have a copy whose header states another spacing: one of the "
             "two is wrong (flag spacing_disagrees)"
         )
-    if content["counts"]["refused"]:
-        lines.append(f"refused, by reason ({REJECTED_FILE}):")
-        refusals: dict[str, int] = {}
+    if content["counts"]["rejected"]:
+        lines.append(f"rejected, by reason ({REJECTED_FILE}):")
+        rejections: dict[str, int] = {}
         for line in read_lines(corpus / REJECTED_FILE):
-            refusals[line["reason"]] = refusals.get(line["reason"], 0) + 1
-        lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(refusals.items())]
+            rejections[line["reason"]] = rejections.get(line["reason"], 0) + 1
+        lines += [f"  {count:6}  {reason}: {MEANINGS.get(reason, '')}" for reason, count in sorted(rejections.items())]
     lines += _passed_over(content["passed_over"])
     if unknown := [name for name, own in content["sources"].items() if own["licence"] == UNKNOWN_LICENCE]:
         lines.append(f"licence unknown: {_some(unknown)}; a record (docs/corpus.md) states it")
@@ -79,12 +79,12 @@ def corpus_text(content: Mapping[str, Any], corpus: Path) -> str:
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
-    parts = " + ".join(f"{counts[name]} {name}" for name in ("curated", "refused", "duplicates", "excluded"))
+    parts = " + ".join(f"{counts[name]} {name}" for name in ("curated", "rejected", "duplicates", "excluded"))
     return f"{counts['found']} volumes found = {parts}"
 
 
 def _source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    names = ("expected_volumes", "found", "curated", "refused", "duplicates", "excluded", "slices")
+    names = ("expected_volumes", "found", "curated", "rejected", "duplicates", "excluded", "slices")
     width = max(len("source"), *(len(name) for name in sources))
     heads = [name.removesuffix("_volumes") for name in names]
     lines = [f"{'source':{width}}  " + "  ".join(f"{head:>10}" for head in heads)]
@@ -162,12 +162,12 @@ def inspection_text(inspection: Mapping[str, Any]) -> str:
         f"  {flag['volumes']:6} volumes {flag['slices']:8} slices  {name}: {flag['meaning']}"
         for name, flag in inspection["flags"].items()
     ]
-    refusals = [
+    rejections = [
         f"  {entry['volumes']:6}  {reason}: {entry['meaning']} ({_some(entry['cases'])})"
-        for reason, entry in inspection["refusals"].items()
+        for reason, entry in inspection["rejections"].items()
     ]
     duplicates = inspection["duplicates"]
-    for title, found in (("flags", flags), ("refused", refusals)):
+    for title, found in (("flags", flags), ("rejected", rejections)):
         lines += ["", f"{title}:", *found] if found else ["", f"{title}: none"]
     lines += ["", f"duplicates dropped: {duplicates['exact']} exact, {duplicates['near']} near"]
     lines += [f"  {count:6}  {pair}" for pair, count in duplicates["of"].items()]

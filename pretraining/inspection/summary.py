@@ -29,7 +29,7 @@ from pretraining.curation.volume import FLAGS, REASONS
 from pretraining.progress import Progress
 
 MEANINGS = REASONS | FAILURES
-"""Why a volume was refused, by reason."""
+"""Why a volume was rejected, by reason."""
 
 FLAG_MEANINGS = FLAGS | STORE_FLAGS | COPY_FLAGS | {EMPTY: "the slice holds air alone"}
 """What was changed or is unusual, by flag."""
@@ -80,7 +80,7 @@ def inspect_corpus(corpus: Path, progress: Progress = lambda *_: None) -> dict[s
         "body": _body(slices, counts),
         "intensity": _intensities(corpus, volumes["path"], slices, progress),
         "flags": _flags(volumes["flags"], slices),
-        "refusals": _refusals(read_lines(corpus / REJECTED_FILE)),
+        "rejections": _rejections(read_lines(corpus / REJECTED_FILE)),
         "duplicates": content["duplicates"] | {"of": _pairs(duplicates)},
         "exclusions": content["exclusions"],
     }
@@ -160,7 +160,7 @@ def _flags(volume_flags: Sequence[Sequence[str]], slices: pa.Table) -> dict[str,
     }
 
 
-def _refusals(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _rejections(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     reasons = Counter(line["reason"] for line in lines)
     return {
         reason: {

@@ -1,4 +1,4 @@
-"""Every way in which NRRD and MetaImage keep voxels: read as by SimpleITK where that reads it right, or refused."""
+"""Every way in which NRRD and MetaImage keep voxels: read as by SimpleITK where that reads it right, or rejected."""
 
 from __future__ import annotations
 
@@ -114,6 +114,8 @@ VALID: dict[str, dict[str, bytes]] = {  # SimpleITK 2.5.7 cannot read these, or 
     "bzip2.nrrd": {"": nrrd("bzip2") + b"\n" + bz2.compress(RAW)},
     "two_bzip2_streams.nrrd": {"": nrrd("bzip2") + b"\n" + bz2.compress(RAW[:999]) + bz2.compress(RAW[999:])},
     "zlib_without_its_size.mha": {"": mhd("LOCAL", COMPRESSED) + ZLIB},
+    "padded_gzip.nrrd": {"": nrrd("gzip") + b"\n" + gzip.compress(RAW[:999]) + bytes(9) + gzip.compress(RAW[999:])},
+    "bytes_behind_zlib.mha": {"": mhd("LOCAL", COMPRESSED, f"CompressedDataSize = {len(ZLIB)}") + ZLIB + b"more"},
     "gzip.mha": {"": mhd("LOCAL", COMPRESSED) + GZIP},
     "text_without_a_last_line_end.mha": {"": mhd("LOCAL", "BinaryData = False") + TEXT.strip()},
     "pattern_without_step.mhd": {"": mhd(f"p%d.raw 1 {SHAPE[0]}"),
@@ -149,6 +151,8 @@ WRONG: dict[str, tuple[str, dict[str, bytes]]] = {
     "list_of_nothing.nhdr": ("corrupt", {"": nrrd("raw", "data file: LIST")}),
     "pattern_of_too_many.nhdr": ("corrupt", {"": nrrd("raw", "data file: p%03d.raw 0 999999999 1")}),
     "pattern_without_end.nhdr": ("corrupt", {"": nrrd("raw", "data file: p%03d.raw 0 9 0")}),
+    "terabytes.nrrd": ("truncated", {"": nrrd("raw", sizes="56 48 99999999999") + b"\n" + RAW}),
+    "terabytes_gzip.nrrd": ("truncated", {"": nrrd("gzip", sizes="56 48 99999999999") + b"\n" + GZIP}),
     "cut_gzip.nhdr": ("truncated", {"": nrrd("gzip", "data file: a.gz"), "a.gz": GZIP[:-9]}),
     "second_member_missing.nrrd": ("truncated", {"": nrrd("gzip") + b"\n" + gzip.compress(RAW[:999])}),
     "first_member_damaged.nrrd": (
@@ -248,6 +252,25 @@ def test_files_that_do_not_hold_what_they_declare_are_refused(name: str, tmp_pat
             read_image(candidate.path)
 
 
+def test_bytes_need_no_order_and_larger_values_do(tmp_path: Path) -> None:
+    header = nrrd("raw").replace(b"endian: little\n", b"")
+    labels = (PLAIN > 0).astype(np.uint8)
+    (tmp_path / "labels.nrrd").write_bytes(header.replace(b"int16", b"uchar") + b"\n" + labels.tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "labels.nrrd").channels[0], labels)
+    with pytest.raises(Rejected, match="no field 'endian'"):
+        read_volume(write(tmp_path, "scan.nrrd", {"": header + b"\n" + RAW}), Modality.CT)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "bzip2", "hex"])
+def test_errors_of_the_disk_are_no_damage(encoding: str, tmp_path: Path) -> None:
+    """They are tried again by the next run. This file of the system gives an input/output error."""
+    candidate = write(tmp_path, "scan.nhdr", {"": nrrd(encoding, "data file: a")})
+    (tmp_path / "in" / "a").symlink_to("/proc/self/mem")
+    with pytest.raises(Rejected, match="Input/output error") as caught:
+        read_volume(candidate, Modality.CT)
+    assert caught.value.reason == "unreadable"
+
+
 @pytest.mark.parametrize("name", ["list.nhdr", "pattern.nhdr", "list.mhd", "pattern.mhd"])
 def test_every_file_of_voxels_decides_what_a_header_reads_as(name: str, tmp_path: Path) -> None:
     candidate = write(tmp_path, name, AS_SIMPLEITK[name])
@@ -260,7 +283,7 @@ def test_every_file_of_voxels_decides_what_a_header_reads_as(name: str, tmp_path
 
 @pytest.mark.parametrize("header", [nrrd("raw") + b"\n" + RAW, mhd("LOCAL") + RAW], ids=["nrrd", "mha"])
 def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: Path) -> None:
-    """Words, lines and lengths that crash other readers; every one is read or refused."""
+    """Words, lines and lengths that crash other readers; every one is read or rejected."""
     rng = np.random.default_rng(0)
     tokens = [b"-1", b"99", b"1e308", b"nan", b"none", b"%s", b"%d 1 2 3", b"A" * 3000, b"3 " * 20, b"\0", b"LIST"]
     end = header.index(RAW)
@@ -270,7 +293,7 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         lambda words, i: words.__setitem__(i, tokens[rng.integers(len(tokens))]),
     ]
     path = tmp_path / ("scan.nrrd" if header.startswith(b"NRRD") else "scan.mha")
-    refused = 0
+    rejected = 0
     for number in range(300):
         mark = b"\n" if number % 2 else b" "
         words = header[:end].split(mark)
@@ -281,5 +304,5 @@ def test_damaged_headers_are_refused_and_nothing_else(header: bytes, tmp_path: P
         try:
             read_volume(candidate, Modality.CT)
         except Rejected:
-            refused += 1
-    assert refused > 100
+            rejected += 1
+    assert rejected > 100

@@ -341,7 +341,7 @@ def test_batch_of_one_oversamples_foreground_by_chance(nnunet_home, random_tiny)
 def test_compiled_training_saves_plain_names_and_resumes(nnunet_home, random_tiny, monkeypatch):
     """nnU-Net compiles on GPUs by default; here with a backend that needs none."""
     compile_with = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda module: compile_with(module, backend="eager"))
     cls = find_trainer("MedDINOv3Trainer")
     monkeypatch.setattr(cls, "_do_i_compile", lambda self: True)
     trainer = make_trainer(nnunet_home)

@@ -32,21 +32,18 @@ class Fold:
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
-
-    Attributes:
-        name: Unique, and a file name: of its log.
-        title: What it does, for the terminal.
-        command: A command that is installed beside Python, and its arguments.
-        needs: Names of the steps that must have succeeded before.
-        training: What is trained or validated; None for plans and data.
-    """
+    """One command."""
 
     name: str
+    """Unique, and a file name: of its log."""
     title: str
+    """What it does, for the terminal."""
     command: tuple[str, ...]
+    """A command that is installed beside Python, and its arguments."""
     needs: tuple[str, ...] = ()
+    """Names of the steps that must have succeeded before."""
     training: Fold | None = None
+    """What is trained or validated; None for plans and data."""
 
 
 def plan_steps(selection: Selection, folders: Folders, *, device: str, processes: int) -> list[Step]:
@@ -54,7 +51,7 @@ def plan_steps(selection: Selection, folders: Folders, *, device: str, processes
 
     Args:
         selection: What shall be compared: datasets, trainers, configurations and folds must all be given.
-        folders: NnU-Net's folders.
+        folders: nnU-Net's folders.
         device: ``-device`` of the trainings.
         processes: ``-np`` of the preprocessing.
 

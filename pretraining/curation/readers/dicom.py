@@ -102,7 +102,7 @@ def _stack(images: list[_Image], row: NDArray[np.float64], column: NDArray[np.fl
         if not images[0].is_unnamed:
             raise
         message = (
-            f"no SeriesInstanceUID, and images of one folder, study and grid that are no stack: {rejected.message}"
+            f"no SeriesInstanceUID, and the images of this folder, study and grid are no stack: {rejected.message}"
         )
         raise Rejected("ambiguous_series", message) from rejected
 
@@ -143,7 +143,7 @@ class _Image:
         return numbers
 
     def check(self, modality: Modality) -> None:
-        """Reject what is no picture of the wanted kind."""
+        """Reject what is not a picture of the wanted kind."""
         header, name = self.header, self.path.name
         named, sop_class = modality_of(header), sop_class_of(header)
         if not sop_class:
@@ -171,7 +171,7 @@ class _Image:
         lengths = np.linalg.norm(cosines, axis=1, keepdims=True)
         if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any() or abs(cosines[0] @ cosines[1]) > _LENGTH_TOLERANCE:
             raise Rejected(
-                "bad_geometry", f"{self.path.name}: ImageOrientationPatient are no perpendicular unit vectors"
+                "bad_geometry", f"{self.path.name}: ImageOrientationPatient is not two perpendicular unit vectors"
             )
         row, column = cosines / lengths
         return row, column

@@ -82,7 +82,7 @@ def _open(path: Path) -> BinaryIO:
 def _header(stream: BinaryIO) -> Any:
     """Return the header of a stream; a damaged beginning may raise anything in nibabel."""
     try:
-        start = _read_at_most(stream, _HEADER_BYTES)
+        start = stream.read(_HEADER_BYTES)
         for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
             size = kind.template_dtype.itemsize
             if kind.may_contain_header(start) and start[344:348] != b"ni1\0":
@@ -96,37 +96,22 @@ def _header(stream: BinaryIO) -> Any:
     raise Rejected("corrupt", "does not begin with a NIfTI header")
 
 
-def _read_exactly(stream: BinaryIO, count: int) -> bytearray:
+def _read_exactly(stream: BinaryIO, count: int) -> bytes:
     """Read a stream that must end after ``count`` bytes, and a gzip stream's checksum with it.
 
     Raises:
         Rejected: ``truncated`` or ``corrupt``.
     """
     try:
-        content = bytearray(count)
-        view, filled = memoryview(content), 0
-        while filled < count and (read := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
-            filled += read
-        if filled < count:
-            raise Rejected("truncated", f"holds {filled} bytes of voxels where {count} are declared")
-        if stream.read(1):
-            raise Rejected("corrupt", f"holds more than the {count} bytes of voxels that are declared")
+        content = stream.read(count + 1)
     except EOFError as error:
         raise Rejected("truncated", "the compressed stream ends before its end mark") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise Rejected("corrupt", f"the compressed stream is damaged ({error})") from error
-    except OSError as error:
-        if error.errno is not None:  # the disk; a damaged bzip2 stream has no number
-            raise
-        raise Rejected("corrupt", f"the compressed stream is damaged ({error})") from error
-    return content
-
-
-def _read_at_most(stream: BinaryIO, count: int) -> bytes:
-    """Read until ``count`` bytes are there or the stream ends."""
-    content = b""
-    while len(content) < count and (part := stream.read(count - len(content))):
-        content += part
+    if len(content) < count:
+        raise Rejected("truncated", f"holds {len(content)} bytes of voxels where {count} are declared")
+    if len(content) > count:
+        raise Rejected("corrupt", f"holds more than the {count} bytes of voxels that are declared")
     return content
 
 

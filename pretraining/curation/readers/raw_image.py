@@ -23,30 +23,27 @@ MM_PER_UNIT = {
 
 @dataclass(eq=False)
 class RawImage:
-    """Stored values and what the header says about them.
-
-    Attributes:
-        values: Three axes, the fastest last; any type.
-        axes_mm: ``(3, 3)``; row ``i`` is the step along array axis ``i`` in (L, P, S). None where the format or the
-            image (a projection) has no place in the patient.
-        spacing_mm: Along the array axes; read only where ``axes_mm`` is None.
-        slope: ``(1, 1, 1)``, or with one value for each index along the first axis: value = slope * stored + intercept.
-        intercept: The same shape.
-        padding: Values (after rescaling) that the header calls padding.
-        flags: Keys of ``FLAGS``.
-        metadata: What the header adds to ``Volume.metadata``.
-        unit: What the header counts lengths in, for messages; the fields above are in millimetres whatever it is.
-    """
+    """Stored values and what the header says about them."""
 
     values: NDArray[Any]
+    """Three axes, the fastest last; any type."""
     axes_mm: NDArray[np.float64] | None
+    """``(3, 3)``; row ``i`` is the step along array axis ``i`` in (L, P, S). None where the format or the image (a
+    projection) has no place in the patient."""
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Along the array axes; read only where ``axes_mm`` is None."""
     slope: NDArray[np.float64] = field(default_factory=_ONE.copy)
+    """``(1, 1, 1)``, or with one value for each index along the first axis: value = slope * stored + intercept."""
     intercept: NDArray[np.float64] = field(default_factory=lambda: _ONE * 0)
+    """The same shape."""
     padding: frozenset[int] = frozenset()
+    """Values (after rescaling) that the header calls padding."""
     flags: set[str] = field(default_factory=set)
+    """Keys of ``FLAGS``."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """What the header adds to ``Volume.metadata``."""
     unit: str = "mm"
+    """What the header counts lengths in, for messages; the fields above are in millimetres whatever it is."""
 
 
 def as_three_axes(shape: Sequence[int]) -> tuple[int, int, int]:

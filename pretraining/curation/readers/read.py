@@ -36,56 +36,49 @@ _ENDINGS = {
 _READERS = {"nifti": read_nifti, "nrrd": read_nrrd, "metaimage": read_metaimage}
 
 UNKNOWN = "unknown"
-"""Kind of a candidate that no reader takes."""
+"""Kind of a candidate that no reader can read."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files that should make one volume.
-
-    Attributes:
-        path: The file, or the folder of a DICOM series.
-        files: All files that belong to it; one for the file formats (those of the voxels of a detached header are not
-            counted).
-        kind: ``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is rejected when it is read.
-        series_uid: SeriesInstanceUID, or what stands for it where there is none (``series.group``); it tells apart the
-            series of one folder.
-    """
+    """Files that should make one volume."""
 
     path: Path
+    """The file, or the folder of a DICOM series."""
     files: tuple[Path, ...]
+    """All files that belong to it; one for the file formats (those of the voxels of a detached header are not
+    counted)."""
     kind: str
+    """``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is rejected when it is read."""
     series_uid: str | None = None
+    """SeriesInstanceUID, or what stands for it where there is none (``series.group``); it tells apart the series of one
+    folder."""
 
     @property
     def is_folder(self) -> bool:
-        """Whether ``path`` is a folder; found out without a look at the disk, which may refuse it."""
+        """Whether ``path`` is a folder; without looking at the disk, which may fail."""
         return self.path != self.files[0]
 
 
 @dataclass
 class Contents:
-    """What lies below a folder.
-
-    Attributes:
-        candidates: What may be a volume, sorted by path and series.
-        others: Every other file, a candidate of kind ``unknown`` each, sorted by path.
-        unlisted: Folders whose files cannot be listed.
-    """
+    """What lies below a folder."""
 
     candidates: list[Candidate] = field(default_factory=list)
+    """What may be a volume, sorted by path and series."""
     others: list[Candidate] = field(default_factory=list)
+    """Every other file, a candidate of kind ``unknown`` each, sorted by path."""
     unlisted: list[Path] = field(default_factory=list)
+    """Folders whose files cannot be listed."""
 
 
 def contents_of(folder: Path) -> Contents:
     """Look at every file below a folder.
 
     DICOM files, with or without an ending, make one candidate for each series in a folder. An X-ray picture is a
-    candidate of its own, and so is a file that ends in ``.dcm`` and cannot be read. Hidden files and folders and
-    ``__MACOSX`` do not count; links to folders are followed, each folder once. Label maps are not told from images.
-    Whatever a file is like, it ends nothing: pipes, links to nothing and files without permission are among ``others``
-    or rejected when they are read.
+    candidate by itself, and so is a file that ends in ``.dcm`` and cannot be read. Hidden files and folders and
+    ``__MACOSX`` are skipped; links to folders are followed, each folder once. Label maps are not told from images.
+    No file raises: pipes, broken links and files without permission are among ``others`` or rejected when read.
     """
     contents = Contents()
     for parent, names in _walk(folder, contents.unlisted):
@@ -161,7 +154,7 @@ def read_volume(candidate: Candidate, modality: Modality) -> Volume:
 
     Args:
         candidate: What ``find_candidates`` found.
-        modality: What it must be of, which decides how values are treated.
+        modality: What a DICOM header must name; decides how values are treated.
 
     Raises:
         Rejected: The input does not become a volume; its message names the file.
@@ -194,17 +187,17 @@ def _stored(candidate: Candidate, modality: Modality) -> RawImage:
 def _why_unreadable(path: Path) -> str:
     """Return what keeps a file, or all files of a folder, from being read."""
     if path.is_symlink() and not path.exists():
-        return "a link to nothing"
+        return "a broken link"
     if path.is_dir():
-        return "none of the files in this folder is an image of a format that is read here"
+        return "none of the files in this folder is an image in a supported format"
     if not path.is_file():
-        return "no plain file"
+        return "not a regular file"
     with path.open("rb"):
-        return "a file of a format that is not read here"
+        return "a file in a format that is not supported"
 
 
 def _volume(stored: RawImage, modality: Modality, files: tuple[Path, ...]) -> Volume:
-    """Bring stored values into canonical orientation and pass them through the gates."""
+    """Bring stored values into canonical orientation and check them."""
     metadata = stored.metadata | {
         "stored_shape": list(stored.values.shape[::-1]),
         "stored_dtype": stored.values.dtype.newbyteorder("=").name,

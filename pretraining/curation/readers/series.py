@@ -57,23 +57,20 @@ _TAGS = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What the header of a file says about where it belongs.
-
-    Attributes:
-        series: SeriesInstanceUID; empty where it is empty or absent.
-        modality: ``modality_of`` the header.
-        study: StudyInstanceUID; empty where it is empty or absent.
-        size: Rows and columns, as text.
-        plane: Pixel spacing and orientation, eight numbers; fewer where the header lacks some.
-        is_directory: Whether it is a DICOMDIR, which holds no image.
-    """
+    """What the header of a file says about where it belongs."""
 
     series: str
+    """SeriesInstanceUID; empty where it is empty or absent."""
     modality: str
+    """``modality_of`` the header."""
     study: str = ""
+    """StudyInstanceUID; empty where it is empty or absent."""
     size: str = ""
+    """Rows and columns, as text."""
     plane: tuple[float, ...] = ()
+    """Pixel spacing and orientation, eight numbers; fewer where the header lacks some."""
     is_directory: bool = False
+    """Whether it is a DICOMDIR, which holds no image."""
 
     def shares_grid(self, other: Identity) -> bool:
         """Tell whether two images are of one study, size, pixel spacing and orientation."""

@@ -22,36 +22,30 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True)
 class FileChecksum:
-    """What a file was when it was written.
-
-    Attributes:
-        size: In bytes.
-        crc32: Of its content.
-    """
+    """What a file was when it was written."""
 
     size: int
+    """In bytes."""
     crc32: int
+    """Of its content."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What ``checkpoint.json`` says.
-
-    Attributes:
-        step: Number of finished steps.
-        world_size: Number of processes that wrote it.
-        torch_version: Of the process that wrote it.
-        metadata: What the run told of itself.
-        values: Plain values of the state, by name.
-        files: Seals of all other files, by name.
-    """
+    """What ``checkpoint.json`` says."""
 
     step: int
+    """Number of finished steps."""
     world_size: int
+    """Number of processes that wrote it."""
     torch_version: str
+    """Of the process that wrote it."""
     metadata: dict[str, Any]
+    """What the run told of itself."""
     values: dict[str, Any]
+    """Plain values of the state, by name."""
     files: dict[str, FileChecksum]
+    """Seals of all other files, by name."""
 
 
 class DamageError(Exception):

@@ -20,19 +20,16 @@ _PLAIN = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value in a nested state.
-
-    Attributes:
-        name: Keys on the way to it, joined by dots, as DCP names it.
-        container: What holds it, a mapping or a list.
-        key: Its key or index there.
-        value: A tensor, a plain value, or a tuple of plain values.
-    """
+    """A value in a nested state."""
 
     name: str
+    """Keys on the way to it, joined by dots, as DCP names it."""
     container: Any
+    """What holds it, a mapping or a list."""
     key: Any
+    """Its key or index there."""
     value: Any
+    """A tensor, a plain value, or a tuple of plain values."""
 
 
 class FlatState:

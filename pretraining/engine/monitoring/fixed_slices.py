@@ -23,17 +23,14 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class WholeSlice:
-    """One slice.
-
-    Attributes:
-        name: For a title.
-        unit: ``(h, w)`` float32, the slice on the unit scale of its intensity rule; h and w are whole patches.
-        input: ``(1, h, w)`` float32, the same as network input.
-    """
+    """One slice."""
 
     name: str
+    """For a title."""
     unit: Tensor
+    """``(h, w)`` float32, the slice on the unit scale of its intensity rule; h and w are whole patches."""
     input: Tensor
+    """``(1, h, w)`` float32, the same as network input."""
 
 
 def whole_slice(name: str, pixels: Tensor, intensity: IntensityConfig, *, size: int, patch_size: int) -> WholeSlice:

@@ -19,19 +19,16 @@ GLOBAL_CROPS = 2
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Operations of one training step for one image.
-
-    Attributes:
-        student: The student's backbone on all crops, forward and backward.
-        teacher: The teacher's backbone on the global crops, forward.
-        gram_teacher: The Gram teacher's backbone on the Gram crops, forward.
-        heads: DINO and iBOT head of student (forward and backward) and teacher (forward).
-    """
+    """Operations of one training step for one image."""
 
     student: float
+    """The student's backbone on all crops, forward and backward."""
     teacher: float
+    """The teacher's backbone on the global crops, forward."""
     gram_teacher: float
+    """The Gram teacher's backbone on the Gram crops, forward."""
     heads: float
+    """DINO and iBOT head of student (forward and backward) and teacher (forward)."""
 
     @property
     def total(self) -> float:

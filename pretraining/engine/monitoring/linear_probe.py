@@ -23,19 +23,16 @@ ITERATIONS = 200
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Multinomial logistic regression on standardised features.
-
-    Attributes:
-        mean: ``(D,)``.
-        std: ``(D,)``.
-        weight: ``(C, D)``.
-        bias: ``(C,)``.
-    """
+    """Multinomial logistic regression on standardised features."""
 
     mean: Tensor
+    """``(D,)``."""
     std: Tensor
+    """``(D,)``."""
     weight: Tensor
+    """``(C, D)``."""
     bias: Tensor
+    """``(C,)``."""
 
     def __call__(self, features: Tensor) -> Tensor:
         """Map ``(..., D)`` to logits ``(..., C)``."""
@@ -44,15 +41,12 @@ class LinearClassifier:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Dice on the validation slices.
-
-    Attributes:
-        dice: Of each class that occurs in them, by name.
-        mean: Over these classes.
-    """
+    """Dice on the validation slices."""
 
     dice: dict[str, float]
+    """Of each class that occurs in them, by name."""
     mean: float
+    """Over these classes."""
 
     def values(self) -> dict[str, float]:
         """Return metrics by name: ``probe/dice`` and ``probe/dice/<class>``."""

@@ -33,32 +33,26 @@ VALIDATION_SHARE = 4
 
 @dataclass(frozen=True)
 class LabelledSlice:
-    """A slice and its labels.
-
-    Attributes:
-        case: Its case.
-        image: As the network sees it.
-        classes: ``(H, W)`` uint8 on the slice's own pixels: 0 background, i + 1 the class i, or ``IGNORED``.
-    """
+    """A slice and its labels."""
 
     case: str
+    """Its case."""
     image: WholeSlice
+    """As the network sees it."""
     classes: Tensor
+    """``(H, W)`` uint8 on the slice's own pixels: 0 background, i + 1 the class i, or ``IGNORED``."""
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """What a probe is fitted to and judged on; no case is in both.
-
-    Attributes:
-        names: Of the classes, without background.
-        train: Slices to fit.
-        validation: Slices to judge.
-    """
+    """What a probe is fitted to and judged on; no case is in both."""
 
     names: tuple[str, ...]
+    """Of the classes, without background."""
     train: tuple[LabelledSlice, ...]
+    """Slices to fit."""
     validation: tuple[LabelledSlice, ...]
+    """Slices to judge."""
 
 
 def read_probe_data(

@@ -43,7 +43,7 @@ def test_curate_prints_where_every_volume_went(data, tmp_path, capsys):
     exclude = ("--exclude", data / "splits_final.json", "--fold", 0, "--images", data / "one")
     assert main(_curate(data, tmp_path / "c", *exclude)) == 0
     captured = capsys.readouterr()
-    assert "5 volumes found = 2 curated + 1 refused + 1 duplicates + 1 excluded" in captured.out
+    assert "5 volumes found = 2 curated + 1 rejected + 1 duplicates + 1 excluded" in captured.out
     assert "1 exact and 0 near ones dropped" in captured.out
     assert "excluded: 1 of 2 listed cases are among the sources; 1 volumes left out, 1 by id and 0 by content" in (
         captured.out
@@ -127,7 +127,7 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.nii.gz").write_text("bad")
     assert main(["curate", "--source", f"one={tmp_path / 'bad'}", "--out", str(tmp_path / "c"), "-np", "1"]) == 1
-    assert "1 volumes found = 0 curated + 1 refused" in capsys.readouterr().out
+    assert "1 volumes found = 0 curated + 1 rejected" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "c")]) == 0
     assert main(["inspect", str(tmp_path / "c"), "-o", str(tmp_path / "p")]) == 2
 
@@ -135,8 +135,8 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source", "BTVC={data}/one"], "BTVC is no collection known by name; BTCV is"),
-        (["--source", "msd_liver={data}/one"], "msd_liver is no collection known by name; MSD-Liver is"),
+        (["--source", "BTVC={data}/one"], "BTVC is not a known collection; BTCV is"),
+        (["--source", "msd_liver={data}/one"], "msd_liver is not a known collection; MSD-Liver is"),
         (["--source", "TotalSeg={data}/one"], "TotalSegmentator is"),
         (["--source", "our ct={data}/one"], "may have letters"),
         (["--source", "one"], "must be NAME=FOLDER"),
@@ -144,7 +144,7 @@ def test_a_corpus_of_nothing_is_an_exit_code(data, tmp_path, capsys):
         (["--source", "one={data}/one", "--source", "ONE={data}/two"], "given twice"),
         (["--source", "one={data}/one", "--part-id", "2", "--num-parts", "2"], "--part-id must be 0 to 1"),
         (["--source", "one={data}/one", "--fold", "0"], "--fold selects a fold"),
-        (["--source", "one={data}/one", "--exclude", "{data}/splits_final.json"], "say with --fold"),
+        (["--source", "one={data}/one", "--exclude", "{data}/splits_final.json"], "name with --fold"),
         (["--source", "one={data}/one", "--images", "{data}/one"], "1 --images and 0 --exclude are given"),
         (["--source", "one={data}/one", "--store-size", "3"], "--store-size"),
         (["--source", "absent.yaml={data}/one"], "absent.yaml"),

@@ -19,9 +19,9 @@ from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import Candidate, input_files
 from pretraining.modality import Modality
+from tests.imaging.test_text_headers import AS_SIMPLEITK, VALID, WRONG
 from tests.pretraining.curation.awkward import KINDS, PLAIN, write_dicom, write_nifti
 from tests.pretraining.curation.folders import source
-from tests.pretraining.curation.readers.test_text_headers import AS_SIMPLEITK, VALID, WRONG
 
 CT_KINDS = {name: kind for name, kind in KINDS.items() if kind.modality == Modality.CT}
 HEADERS = {
@@ -88,12 +88,12 @@ def test_every_input_ends_as_it_should_and_is_counted_once(folder: Path, tmp_pat
     content = merge(corpus)
     counts = content["counts"]
     reasons = {name: kind.reason for name, kind in CT_KINDS.items()} | {name: own for name, (own, _) in HEADERS.items()}
-    refused = {name: reason for name, reason in (reasons | NO_IMAGE).items() if reason}
+    expected = {name: reason for name, reason in (reasons | NO_IMAGE).items() if reason}
     rejected = [json.loads(line) for line in (corpus / "rejected.jsonl").read_text().splitlines()]
-    assert {line["case"]: line["reason"] for line in rejected} == refused
+    assert {line["case"]: line["reason"] for line in rejected} == expected
     assert counts["found"] == len(reasons) + len(NO_IMAGE)
-    assert counts["found"] == counts["curated"] + counts["refused"] + counts["duplicates"] + counts["excluded"]
-    assert counts["refused"] == len(refused)
+    assert counts["found"] == counts["curated"] + counts["rejected"] + counts["duplicates"] + counts["excluded"]
+    assert counts["rejected"] == len(expected)
     assert content["passed_over"]["named"] == {
         "dicom_folders": ["unnamed/series"],
         "images": 1,
@@ -130,7 +130,7 @@ def test_the_sum_and_what_was_passed_over_are_printed(tmp_path: Path, capsys: py
     (folder / "readme").write_text("")
     assert main(["curate", "--source", f"{record}={folder}", "--out", str(tmp_path / "corpus"), "-np", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "2 volumes found = 1 curated + 1 refused + 0 duplicates + 0 excluded"
+    assert lines[0] == "2 volumes found = 1 curated + 1 rejected + 0 duplicates + 0 excluded"
     assert [line for line in lines if line.startswith("passed over")] == [
         "passed over: 1 folders with DICOM images that no pattern names (named: unnamed/series)",
         "passed over: 1 images that no pattern names, such as label maps",

@@ -110,8 +110,8 @@ def test_what_a_pattern_names_and_no_reader_takes_is_refused(tmp_path: Path) -> 
         assert caught.value.reason == "unreadable"
         messages[case] = caught.value.message
     assert "format" in messages["a"]
-    assert "link to nothing" in messages["c"]
-    assert "no plain file" in messages["d"]
+    assert "broken link" in messages["c"]
+    assert "not a regular file" in messages["d"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_files_that_may_not_be_opened_are_refused_and_tried_again(
     assert "unreadable" in {line["reason"] for line in rejected}
     monkeypatch.undo()
     curate([CollectionFolder(every, folder)], corpus, settings=StoreSettings())
-    assert merge(corpus)["counts"]["refused"] == 0
+    assert merge(corpus)["counts"]["rejected"] == 0
 
 
 def test_a_file_that_vanishes_meanwhile_is_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_names_that_are_no_text_or_too_long_end_nothing(tmp_path: Path) -> None:
     (tmp_path / "data" / f"{odd}.mha").write_text("no image")
     curate([CollectionFolder(OWN, tmp_path / "data")], tmp_path / "corpus", settings=StoreSettings())
     content = merge(tmp_path / "corpus")
-    assert content["counts"] == {"found": 4, "curated": 3, "refused": 1, "duplicates": 0, "excluded": 0}
+    assert content["counts"] == {"found": 4, "curated": 3, "rejected": 1, "duplicates": 0, "excluded": 0}
     (line,) = map(json.loads, (tmp_path / "corpus" / "rejected.jsonl").read_text().splitlines())
     assert line["files"] == ["caf\\xe9.mha"]
     assert line["message"].startswith("caf\\xe9.mha: ")

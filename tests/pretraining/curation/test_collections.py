@@ -158,11 +158,11 @@ def test_a_record_in_yaml_is_read(tmp_path: Path) -> None:
     ("record", "message"),
     [
         ("name: [", "cannot be read"),
-        ("- 1", "holds no record"),
+        ("- 1", "is not a record"),
         ("name: a\nmodality: CT", "lacks images"),
         ("name: a\nmodality: CT\nimages: '/x'\nfoo: 1", "unknown fields foo"),
         ("name: a\nmodality: CT\nimages: '/x'", "no group"),
-        ("name: a\nmodality: CT\nimages: '/(?P<case>x'", "no regular expression"),
+        ("name: a\nmodality: CT\nimages: '/(?P<case>x'", "not a regular expression"),
         ("name: a\nmodality: PET\nimages: '/(?P<case>x)'", "PET|pet"),
         ("name: a\nmodality: MR\nintensity: ct\nimages: '/(?P<case>x)'", "not for modality MR"),
         ("name: a/b\nmodality: CT\nimages: '/(?P<case>x)'", "may have letters"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from pretraining.curation.contamination import SeenScans
 from pretraining.curation.exclusions import read_exclusions
 from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
-from pretraining.curation.readers import read
 from pretraining.modality import Modality
 from tests.pretraining.curation.awkward import PLAIN, write_dicom
 from tests.pretraining.curation.folders import curated, phantom, source, write_volume
@@ -59,7 +59,7 @@ def test_what_cannot_be_compared_is_said(data, tmp_path):
     with pytest.raises(DataError, match=r"broken.nii.gz cannot be compared"):
         scans.find(data / "broken.nii.gz")
     for path in (data / "list.txt", data / "absent.nii.gz"):
-        with pytest.raises(DataError, match="no image"):
+        with pytest.raises(DataError, match="not an image"):
             scans.find(path)
     with pytest.raises(DataError, match="no finished corpus"):
         SeenScans(tmp_path).find(data / "new.nii.gz")
@@ -76,11 +76,13 @@ def test_tables_are_read_once_for_many_images(data, monkeypatch):
 
 
 def test_a_file_does_not_make_its_folder_be_searched(data, monkeypatch):
-    def walked(folder):
+    def searched(folder):
         raise AssertionError(f"{folder} was searched")
 
-    monkeypatch.setattr(read, "_walk", walked)
-    assert SeenScans(data / "corpus").find(data / "one" / "case_2.nii.gz")
+    scans = SeenScans(data / "corpus")
+    monkeypatch.setattr(os, "scandir", searched)
+    monkeypatch.setattr(os, "listdir", searched)
+    assert scans.find(data / "one" / "case_2.nii.gz")
 
 
 def _curate(root: Path, **fields: object) -> None:

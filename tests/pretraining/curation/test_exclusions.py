@@ -74,7 +74,7 @@ def test_validation_cases_are_left_out_by_id_and_by_content(data, tmp_path):
     (described,) = report["lists"]
     assert described["images_missing"] == ["bench_070", "case_1"]
     assert (described["file"], described["fold"], described["cases"]) == ("splits_final.json", 1, 5)
-    assert content["counts"] == {"found": 6, "curated": 3, "refused": 0, "duplicates": 0, "excluded": 3}
+    assert content["counts"] == {"found": 6, "curated": 3, "rejected": 0, "duplicates": 0, "excluded": 3}
 
 
 def test_a_case_listed_by_id_takes_its_copies_with_it(data, tmp_path):
@@ -189,8 +189,8 @@ def test_images_are_found_under_nnunets_and_plain_names(data, tmp_path):
         ("s.json", '[{"train": [], "val": ["a"]}]', None, ConfigurationError, "--fold"),
         ("s.json", '[{"train": [], "val": ["a"]}]', 1, ConfigurationError, "no fold 1"),
         ("s.json", '[{"train": [], "val": []}]', 0, DataError, "lists no case"),
-        ("s.json", '{"val": ["a"]}', 0, DataError, "no nnU-Net splits file"),
-        ("s.json", "[", 0, DataError, "no nnU-Net splits file"),
+        ("s.json", '{"val": ["a"]}', 0, DataError, "not a splits file of nnU-Net"),
+        ("s.json", "[", 0, DataError, "not a splits file of nnU-Net"),
         ("l.txt", "a\n", 0, ConfigurationError, "list of case ids"),
         ("l.txt", "# nothing\n", None, DataError, "lists no case"),
     ],

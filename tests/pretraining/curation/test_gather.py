@@ -51,10 +51,10 @@ def single(mixed, tmp_path_factory) -> Path:
 
 def test_every_volume_is_counted_once(single):
     content = json.loads((single / "corpus.json").read_text())
-    assert content["counts"] == {"found": 10, "curated": 5, "refused": 3, "duplicates": 2, "excluded": 0}
+    assert content["counts"] == {"found": 10, "curated": 5, "rejected": 3, "duplicates": 2, "excluded": 0}
     assert content["duplicates"] == {"exact": 1, "near": 1, "near_kept": 0, "spacing_disagrees": 0}
     for own in content["sources"].values():
-        assert own["found"] == own["curated"] + own["refused"] + own["duplicates"] + own["excluded"]
+        assert own["found"] == own["curated"] + own["rejected"] + own["duplicates"] + own["excluded"]
     lines = {name: (single / name).read_text().splitlines() for name in ("rejected.jsonl", "duplicates.jsonl")}
     rejected = {(line["source"], line["case"]): line for line in map(json.loads, lines["rejected.jsonl"])}
     assert set(rejected) == {("two", "picture"), ("two", "torn"), ("two", "text")}
@@ -168,7 +168,7 @@ def test_a_file_that_was_mended_is_read_again(mixed, tmp_path):
     before = curated(tmp_path / "corpus", ("two", folder))
     write_volume(phantom(7), folder / "torn.nii.gz")
     after = curated(tmp_path / "corpus", ("two", folder))
-    assert after["counts"]["refused"] == before["counts"]["refused"] - 1
+    assert after["counts"]["rejected"] == before["counts"]["rejected"] - 1
     assert after["counts"]["curated"] == before["counts"]["curated"] + 1
     assert after["hash"] != before["hash"]
 
@@ -324,7 +324,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(single, mixed, tmp_path, mon
 
 
 def test_slices_that_find_no_room_are_no_fault_of_their_volume(mixed, tmp_path, monkeypatch):
-    """The small record would still find room: the volume must not be noted as refused."""
+    """The small record would still find room: the volume must not be noted as rejected."""
     original = process_volume.write_whole
 
     def full(path: Path, content: bytes) -> None:
@@ -348,7 +348,7 @@ def test_an_error_nobody_foresaw_is_counted_and_tried_again(single, mixed, tmp_p
     monkeypatch.setattr(process_volume, "read_volume", broken)
     corpus = tmp_path / "corpus"
     content = curated(corpus, ("one", mixed / "one"), ("two", mixed / "two"))
-    assert content["counts"]["refused"] == 4
+    assert content["counts"]["rejected"] == 4
     line = json.loads((corpus / "rejected.jsonl").read_text().splitlines()[0])
     assert line["reason"] == "unforeseen"
     assert line["message"] == "case_1.nii.gz: ZeroDivisionError: odd header"
@@ -372,7 +372,7 @@ def test_a_volume_that_cannot_be_stored_does_not_end_the_run(mixed, tmp_path, mo
 
     monkeypatch.setattr(process_volume, "encode", broken)
     content = curated(tmp_path / "c", ("one", mixed / "one"))
-    assert content["counts"] == {"found": 4, "curated": 3, "refused": 1, "duplicates": 0, "excluded": 0}
+    assert content["counts"] == {"found": 4, "curated": 3, "rejected": 1, "duplicates": 0, "excluded": 0}
     (line,) = map(json.loads, (tmp_path / "c" / "rejected.jsonl").read_text().splitlines())
     assert (line["case"], line["reason"]) == ("case_1", reason)
 
@@ -450,11 +450,11 @@ def test_real_volumes(tmp_path):
     corpus = tmp_path / "corpus"
     curate(sources, corpus, settings=StoreSettings(), keep_near=True)
     content = merge(corpus)
-    assert content["counts"]["refused"] == 2
+    assert content["counts"]["rejected"] == 2
     assert content["counts"]["found"] == content["volumes"] + 2 == 7 + 2 + 8 + 11
-    refused = [json.loads(line) for line in (corpus / "rejected.jsonl").read_text().splitlines()]
-    assert {line["case"] for line in refused} == {"mr_t1_cervical_cord", "mr_t2_cervical_cord_sagittal"}
-    assert {line["reason"] for line in refused} == {"not_hounsfield"}
+    rejected = [json.loads(line) for line in (corpus / "rejected.jsonl").read_text().splitlines()]
+    assert {line["case"] for line in rejected} == {"mr_t1_cervical_cord", "mr_t2_cervical_cord_sagittal"}
+    assert {line["reason"] for line in rejected} == {"not_hounsfield"}
     rows = pq.read_table(corpus / "volumes.parquet").to_pylist()
     compared = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Every kind of awkward input is read right or refused with its reason; none crashes."""
+"""Every kind of awkward input is read right or rejected with its reason; none crashes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_awkward_input_is_read_right_or_refused(kind: str, tmp_path: Path) -> No
 
 
 def test_refusals_survive_the_way_between_processes() -> None:
-    refused = pickle.loads(pickle.dumps(Rejected("4d", "a.nii: two volumes")))
-    assert (refused.reason, refused.message) == ("4d", "a.nii: two volumes")
+    rejected = pickle.loads(pickle.dumps(Rejected("4d", "a.nii: two volumes")))
+    assert (rejected.reason, rejected.message) == ("4d", "a.nii: two volumes")
 
 
 def test_every_reason_and_flag_is_explained() -> None:

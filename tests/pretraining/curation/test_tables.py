@@ -133,9 +133,9 @@ def test_corpus_json(corpus):
 
 
 def test_refusals_and_duplicates_are_lines_of_json(corpus):
-    (refused,) = map(json.loads, (corpus / "rejected.jsonl").read_text().splitlines())
-    assert set(refused) == {"source", "case", "files", "reason", "message"}
-    assert (refused["source"], refused["case"], refused["files"]) == ("a", "bad", ["bad.nii.gz"])
+    (rejected,) = map(json.loads, (corpus / "rejected.jsonl").read_text().splitlines())
+    assert set(rejected) == {"source", "case", "files", "reason", "message"}
+    assert (rejected["source"], rejected["case"], rejected["files"]) == ("a", "bad", ["bad.nii.gz"])
     (duplicate,) = map(json.loads, (corpus / "duplicates.jsonl").read_text().splitlines())
     assert duplicate == {
         "source": "a",
@@ -168,7 +168,7 @@ def test_a_record_survives_its_file(tmp_path):
     assert np.array_equal(again.crc32, crc32)
     assert VolumeRecord.read(tmp_path / "absent.json") is None
     (tmp_path / "r.json").write_text('{"source": "a"}')
-    with pytest.raises(DataError, match="no record of a volume"):
+    with pytest.raises(DataError, match="not a record of a volume"):
         VolumeRecord.read(tmp_path / "r.json")
 
 
@@ -176,7 +176,7 @@ def test_a_record_without_checksums_is_said(tmp_path):
     content = json.loads(VolumeRecord("a", "1", (), "i").to_bytes())
     del content["crc32"]
     (tmp_path / "r.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"no record of a volume \('crc32'\). Delete it and run the curation again"):
+    with pytest.raises(DataError, match=r"not a record of a volume \('crc32'\). Delete it and run the curation again"):
         VolumeRecord.read(tmp_path / "r.json")
 
 

@@ -38,7 +38,7 @@ def test_the_numbers(corpus):
     numbers = inspect_corpus(corpus)
     assert json.loads(json.dumps(numbers)) == numbers
     assert (numbers["volumes"], numbers["slices"]) == (2, 14)
-    assert numbers["counts"] == {"found": 4, "curated": 2, "refused": 1, "duplicates": 1, "excluded": 0}
+    assert numbers["counts"] == {"found": 4, "curated": 2, "rejected": 1, "duplicates": 1, "excluded": 0}
     files = list((corpus / "volumes").rglob("*.b2nd"))
     assert numbers["bytes"] == sum(file.stat().st_size for file in files)
     assert numbers["bytes_per_voxel"] == pytest.approx(numbers["bytes"] / (8 * 64 * 64 + 6 * 80 * 64), abs=1e-4)
@@ -53,7 +53,7 @@ def test_the_numbers(corpus):
     assert sum(numbers["body"]["slices_by_relative_z"]) == 14
     assert numbers["flags"]["empty"]["slices"] == 1
     assert numbers["flags"]["empty_slices"]["volumes"] == 1
-    (reason,) = numbers["refusals"].values()
+    (reason,) = numbers["rejections"].values()
     assert reason["cases"] == ["b/bad"]
     assert reason["meaning"]
     assert numbers["duplicates"]["of"] == {"b in b": 1}
@@ -74,7 +74,7 @@ def test_values_beyond_the_edges_count_in_the_outer_bins():
 
 def test_the_text_names_what_matters(corpus):
     text = inspection_text(inspect_corpus(corpus))
-    for part in ("4 volumes found = 2 curated + 1 refused + 1 duplicates + 0 excluded", "b/bad", "licence of a"):
+    for part in ("4 volumes found = 2 curated + 1 rejected + 1 duplicates + 0 excluded", "b/bad", "licence of a"):
         assert part in text
     content = json.loads((corpus / "corpus.json").read_text())
     assert "1 exact and 0 near ones dropped" in corpus_text(content, corpus)

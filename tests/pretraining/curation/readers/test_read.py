@@ -222,8 +222,8 @@ def test_random_damage_to_headers_never_crashes(ending: str, tmp_path: Path) -> 
             try:
                 read_volume(candidate, Modality.CT)
                 outcomes.add("read")
-            except Rejected as refused:
-                outcomes.add(refused.reason)
+            except Rejected as rejected:
+                outcomes.add(rejected.reason)
     assert outcomes - {"read"}
 
 
