@@ -20,30 +20,31 @@ from nnunetv2_meddino.evaluation.results import CaseMetrics
 from nnunetv2_meddino.imaging.segmentation import check_same_grid, read_segmentation
 
 SPACING_DECIMALS = 6
-"""Headers store float32: 0.4 comes as 0.4000000059604645 and would move a distance beyond its tolerance."""
+"""Headers store float32: 0.4 is read as 0.4000000059604645, which would put a distance beyond its tolerance."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """An evaluated case; spacing ``(z, y, x)`` as it was used."""
+    """An evaluated case."""
 
     pair: Pair
     spacing_mm: tuple[float, float, float]
+    """Voxel size ``(z, y, x)`` that was used."""
     metrics: CaseMetrics
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All cases of one call, each in the order of their names."""
+    """Results of many cases, sorted by name."""
 
     labels: LabelSet
     tolerances_mm: dict[str, tuple[float, ...]]
-    """Tolerances of NSD of every class."""
+    """NSD tolerances of every class."""
     results: list[CaseResult]
     failures: list[Failure]
     """Cases that could not be evaluated."""
     notes: list[str]
-    """Remarks on files that were not looked at."""
+    """Remarks on files that were not evaluated."""
 
 
 def evaluate_files(
@@ -54,18 +55,18 @@ def evaluate_files(
     processes: int = 1,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate the cases that can be, and say of the others why not; the number of processes changes no result.
+    """Evaluate every case; one that cannot be evaluated becomes a failure with its reason.
 
     Args:
         pairing: The cases.
         labels: The classes.
-        tolerances_mm: Tolerances of NSD, for all classes or by name of the class.
-        processes: Spawned processes of one thread each; 1 works in this process. In a script, call this under
-            ``if __name__ == "__main__":``.
-        on_case: Called after every case with the number of finished cases and of all.
+        tolerances_mm: NSD tolerances, for all classes or by name of the class.
+        processes: Number of spawned processes with one thread each, which changes no result; 1 works in this process.
+            In a script, call this under ``if __name__ == "__main__":``.
+        on_case: Called after every case with the number of finished cases and the number of all.
 
     Raises:
-        ConfigurationError: A tolerance makes no sense, or worker processes cannot start.
+        ConfigurationError: A tolerance is invalid, or worker processes cannot start.
     """
     tolerances = tolerances_by_class(tolerances_mm, list(labels.classes))
     outcomes: list[CaseResult | Failure] = []
@@ -89,7 +90,7 @@ def evaluate_files(
 
 
 def evaluate_pair(pair: Pair, labels: LabelSet, tolerances_mm: Mapping[str, tuple[float, ...]]) -> CaseResult | Failure:
-    """Read and evaluate one case; what is wrong with its files is returned, not raised."""
+    """Read and evaluate one case; an error in its files is returned, not raised."""
     try:
         reference, prediction = read_segmentation(pair.reference), read_segmentation(pair.prediction)
         check_same_grid(reference, prediction, aligned=pair.aligned)

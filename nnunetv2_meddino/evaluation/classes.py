@@ -17,12 +17,12 @@ Tolerances = float | Iterable[float] | Mapping[str, float | Iterable[float]]
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What is evaluated."""
+    """The classes that are evaluated."""
 
     classes: dict[str, tuple[int, ...]]
-    """The labels of each class, by its name."""
+    """Labels of each class, by name."""
     keys: dict[str, str]
-    """The name that nnU-Net's ``summary.json`` has for each class: ``1``, or ``(1, 2)`` for a region."""
+    """Key of each class in nnU-Net's ``summary.json``: ``1``, or ``(1, 2)`` for a region."""
     ignore_label: int | None = None
     """Label of voxels of the reference that are ignored."""
 
@@ -30,14 +30,14 @@ class LabelSet:
     def from_json(cls, content: Any, source: str) -> LabelSet:
         """Take the classes from nnU-Net's ``dataset.json``, from ``{name: id or [ids]}``, or from ``[id or [ids]]``.
 
-        Background is left out; ``ignore`` names the label of voxels that are ignored. ``{"id": "name"}`` is understood.
+        Background is left out; ``ignore`` is the label of ignored voxels. ``{"id": "name"}`` is accepted too.
 
         Args:
-            content: What was read from the file.
-            source: Its name, for messages.
+            content: Parsed content of the file.
+            source: Name of the file, for messages.
 
         Raises:
-            ConfigurationError: The classes are in another form, empty, or contradict one another.
+            ConfigurationError: The content has another form, no classes, or contradicts itself.
         """
         if isinstance(content, Mapping) and isinstance(content.get("labels"), (Mapping, list)):
             content = content["labels"]
@@ -79,14 +79,14 @@ def _key(entry: Any) -> str:
 
 
 def tolerances_by_class(tolerances_mm: Tolerances, classes: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return the tolerances of every class, in the order given and each once; the first is the headline.
+    """Return the tolerances of every class, in the order given, without repetitions; the first is the headline.
 
     Args:
         tolerances_mm: For all classes, or by name of the class.
         classes: Names of the classes.
 
     Raises:
-        ConfigurationError: A class is unknown or has no tolerance, or a value is no length.
+        ConfigurationError: A class is unknown or has no tolerance, or a value is not a length.
     """
     if not isinstance(tolerances_mm, Mapping):
         values = tuple(tolerances_mm) if isinstance(tolerances_mm, Iterable) else (tolerances_mm,)

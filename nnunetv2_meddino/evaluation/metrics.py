@@ -39,16 +39,16 @@ def evaluate_case(
 ) -> CaseMetrics:
     """Compare two label maps of the same grid.
 
-    Empty masks: where the reference lacks a class, every metric of it is NaN, whatever was predicted, so that all
-    methods keep the same defined cases; ``fp`` and ``only_predicted`` tell of false positives. Where only the
-    prediction lacks it, Dice and NSD are 0, distances NaN and ``missed`` is set.
+    Empty masks: where the reference lacks a class, all its metrics are NaN, whatever was predicted, so that all methods
+    are averaged over the same cases; ``fp`` and ``only_predicted`` show false positives. Where only the prediction
+    lacks it, Dice and NSD are 0, distances are NaN and ``missed`` is True.
 
-    Ignored voxels are left out of all counts and are background in both masks; elements that touch them are not
-    measured from, and stay what is measured to.
+    Ignored voxels are left out of all counts and are background in both masks; no distance is measured from a surface
+    element that touches them, but distances to it are.
 
     Args:
         reference: ``(z, y, x)`` label map of any integer type, or of whole numbers in a float type. A uint8 volume is
-            read where it lies; others are copied to one byte per voxel.
+            not copied; others are, to one byte per voxel.
         prediction: Label map of the same shape.
         spacing_mm: Voxel size in ``(z, y, x)`` order, from the reference's header. Headers store float32: round to 6
             decimals on reading, or a distance of exactly the tolerance may fall outside.
@@ -58,8 +58,8 @@ def evaluate_case(
         planar: Use the 2D definitions, whose surface is a contour. By default where an axis has one voxel.
 
     Raises:
-        DataError: The shapes differ or are not 3D, a value is no whole number, or the spacing makes no sense.
-        ConfigurationError: A class or a tolerance makes no sense.
+        DataError: The shapes differ or are not 3D, a value is not a whole number, or the spacing is invalid.
+        ConfigurationError: A class or a tolerance is invalid.
     """
     spacing = _checked_spacing(spacing_mm)
     if reference.shape != prediction.shape or reference.ndim != 3 or 0 in reference.shape:

@@ -1,4 +1,4 @@
-"""Which files make a case: a reference and a prediction, found by their names."""
+"""Pairing the files of references and predictions by name."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ ENDINGS = (
     *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr", ".mgz", ".mgh"),
     *(".png", ".bmp", ".tif", ".tiff"),
 )
-"""File name endings that count as segmentations in a folder; a file given by name may have any."""
+"""File name endings of segmentations in a folder; a file that is given itself may have any."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of a case.
-
-    Attributes:
-        case: Its name.
-        reference: What is right.
-        prediction: What is evaluated.
-        aligned: The arrays are known to lie on one another, whatever the reference's header says: only their shapes
-            are compared, and the voxel size is the prediction's.
-    """
+    """The two files of a case."""
 
     case: str
     reference: Path
     prediction: Path
     aligned: bool = False
+    """The arrays are known to correspond voxel by voxel, whatever the reference's header says: only their shapes are
+    compared, and the voxel size is the prediction's."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Files that belong together, references without a prediction, and remarks."""
+    """The cases of two folders."""
 
     pairs: list[Pair]
     failures: list[Failure] = field(default_factory=list)
+    """References without exactly one prediction."""
     notes: list[str] = field(default_factory=list)
+    """Remarks on predictions without a reference."""
 
 
 def case_name(path: Path) -> str:
@@ -58,11 +54,11 @@ def case_name(path: Path) -> str:
 
 
 def pair_files(reference: Path, prediction: Path) -> Pairing:
-    """Find the cases of two folders by the names of their files without endings, or make one case of two files.
+    """Pair the files of two folders by their names without endings, or make one case of two files.
 
     Args:
-        reference: File or folder; subfolders are not looked into.
-        prediction: The same kind.
+        reference: File or folder; subfolders are not searched.
+        prediction: File or folder, as the reference.
 
     Raises:
         DataError: A path does not exist, one is a file and the other a folder, or a folder holds no segmentation.
@@ -82,8 +78,8 @@ def pair_files(reference: Path, prediction: Path) -> Pairing:
         if case not in predictions:
             pairing.failures.append(Failure(case, f"{files[0]} has no prediction in {prediction}."))
         elif len(files) > 2:
-            names = ", ".join(map(str, files))
-            pairing.failures.append(Failure(case, f"Several files have the name of one case: {names}. Keep one each."))
+            msg = f"Several files are named after one case: {', '.join(map(str, files))}. Keep one in each folder."
+            pairing.failures.append(Failure(case, msg))
         else:
             pairing.pairs.append(Pair(case, files[0], files[1]))
     for case in sorted(predictions.keys() - references.keys()):

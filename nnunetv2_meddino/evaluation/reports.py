@@ -1,4 +1,4 @@
-"""What an evaluation is reported as: means over cases, JSON in nnU-Net's layout, CSV, and a table."""
+"""Reports of an evaluation: means over cases, JSON in nnU-Net's layout, CSV, and a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_meddino.evaluation.cases import CaseResult, Evaluation
-from nnunetv2_meddino.evaluation.results import ASSD_VOXEL, DICE, HD95_VOXEL, Metric, nsd_metric
+from nnunetv2_meddino.evaluation.results import Metric, nsd_metric, shown_metrics
 from nnunetv2_meddino.files import write_json, write_text
 
 DEFINITIONS = {
@@ -27,46 +27,37 @@ DEFINITIONS = {
 }
 
 CLASS_TOLERANCE = "class_tolerance"
-"""Ends the key of NSD at the first tolerance of each class, where these differ."""
+"""Suffix of NSD at the first tolerance of each class, where these differ."""
 
 Row = dict[str, float | int]
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Cases behind the means of one class.
-
-    Attributes:
-        n: Cases whose reference holds the class.
-        n_missed: Those of them whose prediction lacks it; they are in the means of Dice and NSD, as 0, and in no mean
-            of distances.
-        n_fp_cases: Cases whose prediction alone holds the class; they are in no mean.
-        false_positive_volume_ml: What is predicted in those, in sum.
-    """
+    """Cases behind the means of one class."""
 
     n: int
+    """Cases whose reference holds the class."""
     n_missed: int
+    """Those of them whose prediction lacks it: 0 in the means of Dice and NSD, left out of those of distances."""
     n_fp_cases: int
+    """Cases whose prediction alone holds the class; they are in no mean."""
     false_positive_volume_ml: float
+    """Total volume predicted in those."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over cases, undefined values left out.
-
-    Attributes:
-        mean: Mean of every metric, by class.
-        std: Standard deviation over cases (``n - 1``), by class.
-        counts: Cases behind the means, by class.
-        foreground_mean: Mean over classes of their means, of the metrics that every class has.
-        case_mean: Mean over cases of each case's mean over classes.
-    """
+    """Means over cases without undefined values, by class and metric."""
 
     mean: dict[str, dict[str, float]]
     std: dict[str, dict[str, float]]
+    """Standard deviation over cases (``n - 1``)."""
     counts: dict[str, ClassCounts]
     foreground_mean: dict[str, float]
+    """Mean over classes of their means, of the metrics that every class has."""
     case_mean: dict[str, float]
+    """Mean over cases of each case's mean over classes."""
 
 
 def summarise(evaluation: Evaluation) -> Summary:
@@ -128,14 +119,13 @@ def summary_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def write_reports(evaluation: Evaluation, path: Path) -> Path:
-    """Write the JSON file and, beside it, the CSV file with one row per case and class; return the CSV's path."""
+    """Write a JSON file and, beside it, a CSV file with one row per case and class, where undefined values are empty.
+
+    Returns:
+        The path of the CSV file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(summary_dict(evaluation), path)
-    return write_csv(evaluation, path.with_suffix(".csv"))
-
-
-def write_csv(evaluation: Evaluation, path: Path) -> Path:
-    """Write one row per case and class, undefined values empty, under a temporary name and rename it."""
     rows: list[dict[str, Any]] = []
     for result in evaluation.results:
         for name, metrics in result.metrics.classes.items():
@@ -153,29 +143,30 @@ def write_csv(evaluation: Evaluation, path: Path) -> Path:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(text.getvalue(), path)
-    return path
+    beside = path.with_suffix(".csv")
+    write_text(text.getvalue(), beside)
+    return beside
 
 
 def table(evaluation: Evaluation, *, stacked_heads: bool = False) -> Table:
-    """Return the headline of every class and the mean: NSD in both definitions, DSC, ASSD and HD95, and the counts.
+    """Return the headline of every class and the mean: DSC, NSD in both definitions, ASSD and HD95, and the counts.
 
     Args:
-        evaluation: What to show.
-        stacked_heads: Put every word of a head on a line of its own, for a narrow terminal.
+        evaluation: The results.
+        stacked_heads: Put every word of a head on its own line, for a narrow terminal.
     """
     summary, same = summarise(evaluation), _same_headline(evaluation)
     headline = {name: f"{values[0]:g}" for name, values in evaluation.tolerances_mm.items()}
     first = next(iter(headline.values()))
     at = (f"{first}mm", f"{first} mm") if same else (CLASS_TOLERANCE, "at tol.")
-    metrics = (*(nsd_metric(definition, *at) for definition in ("voxel", "surfel")), DICE, ASSD_VOXEL, HD95_VOXEL)
+    metrics = shown_metrics(*at)
     result = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="n: cases whose reference has the class; missed: those without a prediction of it, 0 in NSD and DSC "
-        "and left out of distances; fp cases: predicted in a case whose reference lacks it. Last row: means over "
-        "classes, sums of counts.",
+        caption="n: cases whose reference has the class; missed: those of them whose prediction lacks it, 0 in NSD and "
+        "DSC and left out of distances; fp cases: cases whose prediction alone has it. Last row: means over classes, "
+        "sums of counts.",
         caption_justify="left",
     )
     heads = [*(metric.title for metric in metrics), "n", "missed", "fp cases"]

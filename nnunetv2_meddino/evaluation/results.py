@@ -1,4 +1,4 @@
-"""What the evaluation of one case yields, and the one table of what is shown of it."""
+"""Results of one case, and the table of the metrics that reports show."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class Metric:
     """A metric that tables show."""
 
     key: str
-    """Its name in JSON and CSV files."""
+    """Name in JSON and CSV files."""
     title: str
+    """Head of its column."""
     decimals: int
     higher_is_better: bool
 
@@ -24,11 +25,19 @@ def nsd_metric(definition: str, tolerance: str, at: str) -> Metric:
 
 
 DICE = Metric("Dice", "DSC", 4, higher_is_better=True)
-NSD_VOXEL, NSD_SURFEL = (nsd_metric(definition, "1mm", "1 mm") for definition in ("voxel", "surfel"))
+NSD_VOXEL = nsd_metric("voxel", "1mm", "1 mm")
 ASSD_VOXEL = Metric("ASSD_voxel_mm", "ASSD voxel mm", 2, higher_is_better=False)
 HD95_VOXEL = Metric("HD95_voxel_mm", "HD95 voxel mm", 2, higher_is_better=False)
-METRICS = (DICE, NSD_VOXEL, NSD_SURFEL, ASSD_VOXEL, HD95_VOXEL)
-"""What a comparison shows: Dice, the headline NSD, the other definition of NSD beside it, and two distances."""
+
+
+def shown_metrics(tolerance: str, at: str) -> tuple[Metric, ...]:
+    """Return the columns of tables: Dice, NSD in both definitions as of ``nsd_metric``, and two distances."""
+    nsd = (nsd_metric(definition, tolerance, at) for definition in ("voxel", "surfel"))
+    return (DICE, *nsd, ASSD_VOXEL, HD95_VOXEL)
+
+
+METRICS = shown_metrics("1mm", "1 mm")
+"""The metrics of a comparison."""
 
 
 def _distance(key: str) -> Any:
@@ -101,12 +110,12 @@ class ClassMetrics:
 
     @property
     def only_predicted(self) -> bool:
-        """The prediction holds the class and the reference does not: everything is NaN, the voxels are counted."""
+        """The prediction holds the class and the reference does not: all metrics are NaN, voxels are counted."""
         return self.n_ref == 0 and self.n_pred > 0
 
     @property
     def false_positive_volume_ml(self) -> float:
-        """Volume that is predicted and not in the reference."""
+        """Predicted volume outside the reference."""
         return self.fp * self.voxel_volume_ml
 
     def as_dict(self) -> dict[str, float | int]:

@@ -23,7 +23,7 @@ SURFACE_METRICS = "surface_metrics.json"
 """Name of the file in the validation folder; the CSV file beside it has the same stem."""
 
 LOGGED = (NSD_VOXEL.key, ASSD_VOXEL.key)
-"""Means over classes that a training log shows beside nnU-Net's Dice."""
+"""Keys of the means over classes that the training log shows."""
 
 
 def evaluate_validation(
@@ -39,23 +39,23 @@ def evaluate_validation(
 
     nnU-Net leaves predictions of an earlier split in the folder, and the fold may have been trained on their cases:
     they are not scored, and a note names them. Cases that cannot be evaluated are logged and listed in the file.
-    ``summary.json`` is not touched. Call it on one rank only. Of the references' headers only the shape counts:
-    nnU-Net has laid the labels on the images voxel by voxel, and predictions have the images' spacing.
+    ``summary.json`` is not touched. Call it on one rank only. Of the references' headers only the shape is used, as
+    nnU-Net matches labels to images voxel by voxel; predictions have the images' spacing.
 
     Args:
         validation_folder: ``fold_X/validation``.
         gt_folder: ``nnUNet_preprocessed/DatasetXXX_Name/gt_segmentations``.
         dataset_json: Content of ``dataset.json``: labels, regions, ignore label and file ending.
-        cases: The fold's validation cases. None: those of ``validation_cases``; where nothing tells them, every
-            prediction is scored and a note says so.
-        tolerances_mm: Tolerances of NSD.
-        processes: Spawned processes; each imports the script that trains.
+        cases: The fold's validation cases. None: those of ``validation_cases``; if they are unknown, every prediction
+            is scored and a note says so.
+        tolerances_mm: NSD tolerances.
+        processes: Number of spawned processes; each imports the script that trains.
 
     Returns:
-        The file written, ``validation_folder/surface_metrics.json``; the CSV file lies beside it.
+        ``validation_folder/surface_metrics.json``; the CSV file lies beside it.
 
     Raises:
-        ConfigurationError: ``dataset_json`` declares no usable classes, or a tolerance makes no sense.
+        ConfigurationError: ``dataset_json`` declares no usable classes, or a tolerance is invalid.
         DataError: A folder is missing, ``splits_final.json`` is damaged, or no case is known and none predicted.
     """
     labels = LabelSet.from_json(dataset_json, "dataset.json")
@@ -71,7 +71,7 @@ def evaluate_validation(
             raise DataError(msg)
         cases = predicted
         notes.append(
-            f"The validation list of {validation_folder.absolute().parent.name} is not known (no such split in "
+            f"The validation cases of {validation_folder.absolute().parent.name} are not known (no such split in "
             f"{gt_folder.parent}): every prediction was scored."
         )
     elif others := unlisted_cases(validation_folder, ending, cases):
@@ -98,16 +98,16 @@ def evaluate_validation(
 def validation_cases(validation_folder: Path, gt_folder: Path, ending: str) -> list[str] | None:
     """Return the cases that nnU-Net validates a fold on, in order.
 
-    These are the fold's in ``splits_final.json`` beside ``gt_folder``; a random fifth, as nnU-Net draws it, where that
-    file has fewer folds; and every case for fold ``all``.
+    They are the fold's in ``splits_final.json`` beside ``gt_folder``; a random fifth, drawn as nnU-Net does, if that
+    file has fewer folds; and all cases for fold ``all``.
 
     Args:
         validation_folder: ``fold_X/validation``.
         gt_folder: ``nnUNet_preprocessed/DatasetXXX_Name/gt_segmentations``.
-        ending: That of the segmentations.
+        ending: File name ending of the segmentations.
 
     Returns:
-        The names, or None where the folder is of no fold or there is no ``splits_final.json``.
+        The names; None if the folder does not belong to a fold or there is no ``splits_final.json``.
 
     Raises:
         DataError: ``splits_final.json`` is damaged, or ``gt_folder`` is missing.
@@ -123,25 +123,21 @@ def validation_cases(validation_folder: Path, gt_folder: Path, ending: str) -> l
         if int(fold) < len(splits):
             return sorted(str(case) for case in splits[int(fold)]["val"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{splits_file} is no list of splits as nnU-Net writes it ({type(error).__name__}: {error})."
-        raise DataError(f"{msg} Restore it: it says which cases a fold has not seen.") from error
+        msg = f"{splits_file} is not a list of splits as nnU-Net writes it ({type(error).__name__}: {error})."
+        raise DataError(f"{msg} Restore it: it lists the cases that a fold was not trained on.") from error
     known = _case_names(gt_folder, ending)
-    random = np.random.RandomState(12345 + int(fold))  # the seed and the draw of nnUNetTrainer.do_split
+    random = np.random.RandomState(12345 + int(fold))  # as nnUNetTrainer.do_split
     trained = set(random.choice(len(known), int(len(known) * 0.8), replace=False).tolist())
     return [case for index, case in enumerate(known) if index not in trained]
 
 
 def unlisted_cases(validation_folder: Path, ending: str, cases: Collection[str]) -> list[str]:
-    """Return the cases that have a prediction in the folder and are not among ``cases``, in order."""
+    """Return the cases with a prediction in the folder that are not among ``cases``, in order."""
     return sorted(set(_case_names(validation_folder, ending)) - set(cases))
 
 
 def mean_lines(content: Mapping[str, Any]) -> list[str]:
-    """Return what a training log says of a ``surface_metrics.json``: the means, and what is not in them.
-
-    Args:
-        content: That of the file.
-    """
+    """Return the lines of a training log for the content of a ``surface_metrics.json``: means, and cases left out."""
     failed = [failure["case"] for failure in content["failed"]]
     done = len(content["metric_per_case"])
     if not done:

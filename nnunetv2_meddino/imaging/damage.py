@@ -1,4 +1,4 @@
-"""Damage that SimpleITK 2.5 does not report in the formats that it reads: zeros or fewer slices, and no error."""
+"""Damage to files that SimpleITK 2.5 does not report: it fills in zeros or leaves out slices, without an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GIPL_HEADER_BYTES = 256
 
 
 def check_complete(path: Path) -> None:
-    """Raise where a JPEG, BMP or TIFF ends early, or the voxels of an NRRD or MetaImage are not whole."""
+    """Raise if a JPEG, BMP or TIFF is truncated, or the voxels of an NRRD or MetaImage are damaged or incomplete."""
     name = path.name.lower()
     if name.endswith((".jpg", ".jpeg", ".bmp")):
         with Pillow.open(path) as picture:
@@ -27,7 +27,7 @@ def check_complete(path: Path) -> None:
 
 
 def check_length(path: Path, data_bytes: int) -> None:
-    """Raise where a GIPL or a binary VTK file ends before its voxels do."""
+    """Raise if a GIPL or binary VTK file is truncated."""
     name = path.name.lower()
     if name.endswith((".gipl", ".gipl.gz")):
         content = path.read_bytes()
@@ -46,7 +46,7 @@ def check_length(path: Path, data_bytes: int) -> None:
 
 
 def _check_tiff(path: Path) -> None:
-    """Raise where the chain of pages leads out of the file: the pages after that would be missing without a word."""
+    """Raise if the chain of pages leads out of the file: readers drop the pages after that silently."""
     content = path.read_bytes()
     order = "<" if content[:2] == b"II" else ">"
     big = struct.unpack(order + "H", content[2:4]) == (43,)

@@ -1,4 +1,4 @@
-"""DICOM objects that are no images: SimpleITK reads a segmentation as values 0 and 255, its segments one by one."""
+"""DICOM objects that are not images: SimpleITK reads a segmentation as slices of 0 and 255, segment by segment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refuse_other_dicom(path: Path) -> None:
     try:
         header = pydicom.dcmread(path, force=True, specific_tags=["SOPClassUID", "Modality"], stop_before_pixels=True)
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError):
-        return  # SimpleITK says what is wrong
+        return  # SimpleITK's error will name what is wrong
     kind = header.get("SOPClassUID", "")
     if kind in _SEGMENTATION or header.get("Modality") == "SEG":
         msg = (
@@ -36,7 +36,7 @@ def refuse_other_dicom(path: Path) -> None:
         raise DataError(msg)
     if kind in _CONTOURS or header.get("Modality") == "RTSTRUCT":
         msg = (
-            f"{path} is a DICOM object of contours or surfaces, no image; convert it to NIfTI with plastimatch or "
+            f"{path} is a DICOM object of contours or surfaces, not an image; convert it to NIfTI with plastimatch or "
             "3D Slicer, one label map on the grid of its image."
         )
         raise DataError(msg)

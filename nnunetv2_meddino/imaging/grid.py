@@ -9,29 +9,26 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-TO_LPS = np.diag([-1.0, -1.0, 1.0])
-"""Turns coordinates of NIfTI (right, anterior, superior) into those of a ``Grid``."""
+TO_LPS = np.array([-1.0, -1.0, 1.0])
+"""Times this, coordinates of NIfTI (right, anterior, superior) are those of a ``Grid``."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a volume lie.
-
-    Attributes:
-        spacing_mm: Voxel size along ``(z, y, x)``.
-        origin_mm: Centre of the first voxel, in patient coordinates (left, posterior, superior).
-        directions: ``(3, 3)``; row ``i`` is the unit vector of array axis ``i`` in patient coordinates.
-        in_plane: The file has two dimensions: nothing is known along z.
-    """
+    """Where the voxels of a volume lie."""
 
     spacing_mm: tuple[float, float, float]
+    """Voxel size along ``(z, y, x)``."""
     origin_mm: tuple[float, float, float]
+    """Centre of the first voxel, in patient coordinates (left, posterior, superior)."""
     directions: NDArray[np.float64]
+    """``(3, 3)``; row ``i`` is the unit vector of array axis ``i`` in patient coordinates."""
     in_plane: bool = False
+    """The file has two dimensions: nothing is known along z."""
 
 
 def simpleitk_grid(image: Any) -> Grid:
-    """Return the grid of a SimpleITK image, or of a reader that knows the header; their order is ``(x, y, z)``."""
+    """Return the grid of a SimpleITK image, or of a reader that has read a header; their order is ``(x, y, z)``."""
     dimensions = image.GetDimension()
     kept = min(dimensions, 3)
     spacing, origin, directions = np.ones(3), np.zeros(3), np.eye(3)
@@ -46,23 +43,23 @@ def affine_grid(affine: NDArray[np.float64], unit_mm: float = 1.0) -> Grid:
 
     Args:
         affine: From indices (x, y, z) to right, anterior, superior.
-        unit_mm: Length of its unit; nibabel leaves it out of account.
+        unit_mm: Length of its unit in mm, which nibabel ignores.
 
     Raises:
         ValueError: The affine is not finite, or its axes span no volume.
     """
-    columns = unit_mm * TO_LPS @ affine[:3, :3]
+    columns = unit_mm * TO_LPS[:, np.newaxis] * affine[:3, :3]
     if not np.isfinite(affine).all() or np.linalg.det(columns) == 0:
         raise ValueError(f"its affine {affine[:3].tolist()} spans no volume")
     spacing = np.linalg.norm(columns, axis=0)
-    return _grid(spacing, unit_mm * TO_LPS @ affine[:3, 3], columns / spacing)
+    return _grid(spacing, unit_mm * TO_LPS * affine[:3, 3], columns / spacing)
 
 
 def to_axial(voxels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """Turn a volume so that it shows as a radiologist expects: axial slices, patient's right on the left, front up.
+    """Reorient a volume for display as radiologists expect: axial slices, patient's right on the left, front up.
 
-    Axes are only exchanged and flipped: each goes where it is nearest to, also where axes are not perpendicular. What
-    has two dimensions keeps its orientation.
+    Axes are only swapped and flipped, each to the patient's axis that it is nearest to; they need not be perpendicular.
+    A 2D image keeps its orientation.
 
     Args:
         voxels: ``(..., z, y, x)``.
@@ -75,7 +72,7 @@ def to_axial(voxels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], tuple[floa
         return voxels, grid.spacing_mm
     affine = np.eye(4)
     affine[:3, :3] = grid.directions.T * grid.spacing_mm
-    towards, signs = io_orientation(affine).T  # of each array axis: left, posterior or superior, and whether it runs so
+    towards, signs = io_orientation(affine).T  # of each array axis: the patient axis, and its sign
     axes = [int(np.flatnonzero(towards == patient_axis)[0]) for patient_axis in (2, 1, 0)]
     before = voxels.ndim - 3
     turned = voxels.transpose(*range(before), *(before + axis for axis in axes))

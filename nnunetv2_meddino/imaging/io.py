@@ -1,6 +1,6 @@
-"""Strict reading of images: what is damaged or incomplete is refused, where SimpleITK alone fills in zeros.
+"""Strict reading of images: damaged and incomplete files are refused, where SimpleITK alone fills in zeros.
 
-Axes are ``(z, y, x)`` in everything that leaves this module. A 2D image is a volume of one slice.
+Axes are ``(z, y, x)`` in everything that this module returns. A 2D image is a volume of one slice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nnunetv2_meddino.imaging.dicom import refuse_other_dicom
 from nnunetv2_meddino.imaging.grid import Grid, affine_grid, simpleitk_grid
 
 PIXEL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""Formats whose resolution, where they have one, is that of a printer: a voxel counts as 1 mm, as in nnU-Net."""
+"""Formats whose resolution, if any, is meant for printers: a pixel is taken to be 1 mm wide, as in nnU-Net."""
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
 _TIFF_ENDINGS = (".tif", ".tiff")
@@ -41,42 +41,37 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Image:
-    """An image and its grid.
-
-    Attributes:
-        path: The file.
-        channels: ``(C, z, y, x)`` in the type that the file stores, or means where it scales its values.
-        grid: Geometry of the voxels.
-        vector: The channels are the values of one pixel, as in a colour picture, not a series of volumes.
-    """
+    """An image and its grid."""
 
     path: Path
     channels: NDArray[Any]
+    """``(C, z, y, x)`` in the type that the file stores; floating point if the header scales the values."""
     grid: Grid
     vector: bool = False
+    """The channels are the values of one pixel, as in a colour picture, not a series of volumes."""
 
 
 def read_image(path: Path, what: str = "an image") -> Image:
-    """Read an image in any format that SimpleITK or nibabel knows; its values may have any type.
+    """Read an image in any format that SimpleITK or nibabel reads; its values may have any type.
 
-    NIfTI files are decompressed and checked to the last byte. Their geometry is what SimpleITK makes of the header, as
-    in nnU-Net, or the affine where it refuses to; units other than mm count.
+    NIfTI files are decompressed and checked to the last byte. Their geometry is SimpleITK's reading of the header, as
+    in nnU-Net, or the affine where SimpleITK rejects it; units other than mm are converted.
 
     Args:
         path: The file.
-        what: What is read, for the message.
+        what: What error messages call it.
 
     Raises:
-        DataError: The file is missing, damaged, in an unknown format, or a DICOM object that is no image.
+        DataError: The file is missing, damaged, in an unknown format, or a DICOM object that is not an image.
     """
     return _reading(path, what, _read)
 
 
 def read_picture(path: Path) -> Image:
-    """Read an image that is to be looked at or learned from: its values must be real and finite numbers.
+    """Read an image to show or to learn from: its values must be real and finite.
 
     Raises:
-        DataError: As ``read_image``, or a value is no number.
+        DataError: As ``read_image``, or a value is complex, NaN or infinite.
     """
     image = read_image(path)
     if image.channels.dtype.kind not in "biuf":
@@ -96,7 +91,7 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Grid]:
     """Return shape, ``(z, y, x)`` with further axes in front, and grid of an image from its header alone.
 
     Raises:
-        DataError: There is no readable header of an image.
+        DataError: The file is missing, or its header cannot be read.
     """
     return _reading(path, "an image", _read_header)
 
@@ -109,7 +104,7 @@ def _reading(path: Path, what: str, read: Callable[[Path], Read]) -> Read:
         return read(path)
     except (MemoryError, DataError):
         raise
-    except Exception as error:  # damaged headers raise anything in nibabel, KeyError and OverflowError among them
+    except Exception as error:  # nibabel raises anything on damaged headers, KeyError and OverflowError among them
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         msg = f"{path} cannot be read as {what} ({reason}). It may be damaged or incomplete: write it again."
         raise DataError(msg) from error
@@ -154,15 +149,15 @@ def _read_nifti(path: Path) -> Image:
 
 
 def _nifti_values(content: bytes, image: Any) -> NDArray[Any]:
-    """Return the values of a decompressed file, without copying them where they are stored as they are meant."""
-    if (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0):  # the header of a loaded image has lost them
+    """Return the values of a decompressed file, without a copy unless the header scales them."""
+    if (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0):  # nibabel clears them in the header of a loaded image
         return np.asanyarray(image.dataobj)
     count, dtype = math.prod(image.shape), image.header.get_data_dtype()
     return np.frombuffer(content, dtype, count, offset=int(image.dataobj.offset)).reshape(image.shape, order="F")
 
 
 def _with_grid(path: Path, image: Any, values: NDArray[Any]) -> Image:
-    """Return values in nibabel's order of axes as an image, with its geometry."""
+    """Return the image of values in nibabel's order of axes."""
     vector = bool(values.dtype.names) or values.ndim > 4  # red, green, blue; NIfTI's fifth dimension
     if values.dtype.names:
         values = np.stack([values[name] for name in values.dtype.names], axis=-1)
@@ -173,7 +168,7 @@ def _with_grid(path: Path, image: Any, values: NDArray[Any]) -> Image:
 
 
 def _simpleitk_header(path: Path) -> sitk.ImageFileReader | None:
-    """Return what SimpleITK makes of a header; None: not a format it knows, or axes that are not perpendicular."""
+    """Return SimpleITK's reading of a header; None if it knows no such format, or the axes are not perpendicular."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -186,7 +181,7 @@ def _simpleitk_header(path: Path) -> sitk.ImageFileReader | None:
 
 @contextmanager
 def _same_locale() -> Iterator[None]:
-    """Keep the process' locale: SimpleITK sets it to C with a VTK file, after which text of others is read as ASCII."""
+    """Keep the process's locale: SimpleITK's VTK reader sets it to C, after which Python reads text as ASCII."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
@@ -218,7 +213,7 @@ def _read_simpleitk(path: Path) -> Image:
 
 
 def _read_tiff(path: Path) -> Image:
-    """Read a TIFF by the library that nnU-Net writes it with: to others 3 or 4 slices of bytes are a colour picture."""
+    """Read a TIFF with nnU-Net's library: others take a volume of 3 or 4 slices of bytes for a colour picture."""
     damage.check_complete(path)
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
@@ -241,13 +236,13 @@ def _tiff_spacing(path: Path) -> tuple[float, float, float]:
         return 1.0, 1.0, 1.0
     spacing = json.loads(beside.read_text()).get("spacing", [])
     if len(spacing) != 3 or not all(isinstance(s, (int, float)) and s > 0 for s in spacing):
-        raise ValueError(f"{beside.name} beside it must give a spacing of three positive numbers, not {spacing}")
+        raise ValueError(f"the spacing in {beside.name} beside it must be three positive numbers, not {spacing}")
     z, y, x = (float(s) for s in spacing)
     return z, y, x
 
 
 def _as_channels(values: NDArray[Any]) -> NDArray[Any]:
-    """Return ``(..., z, y, x)`` as ``(C, z, y, x)``, a view where the memory allows it; a picture is one slice."""
+    """Return ``(..., z, y, x)`` as ``(C, z, y, x)``, if possible as a view; a picture is one slice."""
     if values.ndim == 2:
         values = values[np.newaxis]
     if values.ndim < 3 or 0 in values.shape:

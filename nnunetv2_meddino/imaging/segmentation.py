@@ -34,7 +34,7 @@ class Segmentation:
 
 
 def read_segmentation(path: Path) -> Segmentation:
-    """Read a label map in any format that SimpleITK or nibabel knows.
+    """Read a label map in any format that SimpleITK or nibabel reads.
 
     Raises:
         DataError: The file is missing, damaged or in an unknown format, holds more than one volume, or holds a value
@@ -59,7 +59,7 @@ def check_whole_numbers(labels: NDArray[Any], source: Path | str) -> None:
         source: What the message calls it.
 
     Raises:
-        DataError: A value is not a whole number below 2^31 in size, or the type is not one of numbers.
+        DataError: A value is not a whole number below 2^31 in size, or the type is not numeric.
     """
     if labels.dtype.kind in "biu":
         return
@@ -80,12 +80,12 @@ def check_same_grid(reference: Segmentation, prediction: Segmentation, *, aligne
     """Check that two segmentations lie on the same grid.
 
     Args:
-        reference: What the message calls the reference.
-        prediction: What is compared with it.
-        aligned: Compare the shapes alone.
+        reference: The first, called so in the message.
+        prediction: The second.
+        aligned: Compare shapes only.
 
     Raises:
-        DataError: They do not; the message names both files and all values that differ.
+        DataError: They do not; the message gives both files and all values that differ.
     """
     a, b = reference.grid, prediction.grid
     differences = []

@@ -1,7 +1,7 @@
-"""NRRD and MetaImage: what their text headers say, and the voxels behind them or in files of their own, all verified.
+"""NRRD and MetaImage: their text headers, and the voxels that follow or lie in other files, verified to the last byte.
 
-SimpleITK 2.5.7 takes a cut or altered compressed MetaImage for a whole one, leaves what a list of files lacks as memory
-happened to be, reads no bzip2, and ends or hangs the process on some damaged headers.
+SimpleITK 2.5.7 reads a truncated or altered compressed MetaImage without an error, leaves memory uninitialised if a
+list of files is too short, cannot read bzip2, and crashes or hangs on some damaged headers.
 
 Sources: http://teem.sourceforge.net/nrrd/format.html and https://itk.org/Wiki/ITK/MetaIO.
 """
@@ -27,7 +27,7 @@ NRRD_ENDINGS = (".nrrd", ".nhdr")
 METAIMAGE_ENDINGS = (".mha", ".mhd")
 
 _MAX_HEADER_BYTES = 1 << 20
-"""More than a header with the names of ten thousand files."""
+"""A header with the names of ten thousand files is smaller."""
 
 _MAX_FILES = 10_000
 
@@ -63,19 +63,16 @@ _DECODERS: dict[str, Any] = {
 
 
 class DamagedError(ValueError):
-    """A file does not hold what its header declares, or declares nothing that can be read.
-
-    Attributes:
-        reason: ``truncated``, ``corrupt`` or ``unreadable``.
-    """
+    """A file does not hold what its header declares, or uses a type or an encoding that is not supported."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+        """``truncated``, ``corrupt`` or ``unreadable``."""
 
 
 class _Fields(dict[str, str]):
-    """Fields of a header, of which one that the format requires may be missing."""
+    """Fields of a header; one that is required and missing is damage."""
 
     def __missing__(self, name: str) -> str:
         raise DamagedError("corrupt", f"the header has no field '{name}'")
@@ -83,20 +80,20 @@ class _Fields(dict[str, str]):
 
 @dataclass(frozen=True)
 class TextHeader:
-    """A header, and where the voxels are."""
+    """A header, and where its voxels are."""
 
     fields: _Fields
     """By name, in lower case and without spaces."""
     files: tuple[Path, ...]
-    """With the voxels, in their order, all with equally many; the header's own file where they follow it."""
+    """Files with equally many voxels each, in order; the header's own file where the voxels follow the header."""
     encoding: str
     """``raw``, ``text``, ``hex``, ``gzip``, ``bzip2`` or ``zlib``."""
     start: int = 0
-    """Bytes in front of what is encoded."""
+    """Bytes before the encoded data."""
     skip_lines: int = 0
-    """Lines in front of it, behind ``start``."""
+    """Lines to skip from there."""
     skip_bytes: int = 0
-    """Decoded bytes in front of the voxels; -1 where they are the last bytes of a raw file."""
+    """Decoded bytes before the voxels; -1 where the voxels are the last bytes of a raw file."""
 
     @property
     def sizes(self) -> list[int]:
@@ -171,11 +168,11 @@ class TextHeader:
 
 
 def read_header(path: Path) -> TextHeader:
-    """Read the header of a file, which may lie in another one than its voxels.
+    """Read a header, whose voxels may lie in other files.
 
     Raises:
-        DamagedError: ``corrupt``, ``truncated``, or ``unreadable`` where voxels are written in an unknown way.
-        ValueError: A number in the header is none.
+        DamagedError: ``corrupt``, ``truncated``, or ``unreadable`` where the encoding is not supported.
+        ValueError: A number in the header cannot be parsed.
     """
     with path.open("rb") as file:
         return (_nrrd if path.name.lower().endswith(NRRD_ENDINGS) else _metaimage)(path, file)
@@ -246,7 +243,7 @@ def _metaimage(path: Path, file: BinaryIO) -> TextHeader:
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    """Yield the lines of a text header without their ends; the file is then at the beginning of the next one."""
+    """Yield the lines of a text header without their ends; the file then stands at the beginning of the next line."""
     while file.tell() < _MAX_HEADER_BYTES and (line := file.readline(_MAX_HEADER_BYTES)):
         yield os.fsdecode(line.rstrip(b"\r\n"))
 
@@ -261,9 +258,9 @@ def _numbered(pattern: str, first: int, last: int, step: int) -> list[str]:
 
 
 def _decompress(stored: BinaryIO, encoding: str, limit: int) -> bytearray:
-    """Return what is compressed, in one stream or several, each to its end and checksum; stop behind ``limit`` bytes.
+    """Decompress one stream or several, each verified by its end and checksum; stop after ``limit`` bytes.
 
-    Nothing is taken for granted of the size that a header declares: memory is used for what is there.
+    The size that a header declares is not trusted: memory is allocated for what is there.
     """
     plain = bytearray()
     engine = _DECODERS[encoding]()
@@ -286,10 +283,10 @@ def _decompress(stored: BinaryIO, encoding: str, limit: int) -> bytearray:
 
 
 def _numbers(text: bytes, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return numbers that are written as text, with spaces, line ends or commas between them."""
+    """Parse numbers separated by spaces, line ends or commas."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # what numpy gives where it meets something else
+            warnings.simplefilter("error", DeprecationWarning)  # numpy's reaction to anything else
             values = np.fromstring(text.replace(b",", b" "), f"{dtype.kind}8", sep=" ")
     except (ValueError, DeprecationWarning) as error:
         raise DamagedError("corrupt", "holds text that is not a number") from error

@@ -83,7 +83,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda r, p: nibabel.save(nibabel.Nifti1Image(np.zeros((12, 10, 8, 2), np.uint8), np.eye(4)), p),
         "shape .*2 values per voxel.*one label is expected",
     ),
-    "two predictions": (lambda r, p: write(p.with_name("bad.nrrd")), "Several files have the name of one case"),
+    "two predictions": (lambda r, p: write(p.with_name("bad.nrrd")), "Several files are named after one case"),
 }
 
 

@@ -14,7 +14,6 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from nnunetv2_meddino.evaluation.surface.elements import (
-    CORNER_OFFSETS,
     ClassSurfaces,
     DirectedDistances,
     SurfacePair,
@@ -117,7 +116,8 @@ def _codes(mask: Mask, planar: bool) -> NDArray[np.uint8]:
         mask = mask[:2]
     shape = tuple(n - 1 for n in mask.shape)
     codes = np.zeros(shape, dtype=np.uint8)
-    for bit, offset in enumerate(CORNER_OFFSETS):
+    for bit in range(8):
+        offset = bit >> 2 & 1, bit >> 1 & 1, bit & 1
         shifted = mask[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
         codes += shifted.view(np.uint8) << np.uint8(bit)
     return codes

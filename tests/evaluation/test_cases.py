@@ -284,7 +284,7 @@ def test_with_a_tolerance_of_its_own_for_each_class_the_mean_is_over_those(three
     own = (summary.mean["a"]["NSD_voxel_0.5mm"] + summary.mean["b"]["NSD_voxel_2mm"]) / 2
     assert summary.foreground_mean["NSD_voxel_class_tolerance"] == pytest.approx(own)
     heads = [str(column.header) for column in table(evaluation).columns]
-    assert heads[:4] == ["class", "tol. mm", "NSD voxel at tol.", "NSD surfel at tol."]
+    assert heads[:5] == ["class", "tol. mm", "DSC", "NSD voxel at tol.", "NSD surfel at tol."]
 
 
 def test_validation_writes_beside_nnunets_summary_and_evaluates_what_was_predicted(three_cases, tmp_path, caplog):

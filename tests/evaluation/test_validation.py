@@ -117,14 +117,14 @@ def test_without_a_split_every_prediction_counts_and_a_note_says_so(folders):
         write(folder / "a.nii.gz", voxel((6, 20, 20), 2, 10, 10))
     content = evaluate(validation, gt)
     assert [case["case"] for case in content["metric_per_case"]] == ["a"]
-    assert content["notes"][0].startswith("The validation list of fold_0 is not known")
+    assert content["notes"][0].startswith("The validation cases of fold_0 are not known")
 
 
 @pytest.mark.parametrize("text", ["{", '{"val": []}', '[{"train": []}]', '[["a"]]'])
 def test_a_damaged_split_is_refused(folders, text):
     validation, gt = folders
     (gt.parent / "splits_final.json").write_text(text)
-    with pytest.raises(DataError, match=r"splits_final.json is no list of splits .*Restore it"):
+    with pytest.raises(DataError, match=r"splits_final.json is not a list of splits .*Restore it"):
         validation_cases(validation, gt, ".nii.gz")
 
 

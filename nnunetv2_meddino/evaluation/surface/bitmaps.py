@@ -159,7 +159,7 @@ def _surface_of(labels: Any, members: NDArray[np.uint64]) -> Any:
 
     Returns:
         Bits of these classes; of them, the bits of those that hold the second label; the code of the second label; and
-        whether that is all to know, as it is where only two labels meet.
+        whether this is complete, as it is where only two labels meet.
     """
     first = labels & LOW_BYTE
     other = labels ^ (first * ONES)  # 0 in the bytes that hold the first label
@@ -190,7 +190,7 @@ def _code_of(labels: Any, members: NDArray[np.uint64], c: Any) -> Any:
 
 @jit
 def _has_label(labels: Any, label: int) -> bool:
-    """Say whether one of the eight bytes of a word is ``label``; none is -1."""
+    """Return whether one of the eight bytes of a word is ``label``; none is -1."""
     if label < 0:
         return False
     other = labels ^ (U(label) * ONES)

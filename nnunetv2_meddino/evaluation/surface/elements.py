@@ -1,4 +1,4 @@
-"""What a surface is made of: the two boundary definitions, the size of an element, distances as distributions.
+"""Surface elements in the two boundary definitions, their sizes, and distributions of distances.
 
 *Voxel* boundary (MONAI's, and the MedDINOv3 tables'): the mask minus its erosion by the cross of 6 neighbours (4 in a
 single slice). An element is a voxel, at its centre, of size 1.
@@ -9,8 +9,8 @@ single slice the length in mm) of the marching-cubes surface in its neighbourhoo
 
 In both, everything outside the volume is background, so a mask that is cut by the border has a closed surface.
 
-A neighbourhood's code has bit ``4a + 2b + c`` set where its voxel at offset ``(a, b, c)`` in ``(z, y, x)`` belongs to
-the mask. A single slice counts as copies of itself above and below: its codes have two equal halves, its voxels no
+The code of a neighbourhood has bit ``4a + 2b + c`` set if its voxel at offset ``(a, b, c)`` in ``(z, y, x)`` belongs to
+the mask. A single slice is its own neighbour above and below: the two halves of its codes are equal, its voxels have no
 neighbours in z, and both definitions become the 2D ones.
 """
 
@@ -22,9 +22,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-CORNER_OFFSETS = tuple((j >> 2 & 1, j >> 1 & 1, j & 1) for j in range(8))
-"""Offset ``(a, b, c)`` of the voxel behind each bit of a code."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,11 @@ class ClassSurfaces:
 
 
 def distribution(distances_mm: NDArray[np.float64], sizes: NDArray[np.float64]) -> DirectedDistances:
-    """Gather elements, ``(n,)`` distances and sizes, by distance."""
+    """Sum the sizes of elements, ``(n,)`` distances and sizes, by distance."""
     distinct, where = np.unique(distances_mm, return_inverse=True)
     order = np.argsort(where, kind="stable")
     starts = np.searchsorted(where[order], np.arange(len(distinct)))
-    # reduceat sums pairwise; adding up in place would lose digits where 10^5 elements share a distance
+    # reduceat sums pairwise; adding one by one would lose digits where 10^5 elements share a distance
     summed = np.add.reduceat(sizes[order], starts) if len(distinct) else np.zeros(0)
     return DirectedDistances(distinct, summed)
 
@@ -88,15 +85,15 @@ def _triangle_normals() -> tuple[NDArray[np.float64], ...]:
 def element_sizes(spacing_mm: tuple[float, float, float], *, planar: bool = False) -> NDArray[np.float64]:
     """Return the size of a surfel for each code.
 
-    A code and its complement bound the same surface from two sides; of their two triangulations the smaller counts.
-    That is DeepMind's table, from its description: marching cubes, the complement where more than 4 corners are set.
+    A code and its complement bound the same surface from two sides; the smaller of their two triangulations is taken.
+    That is DeepMind's table, by its description: marching cubes, of the complement if more than 4 corners are set.
 
     Args:
         spacing_mm: Voxel size in ``(z, y, x)`` order.
         planar: Contour lengths in mm of a single slice instead of areas in mm^2.
 
     Returns:
-        ``(256,)`` float64, zero for the codes 0 and 255, which are no surface.
+        ``(256,)`` float64, zero for the codes 0 and 255, where there is no surface.
     """
     sz, sy, sx = spacing_mm
     if planar:

@@ -1,4 +1,4 @@
-"""numba, with a cache on disk, and the three instructions on 64-bit words that it does not offer by itself."""
+"""numba with a cache on disk, and three instructions on 64-bit words that numba lacks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numba.extending import intrinsic
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function without the interpreter lock, and keep the result on disk where a folder can be written."""
+    """Compile a function that runs without the interpreter lock; keep the result on disk if a folder is writable."""
     try:
         return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder for the cache: compile anew in every process
+    except RuntimeError:  # no folder for the cache: compile in every process
         return njit(nogil=True)(function)
 
 
@@ -28,7 +28,7 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:
 
 
 def _leading_zeros(typing_context: Any, word: Any) -> Any:
-    """Return how many bits stand above the highest set bit of a uint64, 64 for 0."""
+    """Return the number of bits above the highest set bit of a uint64, 64 for 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))

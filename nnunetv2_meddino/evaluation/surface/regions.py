@@ -1,8 +1,8 @@
-"""Regions of label maps of any values, measured by the engine, which knows bytes and 64 classes at a time."""
+"""Measure regions of label maps of any type with the engine, which takes bytes and at most 64 classes at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ MAX_CLASSES = 64
 """Classes measured in one pass: one bit each in a 64-bit word."""
 
 MAX_LABELS = 255
-"""Labels that fit into a byte beside 0, which stands for everything in no class."""
+"""Labels that fit into a byte; 0 stands for everything that is in no class."""
 
 Region = tuple[int, ...]
 """Labels that are evaluated as one."""
@@ -49,7 +49,7 @@ def measure(
 
     Voxels where the reference is ``ignore_label`` are background in both masks. An element whose neighbourhood (2x2x2
     voxels, or a voxel and its 6 neighbours) holds an ignored voxel is not measured from, but distances to it are: the
-    border of the ignored part is no error of either.
+    edge of the ignored part is not an error of either.
 
     Args:
         reference: ``(z, y, x)`` label map of any integer type, or of whole numbers in a float type.
@@ -74,7 +74,7 @@ def measure(
         check_whole_numbers(reference, "The reference")
         check_whole_numbers(prediction, "The prediction")
         undeclared = (_distinct_labels(reference) | _distinct_labels(prediction)) - declared - {0}
-    for group in _batches(regions, MAX_CLASSES, MAX_LABELS - len(ignored)):
+    for group in _batches(regions, MAX_LABELS - len(ignored)):
         labels = sorted({*ignored, *(label for region in group for label in region)})
         if as_they_are is None:
             volumes = [_renumber(reference, labels), _renumber(prediction, labels)]
@@ -147,18 +147,14 @@ def _renumber(volume: NDArray[Any], labels: Sequence[int]) -> NDArray[np.uint8]:
     return result
 
 
-def _batches(classes: Iterable[tuple[int, ...]], max_classes: int, max_labels: int) -> list[list[tuple[int, ...]]]:
-    """Split classes, in order, into groups with at most so many classes and distinct labels.
-
-    Raises:
-        ConfigurationError: A single class has more labels than a group may have.
-    """
-    groups: list[list[tuple[int, ...]]] = []
+def _batches(regions: Sequence[Region], max_labels: int) -> list[list[Region]]:
+    """Split regions, in order, into groups of at most ``MAX_CLASSES`` with at most ``max_labels`` distinct labels."""
+    groups: list[list[Region]] = []
     used: set[int] = set()
-    for labels in classes:
-        if len(set(labels)) > max_labels:
-            raise ConfigurationError(f"A region of {len(set(labels))} labels is too large; the most is {max_labels}.")
-        if not groups or len(groups[-1]) == max_classes or len(used | set(labels)) > max_labels:
+    for labels in regions:
+        if (count := len(set(labels))) > max_labels:
+            raise ConfigurationError(f"A region of {count} labels is too large; at most {max_labels} are supported.")
+        if not groups or len(groups[-1]) == MAX_CLASSES or len(used | set(labels)) > max_labels:
             groups.append([])
             used = set()
         groups[-1].append(labels)

@@ -1,8 +1,8 @@
 """Compiled search in the bit maps: distances from the elements of one surface to the nearest element of the other.
 
 Rows of the other map are visited in order of their distance. Each is read as one window of 63 corners around the
-element, so a whole row costs one look; elements whose nearest neighbour lies farther than the window or the table of
-rows reach are handed back, for a KD-tree.
+element, in a few operations on words; elements whose nearest neighbour lies beyond the window or the table of rows are
+returned, for a KD-tree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ REACH = 31
 COLUMNS = REACH + 1
 
 SHALLOW, PATIENCE = 64, 256
-"""Rows searched once more than so many elements, and more than half of all, were too far for the whole table."""
+"""Only the first ``SHALLOW`` rows are searched once more than ``PATIENCE`` elements, and more than half of all, were
+too far for the whole table."""
 
 WINDOW = U(2 ** (2 * REACH + 1) - 1)
 
@@ -54,7 +55,7 @@ def _corner_code(volume: NDArray[np.uint8], member: NDArray[np.uint8], z: int, y
 
 @jit
 def _touches(volume: NDArray[np.uint8], label: int, corner: bool, z: int, y: int, x: int, below: int) -> bool:
-    """Say whether ``label`` stands among the 8 voxels of a corner, or among the 6 neighbours of a voxel."""
+    """Return whether ``label`` is among the 8 voxels of a corner, or among the 6 neighbours of a voxel."""
     if corner:
         for j in range(8):
             dz, dy, dx = -below * (1 - (j >> 2)), (j >> 1 & 1) - 1, (j & 1) - 1
@@ -163,7 +164,7 @@ def search(
                     for k in range(U(depth)):
                         if row_squares[k] >= best:
                             break
-                        # as unsigned numbers, steps below 0 are too large as well
+                        # negative indices are too large as unsigned numbers
                         if U(z + offsets[k, 0]) >= U(layers) or U(y + offsets[k, 1]) >= U(rows):
                             continue
                         i = U(here + word_steps[k])
@@ -176,7 +177,7 @@ def search(
                                 best, where = square, np.int64(k) * COLUMNS + column
                     searched += 1
                     if best <= limit:
-                        # Kahan's sum: plain addition would lose digits over 10^5 elements
+                        # Kahan summation: plain addition would lose digits over 10^5 elements
                         term = size - lost[where]
                         total = tally[where] + term
                         lost[where] = (total - tally[where]) - term
@@ -188,7 +189,7 @@ def search(
                         far[missing, 3] = code
                         missing += 1
                         if missing > PATIENCE and 2 * missing > searched and depth > SHALLOW:
-                            # most go to the tree whatever is done here: spend less on each
+                            # most elements go to the tree anyway: spend less on each
                             depth = SHALLOW
                             limit = min(limit, row_squares[depth])
     return tally, far[:missing]
@@ -231,8 +232,8 @@ def distances_to_nearest(
 ) -> NDArray[np.float64]:
     """Return for each point the distance in mm to the nearest target.
 
-    The tree names the nearest target; the distance is computed anew from the whole number of voxels between them, in
-    the order of operations of ``scipy.ndimage.distance_transform_edt``, so it does not depend on where they lie.
+    The tree finds the nearest target; the distance is computed again from the number of voxels between the two, with
+    the order of operations of ``scipy.ndimage.distance_transform_edt``, so that it does not depend on where they lie.
 
     Args:
         points: ``(n, 3)`` grid indices.

@@ -17,6 +17,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.imaging.grid import TO_LPS
 from pretraining.curation.readers.raw_image import MM_PER_UNIT, RawImage, as_three_axes
 from pretraining.curation.volume import Rejected
 
@@ -31,8 +32,6 @@ _UNITS = {1: "metre", 3: "micron"}
 
 _UNIT_OF_LENGTH = 0b111
 """The bits of ``xyzt_units`` for length; the others are for time."""
-
-_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 _AFFINE_TOLERANCE = 0.1
 """Difference of sform and qform, as a share of a voxel, that still is rounding."""
@@ -133,7 +132,7 @@ def _axes(header: Any) -> tuple[NDArray[np.float64], bool]:
                 raise Rejected("corrupt", f"the qform is damaged ({error})") from error
     if not affines:
         raise Rejected("no_orientation", "neither sform nor qform is set")
-    steps = [(_TO_LPS[:, np.newaxis] * affine[:3, :3]).T[::-1].astype(np.float64) for affine in affines]
+    steps = [(TO_LPS[:, np.newaxis] * affine[:3, :3]).T[::-1].astype(np.float64) for affine in affines]
     sizes = np.linalg.norm(steps[0], axis=1, keepdims=True)
     differ = len(steps) > 1 and bool((np.abs(steps[0] - steps[1]) > _AFFINE_TOLERANCE * sizes).any())
     return steps[0], differ
