@@ -29,6 +29,12 @@ def shared_path(relative: str) -> Path:
     return path
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow files: one that is begun last leaves the other processes without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def preprocessed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with raw, preprocessed and results; Dataset998_Discs planned and preprocessed by stock nnU-Net.
