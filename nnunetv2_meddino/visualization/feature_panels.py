@@ -27,7 +27,7 @@ from nnunetv2_meddino.features.dense import (
 )
 from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, MARK
+from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, MARK, SIMILARITY
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 MAX_WEIGHTS = 2
@@ -136,7 +136,9 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
         _show_image(panels[0], image, size_px)
         extent = (0, row.similarity.shape[1] * PATCH_PX, row.similarity.shape[0] * PATCH_PX, 0)
         panels[1].imshow(row.colours, extent=extent, interpolation="nearest")
-        shown = panels[2].imshow(row.similarity, extent=extent, interpolation="nearest", vmin=low, vmax=1)
+        shown = panels[2].imshow(
+            row.similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=low, vmax=1
+        )
         for panel, name in zip(panels, PANELS, strict=True):
             _finish(panel, name, image, point, size_px)
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))

@@ -21,6 +21,9 @@ SURELY_DISTINCT = 12
 BACKGROUND, FOREGROUND, FAINT, MARK = "#101014", "#E8E8E8", "#A8A8B0", "#FF3B30"
 """Of pictures on black: page, text, lesser text, and what marks a place."""
 
+SIMILARITY = "viridis"
+"""Colours of similarities; named, for nnU-Net's plots of a training change matplotlib's usual ones (seaborn)."""
+
 INK, SOFT, LINE, JOIN = "#1c2430", "#5b6675", "#d5dae1", "#8a97a8"
 """Of pictures on white: text, lesser text, grid lines, lines that join points."""
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_what_lies_beyond_the_image_is_cut_off(tmp_path: Path) -> None:
     assert height / width == pytest.approx(56 / 64, rel=0.01)
 
 
-def test_two_weights_make_two_rows_with_one_scale(tmp_path: Path) -> None:
+def test_two_weights_make_two_rows_with_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matplotlib.rcParams, "image.cmap", "magma")  # as a training's plots leave it
     one, two = planted_row("a", np.full((4, 8), 0.0)), planted_row("b", np.full((4, 8), -0.5))
     draw_rows(ct_slice(32, 64), [one], tmp_path / "1.png", size=128, point=(16, 60))
     draw_rows(ct_slice(32, 64), [one, two], tmp_path / "2.png", size=128, point=(16, 60))

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
 from nnunetv2_meddino.imaging.slices import centre_of
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, MARK
+from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, MARK, SIMILARITY
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
 from pretraining.views import IntensityConfig
 
@@ -131,7 +131,7 @@ def _draw(
     low, high = window
     panels[0].imshow(whole.unit.numpy(), cmap="gray", vmin=low, vmax=high, extent=extent)
     panels[1].imshow(colours, extent=extent, interpolation="nearest")
-    shown = panels[2].imshow(similarity, extent=extent, interpolation="nearest", vmin=0, vmax=1)
+    shown = panels[2].imshow(similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=0, vmax=1)
     row, column = point
     for axes, title in zip(panels, (whole.name, "PCA", "similarity to the point"), strict=True):
         box = Rectangle((column * side, row * side), side, side, fill=False, edgecolor=MARK, linewidth=1.2)
