@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from measure import RESULTS, in_fresh_process, write_results
 from pretraining_step import CPU_BATCH, OURS, SMALL, STAGES, Case
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -34,6 +34,7 @@ from pretraining.config import RunConfig
 from pretraining.config.recipes import recipe
 from pretraining.counter_random import Stream, torch_generator
 from pretraining.engine import step
+from pretraining.model.backbone import PretrainingViT
 from pretraining.model.student_teacher import StudentTeacher, vit_config
 from pretraining.optim import build_optimizer
 from pretraining.views.masks import PatchMasks, draw_masks
@@ -99,6 +100,16 @@ def empty_views(config: RunConfig, batch: int, masks: PatchMasks) -> Views:
     return Views(crops, local, gram, masks, None)  # type: ignore[arg-type]
 
 
+def with_values(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function draw real numbers: how many samples a block computes is looked up in them."""
+
+    def drawn(*arguments: Any) -> Any:
+        with unset_fake_temporarily():
+            return draw(*arguments)
+
+    return drawn
+
+
 def predict(config: RunConfig, batch: int, depth: int | None = None) -> dict[str, int]:
     """Return bytes: of the networks, at the peak of a first step, and at that of a second."""
     vit = vit_config(config.model)
@@ -110,7 +121,8 @@ def predict(config: RunConfig, batch: int, depth: int | None = None) -> dict[str
     grid = views.global_size // views.masks.patch_size
     masks = draw_masks(2 * batch, grid, views.masks, seed=0, step=0, first=0)
     finite = mock.patch.object(step, "all_ranks_true", lambda flag: True)  # it would look at a value
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, finite:
+    drawn = mock.patch.object(PretrainingViT, "_kept_rows", with_values(PretrainingViT._kept_rows))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, finite, drawn:
         without_values(model, fake)
         take = step.TrainingStep(
             model,

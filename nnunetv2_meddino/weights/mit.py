@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch import Tensor
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.networks.layers import STEM_CHANNELS, adapt_stem
 from nnunetv2_meddino.networks.mit import MIT_BACKBONES, MiTConfig
-from nnunetv2_meddino.networks.segformer import MixTransformer
 from nnunetv2_meddino.weights.backbones import BackboneFamily
 from nnunetv2_meddino.weights.convert import require_finite
 from nnunetv2_meddino.weights.files import read_file
@@ -20,6 +20,9 @@ from nnunetv2_meddino.weights.hub import fetch
 from nnunetv2_meddino.weights.load import LoadReport, PretrainedWeights
 from nnunetv2_meddino.weights.resolve import file_provenance, resolve
 from nnunetv2_meddino.weights.trained import FORMAT, trained_model
+
+if TYPE_CHECKING:
+    from nnunetv2_meddino.networks.segformer import MixTransformer
 
 STEM = "stages.0.patch_embeddings.proj.weight"
 
@@ -115,6 +118,8 @@ def mit_name(config: MiTConfig) -> str | None:
 
 def _architecture(tensors: dict[str, Tensor], path: Path) -> MiTConfig:
     """Find the architecture whose tensors these are, by name and shape."""
+    from nnunetv2_meddino.networks.segformer import MixTransformer  # the transformers library takes seconds to import
+
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for config in MIT_BACKBONES.values():
         with torch.device("meta"):

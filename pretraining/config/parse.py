@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -219,7 +220,25 @@ def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunC
     try:
         return _tyro(config, arguments)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+        raise ConfigurationError(f"{where}: {_place(config, arguments, str(error))}{error}") from error
+
+
+def _place(config: RunConfig, arguments: Sequence[str], message: str) -> str:
+    """Return the section within a section, such as ``optim.lr: ``, that an error is of; tyro does not say where it is.
+
+    It is the one whose settings give the same error without the others.
+    """
+    names = [argument[2:].partition("=")[0] for argument in arguments]
+    for section in dict.fromkeys(place for name in names for place in (name, name.rpartition(".")[0])):
+        if "." not in section or not is_dataclass(attrgetter(section)(config)):
+            continue
+        own = [a for a, name in zip(arguments, names, strict=True) if f"{name}.".startswith(f"{section}.")]
+        try:
+            _tyro(config, own)
+        except ConfigurationError as error:
+            if str(error) == message and not message.startswith(section):
+                return f"{section}: "
+    return ""
 
 
 def _tyro(config: RunConfig, arguments: Sequence[str], **texts: Any) -> RunConfig:
