@@ -50,6 +50,7 @@ NNUNET_WANDB = EnvironmentVariable(
     "1 sends a training's curves to Weights & Biases as well; nnU-Net deletes fold_X/wandb whenever it is started "
     "without --c, with --val too",
 )
+NNUNET_COMPILE = EnvironmentVariable("nnUNet_compile", "1 compiles networks with torch.compile before prediction too")
 SLURM_JOB_ID = EnvironmentVariable("SLURM_JOB_ID", "the job of Slurm that this process belongs to")
 SLURM_RESTART_COUNT = EnvironmentVariable("SLURM_RESTART_COUNT", "how often Slurm has queued the job again")
 NNUNET_RAW = EnvironmentVariable("nnUNet_raw", "folder of the raw datasets")

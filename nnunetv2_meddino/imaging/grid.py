@@ -38,6 +38,14 @@ def simpleitk_grid(image: Any) -> Grid:
     return _grid(spacing, origin, directions, in_plane=dimensions == 2)
 
 
+def simpleitk_geometry(grid: Grid) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return spacing, origin and direction of a grid as SimpleITK orders them; the way back of ``simpleitk_grid``."""
+    kept = 2 if grid.in_plane else 3
+    columns = grid.directions[::-1].T[:kept, :kept]
+    spacing, origin = grid.spacing_mm[::-1][:kept], grid.origin_mm[:kept]
+    return tuple(map(float, spacing)), tuple(map(float, origin)), tuple(map(float, columns.ravel()))
+
+
 def affine_grid(affine: NDArray[np.float64], unit_mm: float = 1.0) -> Grid:
     """Return the grid of an affine ``(4, 4)`` of nibabel, whose axes need not be perpendicular.
 
