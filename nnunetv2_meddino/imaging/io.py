@@ -199,17 +199,21 @@ def _read_simpleitk(path: Path) -> Image:
     damage.check_complete(path)
     with _same_locale():
         image = sitk.ReadImage(str(path))
+    channels, vector = simpleitk_channels(image)
+    damage.check_length(path, channels.nbytes)
+    if path.name.lower().endswith(PIXEL_ENDINGS):
+        return Image(path, channels, _pixel_grid((1.0, 1.0, 1.0), image.GetDimension() == 2), vector)
+    return Image(path, channels, simpleitk_grid(image), vector)
+
+
+def simpleitk_channels(image: sitk.Image) -> tuple[NDArray[Any], bool]:
+    """Return the voxels of a SimpleITK image, ``(C, z, y, x)``, and whether C counts the values of one pixel."""
     values = sitk.GetArrayFromImage(image)
-    damage.check_length(path, values.nbytes)
-    in_plane = image.GetDimension() == 2
     vector = image.GetNumberOfComponentsPerPixel() > 1
     if vector:
         values = np.moveaxis(values, -1, 0)
-        values = values[:, np.newaxis] if in_plane else values
-    channels = _as_channels(values)
-    if path.name.lower().endswith(PIXEL_ENDINGS):
-        return Image(path, channels, _pixel_grid((1.0, 1.0, 1.0), in_plane), vector)
-    return Image(path, channels, simpleitk_grid(image), vector)
+        values = values[:, np.newaxis] if image.GetDimension() == 2 else values
+    return _as_channels(values), vector
 
 
 def _read_tiff(path: Path) -> Image:
