@@ -29,7 +29,7 @@ def add_features(commands: argparse._SubParsersAction) -> None:
     add_out(
         command,
         "OUT",
-        "PNG file: a picture, one row per weights; .npy file: the features themselves with one of W, float32 (h, w, D)",
+        "PNG file: a picture, one row per weights; .npy file, of one: the features themselves, float32 (h, w, D)",
         required=True,
     )
     command.add_argument(
