@@ -84,13 +84,18 @@ def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[s
         error_type: What to raise, whatever is wrong with it.
         advice: Sentences that end the message: what to do about this very file.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise error_type(f"{path} cannot be read as JSON: {error}. {advice}") from error
+    content = read_json_value(path, error_type, advice)
     if not isinstance(content, dict):
         raise error_type(f"{path} does not hold a JSON object. {advice}")
     return content
+
+
+def read_json_value(path: Path, error_type: type[MedDINOError], advice: str) -> Any:
+    """Return what a JSON file holds, an object or not; arguments as for ``read_json``."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise error_type(f"{path} cannot be read as JSON: {error}. {advice}") from error
 
 
 def check_writable(path: Path) -> None:

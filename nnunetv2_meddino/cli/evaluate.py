@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnunetv2_meddino.command_line import add_command, add_out, add_processes
 from nnunetv2_meddino.console import print_table, progress, say
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.files import check_writable, written_or_rescued
+from nnunetv2_meddino.files import check_writable, read_json_value, written_or_rescued
 
 if TYPE_CHECKING:
     from nnunetv2_meddino.evaluation.cases import Evaluation
@@ -58,7 +58,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.evaluation.reports import table
 
     _check_out(options.out)
-    labels = LabelSet.from_json(_read_json(options.labels), str(options.labels))
+    labels = LabelSet.read(options.labels)
     tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), list(labels.classes))
     pairing = pair_files(options.reference, options.prediction)
     with progress() as show:
@@ -104,12 +104,12 @@ def parse_tolerances(arguments: Sequence[str], labels: LabelSet) -> Tolerances:
     from nnunetv2_meddino.evaluation.classes import DEFAULT_TOLERANCES_MM
 
     if len(arguments) == 1 and arguments[0].lower().endswith(".json"):
-        content = _read_json(Path(arguments[0]))
+        form = "the NSD tolerance of every class: {name: mm or [mm]}"
+        content = read_json_value(Path(arguments[0]), ConfigurationError, f"It must hold {form}.")
         entries = list(content.values()) if isinstance(content, dict) else [None]
         values = [v for entry in entries for v in (entry if isinstance(entry, list) else [entry])]
         if not all(isinstance(v, (int, float)) for v in values):
-            msg = f"{arguments[0]} must hold the NSD tolerance of every class: {{name: mm or [mm]}}."
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"{arguments[0]} must hold {form}.")
         return content
     for_all: list[float] = []
     for_one: dict[str, list[float]] = {}
@@ -132,10 +132,3 @@ def _check_out(out: Path | None) -> None:
     if out.is_dir() or out.suffix.lower() == ".csv":
         raise ConfigurationError(f"-o {out} must name a JSON file; the CSV file is written beside it.")
     check_writable(out)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from error

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 from nnunetv2_meddino.command_line import add_command, add_out
 from nnunetv2_meddino.console import progress, say
-from nnunetv2_meddino.files import check_writable
+from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import check_writable, replacing
 
 
 def add_features(commands: argparse._SubParsersAction) -> None:
     """Add ``features`` to the sub-commands."""
-    description = "draw an image's dense features: PCA and similarity of its patches, one row per weights"
+    description = "draw an image's dense features: PCA and similarity of its patches; or write them as an array"
     command = add_command(commands, "features", _features, description)
     command.add_argument(
         "image", metavar="IMAGE", type=Path, help="PNG, JPEG or any volume that SimpleITK or nibabel reads"
@@ -24,7 +26,12 @@ def add_features(commands: argparse._SubParsersAction) -> None:
         metavar="W",
         help="one or two of: a catalog name, a file, a hub id, or 'none' (random weights)",
     )
-    add_out(command, "PNG", "picture to write", required=True)
+    add_out(
+        command,
+        "OUT",
+        "PNG file: a picture, one row per weights; .npy file, of one: the features themselves, float32 (h, w, D)",
+        required=True,
+    )
     command.add_argument(
         "--size", type=int, default=896, metavar="PX", help="longer side of the input, a multiple of 16 (default: 896)"
     )
@@ -46,11 +53,21 @@ def add_features(commands: argparse._SubParsersAction) -> None:
 
 
 def _features(options: argparse.Namespace) -> int:
+    kinds = {".png": _write_picture, ".npy": _write_array}
+    write = kinds.get(options.out.suffix.lower())
+    if write is None or options.out.is_dir():
+        raise ConfigurationError(f"-o {options.out} must name a PNG file, or a .npy file for the features themselves.")
+    check_writable(options.out)
+    write(options)
+    say(str(options.out))
+    return 0
+
+
+def _write_picture(options: argparse.Namespace) -> None:
     from nnunetv2_meddino.visualization.feature_panels import feature_picture
 
-    check_writable(options.out)
     with progress() as show:
-        out = feature_picture(
+        feature_picture(
             options.image,
             options.weights,
             options.out,
@@ -60,5 +77,28 @@ def _features(options: argparse.Namespace) -> int:
             channel=options.channel,
             on_step=lambda step: show("features", 0, None, step),
         )
-    say(str(out))
-    return 0
+
+
+def _write_array(options: argparse.Namespace) -> None:
+    """Write the features of one slice, and say what they are of: the file itself does not."""
+    import numpy as np
+
+    from nnunetv2_meddino.features import patch_features, read_encoder, read_slice
+    from nnunetv2_meddino.features.dense import network_size
+
+    if len(options.weights) != 1:
+        raise ConfigurationError(f"{len(options.weights)} weights are given; -o {options.out} holds features with one.")
+    if options.point is not None:
+        raise ConfigurationError(f"--point is for pictures; -o {options.out} holds the features of all patches.")
+    image = read_slice(options.image, options.index, options.channel)
+    network_size(image, options.size)  # refuses it before weights are fetched
+    with progress() as show:
+        show("features", 0, None, f"reading {options.weights[0]}")
+        encoder = read_encoder(options.weights[0])
+        show("features", 0, None, f"computing features of {encoder.name}")
+        features, treatment = patch_features(image, encoder, options.size)
+    content = io.BytesIO()  # np.save into a file on a full disk raises an error without a reason
+    np.save(content, features.astype(np.float32))
+    with replacing(options.out) as temporary:
+        temporary.write_bytes(content.getvalue())
+    say(f"note: float32 {features.shape} of {image.name}, {encoder.name}; input: {treatment}", stderr=True)

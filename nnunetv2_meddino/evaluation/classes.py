@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.files import read_json_value
 
 DEFAULT_TOLERANCES_MM = (1.0, 2.0)
 """Tolerances of NSD; the first, the headline, is that of the MedDINOv3 paper."""
+
+_FORMS = "a dataset.json, {name: id or [ids]} or a list of ids"
 
 Tolerances = float | Iterable[float] | Mapping[str, float | Iterable[float]]
 
@@ -27,13 +31,23 @@ class LabelSet:
     """Label of voxels of the reference that are ignored."""
 
     @classmethod
-    def from_json(cls, content: Any, source: str) -> LabelSet:
+    def read(cls, path: Path | str) -> LabelSet:
+        """Read the classes from nnU-Net's ``dataset.json``, or from a JSON file that holds less (``from_json``).
+
+        Raises:
+            ConfigurationError: The file cannot be read, or as ``from_json``.
+        """
+        content = read_json_value(Path(path), ConfigurationError, f"It must hold {_FORMS}.")
+        return cls.from_json(content, str(path))
+
+    @classmethod
+    def from_json(cls, content: Any, source: str = "content") -> LabelSet:
         """Take the classes from nnU-Net's ``dataset.json``, from ``{name: id or [ids]}``, or from ``[id or [ids]]``.
 
         Background is left out; ``ignore`` is the label of ignored voxels. ``{"id": "name"}`` is accepted too.
 
         Args:
-            content: Parsed content of the file.
+            content: Parsed content of such a file.
             source: Name of the file, for messages.
 
         Raises:
@@ -44,7 +58,7 @@ class LabelSet:
         if isinstance(content, list):
             content = {_key(entry): entry for entry in content}
         if not isinstance(content, Mapping):
-            raise ConfigurationError(f"{source} must hold a dataset.json, {{name: id or [ids]}} or a list of ids.")
+            raise ConfigurationError(f"{source} must hold {_FORMS}.")
         if content and all(k.isdecimal() and isinstance(v, str) for k, v in content.items()):
             content = {name: int(label) for label, name in content.items()}
         entries = dict(content)

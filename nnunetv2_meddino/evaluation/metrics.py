@@ -31,7 +31,7 @@ def evaluate_case(
     reference: NDArray[Any],
     prediction: NDArray[Any],
     spacing_mm: Sequence[float],
-    classes: Mapping[str, int | tuple[int, ...]],
+    classes: Mapping[str, int | Sequence[int]],
     *,
     tolerances_mm: Tolerances = DEFAULT_TOLERANCES_MM,
     ignore_label: int | None = None,
@@ -100,7 +100,7 @@ def _checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def _checked_region(name: str, labels: int | tuple[int, ...], ignore_label: int | None) -> tuple[int, ...]:
+def _checked_region(name: str, labels: int | Sequence[int], ignore_label: int | None) -> tuple[int, ...]:
     region = (labels,) if isinstance(labels, (int, np.integer)) else tuple(labels)
     if not region:
         raise ConfigurationError(f"Class {name!r} has no labels.")

@@ -53,7 +53,7 @@ def case_name(path: Path) -> str:
     return path.stem
 
 
-def pair_files(reference: Path, prediction: Path) -> Pairing:
+def pair_files(reference: Path | str, prediction: Path | str) -> Pairing:
     """Pair the files of two folders by their names without endings, or make one case of two files.
 
     Args:
@@ -63,6 +63,7 @@ def pair_files(reference: Path, prediction: Path) -> Pairing:
     Raises:
         DataError: A path does not exist, one is a file and the other a folder, or a folder holds no segmentation.
     """
+    reference, prediction = Path(reference), Path(prediction)
     for path in (reference, prediction):
         if not path.exists():
             raise DataError(f"{path} does not exist.")

@@ -118,12 +118,13 @@ def summary_dict(evaluation: Evaluation) -> dict[str, Any]:
     return _strict(content)
 
 
-def write_reports(evaluation: Evaluation, path: Path) -> Path:
+def write_reports(evaluation: Evaluation, path: Path | str) -> Path:
     """Write a JSON file and, beside it, a CSV file with one row per case and class, where undefined values are empty.
 
     Returns:
         The path of the CSV file.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(summary_dict(evaluation), path)
     rows: list[dict[str, Any]] = []

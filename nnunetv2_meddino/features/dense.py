@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.features.image import ImageSlice, stretched
+from nnunetv2_meddino.features.image import ImageSlice, read_slice, stretched
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 from nnunetv2_meddino.weights.catalog import PHOTOGRAPHS
@@ -19,6 +20,7 @@ from nnunetv2_meddino.weights.load import backbone_name, load_into, read_weights
 
 PATCH_PX = 16
 MIN_SIZE_PX = 64
+DEFAULT_SIZE_PX = 896
 COMPONENTS = 3
 DEFAULT_BACKBONE = "vitb16"
 """Architecture of random weights where nothing else says it."""
@@ -46,7 +48,7 @@ class Encoder:
     """Range of the values before ``mean`` and ``std``; None: 0 to 1."""
 
 
-def read_encoder(spec: str, beside: Encoder | None = None) -> Encoder:
+def read_encoder(spec: Path | str, beside: Encoder | None = None) -> Encoder:
     """Read pretrained weights, or build a random network.
 
     Weights that state no input statistics get those of photographs.
@@ -60,6 +62,7 @@ def read_encoder(spec: str, beside: Encoder | None = None) -> Encoder:
         WeightsError: The weights cannot be read.
         ConfigurationError: ``MEDDINO_BACKBONE`` is unknown.
     """
+    spec = str(spec)
     if spec.lower() == NO_WEIGHTS:
         network = _random_network(beside.network.config if beside else BACKBONES[DEFAULT_BACKBONE]).eval()
         name = f"random weights ({backbone_name(network.config) or 'another architecture'})"
@@ -73,6 +76,35 @@ def read_encoder(spec: str, beside: Encoder | None = None) -> Encoder:
     low_high = statistics["clip_hu"]
     window = None if low_high is None else (float(low_high[0]), float(low_high[1]))
     return Encoder(network, str(weights.provenance["name"]), mean, std, window)
+
+
+def dense_features(
+    image: Path | str | ImageSlice, weights: Path | str | Encoder, *, size: int = DEFAULT_SIZE_PX
+) -> NDArray[np.float32]:
+    """Return the features of every patch of an image, as ``patch_features`` does from what has been read.
+
+    Args:
+        image: A file, of which the slice with the largest body area is taken; or what ``read_slice`` or
+            ``slice_of_array`` returned.
+        weights: As for ``read_encoder``; or what that returned, so that they are read once for many images.
+        size: Longer side of the network's input in pixels, a multiple of 16.
+
+    Returns:
+        ``(h, w, D)``.
+
+    Raises:
+        ConfigurationError: ``size`` cannot be used, or the image is neither a file nor a slice.
+        DataError: The image cannot be read, or holds one value only.
+        WeightsError: The weights cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        image = read_slice(image)
+    elif not isinstance(image, ImageSlice):
+        msg = f"The image is a {type(image).__name__}; give a file, or slice_of_array(array, spacing_mm)."
+        raise ConfigurationError(msg)
+    encoder = weights if isinstance(weights, Encoder) else read_encoder(weights)
+    features, _ = patch_features(image, encoder, size)
+    return features.astype(np.float32)
 
 
 def scaled_intensities(image: ImageSlice, encoder: Encoder) -> tuple[NDArray[np.float32], str]:

@@ -1,16 +1,19 @@
-"""One slice of an image for feature pictures: any format, any number of channels, with its pixel size and kind."""
+"""One slice of an image for dense features: of a file in any format, or of an array; with its pixel size and kind."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.grid import to_axial
-from nnunetv2_meddino.imaging.io import read_picture
+from nnunetv2_meddino.imaging.io import check_finite, read_picture
 from nnunetv2_meddino.imaging.slices import centre_of, richest_slice
 
 CT_BELOW_HU = -100
@@ -38,7 +41,7 @@ class ImageSlice:
     """The values are 0 to 255, as in photographs."""
 
 
-def read_slice(path: Path, index: int | None = None, channel: int | None = None) -> ImageSlice:
+def read_slice(path: Path | str, index: int | None = None, channel: int | None = None) -> ImageSlice:
     """Read one axial slice of a volume, or a flat picture, in any format that ``read_image`` knows.
 
     Args:
@@ -49,22 +52,56 @@ def read_slice(path: Path, index: int | None = None, channel: int | None = None)
     Raises:
         DataError: The file is missing or unreadable, or has no such slice or channel.
     """
+    path = Path(path)
     image = read_picture(path)
     volumes, (_, y, x) = to_axial(image.channels, image.grid)  # (C, z, y, x)
     if channel is not None and not 0 <= channel < len(volumes):
         raise DataError(f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}.")
-    eight_bit = volumes.dtype == np.uint8
-    colour = channel is None and len(volumes) in (3, 4) and eight_bit and image.vector
+    colour = channel is None and len(volumes) in (3, 4) and volumes.dtype == np.uint8 and image.vector
     taken = volumes[:3] if colour else volumes[channel or 0][np.newaxis]  # a fourth channel of a picture is its opacity
-    voxels = taken.astype(np.float32)
-    in_hu = bool(voxels.min() <= CT_BELOW_HU)
+    return _slice(taken, (y, x), index, None, path)
+
+
+def slice_of_array(
+    voxels: NDArray[Any], spacing_mm: Sequence[float], index: int | None = None, *, in_hu: bool | None = None
+) -> ImageSlice:
+    """Take a grey picture, or one slice of a volume, as it lies in an array.
+
+    Args:
+        voxels: ``(y, x)``, or ``(z, y, x)`` whose slices are axial.
+        spacing_mm: Voxel size along the same axes.
+        index: Slice of a volume, from 0. None: the one with the largest body area.
+        in_hu: Whether the values are Hounsfield units. None: they are if any is ``CT_BELOW_HU`` or less, as of a file.
+
+    Raises:
+        DataError: The array has another number of axes or no voxels, a value is not a finite number, the spacing is not
+            a length for every axis, or there is no such slice.
+    """
+    if voxels.ndim not in (2, 3) or 0 in voxels.shape:
+        raise DataError(f"An array of shape {voxels.shape} is no picture (y, x) and no volume (z, y, x).")
+    spacing = tuple(float(s) for s in spacing_mm)
+    if len(spacing) != voxels.ndim or not all(math.isfinite(s) and s > 0 for s in spacing):
+        axes = "(y, x)" if voxels.ndim == 2 else "(z, y, x)"
+        raise DataError(f"The spacing must be {voxels.ndim} positive numbers of millimetres {axes}, not {spacing}.")
+    volumes = voxels.reshape(1, -1, *voxels.shape[-2:])
+    check_finite(volumes, "the array")
+    return _slice(volumes, (spacing[-2], spacing[-1]), index, in_hu, "the array")
+
+
+def _slice(
+    volumes: NDArray[Any], spacing_mm: tuple[float, float], index: int | None, in_hu: bool | None, source: Path | str
+) -> ImageSlice:
+    """Take a slice of ``(C, z, y, x)``: the one asked for, or the one with most body."""
+    voxels = volumes.astype(np.float32)
+    if in_hu is None:
+        in_hu = bool(voxels.min() <= CT_BELOW_HU)
     depth = voxels.shape[1]
     if index is None:
         index = richest_slice(_body(voxels[0], in_hu).astype(np.uint8))
     if not 0 <= index < depth:
-        raise DataError(f"{path} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}.")
-    name = path.name if depth == 1 else f"{path.name}, slice {index} of {depth}"
-    return ImageSlice(voxels[:, index], (y, x), name, in_hu, eight_bit)
+        raise DataError(f"{source} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}.")
+    name = Path(source).name if depth == 1 else f"{Path(source).name}, slice {index} of {depth}"
+    return ImageSlice(voxels[:, index], spacing_mm, name, in_hu, eight_bit=volumes.dtype == np.uint8)
 
 
 def body_centre(image: ImageSlice) -> tuple[int, int]:

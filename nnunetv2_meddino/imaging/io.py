@@ -74,17 +74,30 @@ def read_picture(path: Path) -> Image:
         DataError: As ``read_image``, or a value is complex, NaN or infinite.
     """
     image = read_image(path)
-    if image.channels.dtype.kind not in "biuf":
-        raise DataError(f"{path} holds values of type {image.channels.dtype} where real numbers are expected.")
-    if image.channels.dtype.kind == "f":
-        bad = sum(part.size - np.count_nonzero(np.isfinite(part)) for volume in image.channels for part in volume)
+    check_finite(image.channels, path)
+    return image
+
+
+def check_finite(channels: NDArray[Any], source: Path | str) -> None:
+    """Check that an image holds nothing but real, finite numbers.
+
+    Args:
+        channels: ``(C, z, y, x)`` of any type.
+        source: What the message calls it.
+
+    Raises:
+        DataError: A value is complex, NaN or infinite, or no number.
+    """
+    if channels.dtype.kind not in "biuf":
+        raise DataError(f"{source} holds values of type {channels.dtype} where real numbers are expected.")
+    if channels.dtype.kind == "f":
+        bad = sum(part.size - np.count_nonzero(np.isfinite(part)) for volume in channels for part in volume)
         if bad:
             msg = (
-                f"{path} holds values that are not finite: {bad} of {image.channels.size} are NaN or infinity. "
-                "Replace them in the file, outside the body by the value of air."
+                f"{source} holds values that are not finite: {bad} of {channels.size} are NaN or infinity. "
+                "Replace them, outside the body by the value of air."
             )
             raise DataError(msg)
-    return image
 
 
 def read_grid(path: Path) -> tuple[tuple[int, ...], Grid]:
@@ -199,17 +212,21 @@ def _read_simpleitk(path: Path) -> Image:
     damage.check_complete(path)
     with _same_locale():
         image = sitk.ReadImage(str(path))
+    channels, vector = simpleitk_channels(image)
+    damage.check_length(path, channels.nbytes)
+    if path.name.lower().endswith(PIXEL_ENDINGS):
+        return Image(path, channels, _pixel_grid((1.0, 1.0, 1.0), image.GetDimension() == 2), vector)
+    return Image(path, channels, simpleitk_grid(image), vector)
+
+
+def simpleitk_channels(image: sitk.Image) -> tuple[NDArray[Any], bool]:
+    """Return the voxels of a SimpleITK image, ``(C, z, y, x)``, and whether C counts the values of one pixel."""
     values = sitk.GetArrayFromImage(image)
-    damage.check_length(path, values.nbytes)
-    in_plane = image.GetDimension() == 2
     vector = image.GetNumberOfComponentsPerPixel() > 1
     if vector:
         values = np.moveaxis(values, -1, 0)
-        values = values[:, np.newaxis] if in_plane else values
-    channels = _as_channels(values)
-    if path.name.lower().endswith(PIXEL_ENDINGS):
-        return Image(path, channels, _pixel_grid((1.0, 1.0, 1.0), in_plane), vector)
-    return Image(path, channels, simpleitk_grid(image), vector)
+        values = values[:, np.newaxis] if image.GetDimension() == 2 else values
+    return _as_channels(values), vector
 
 
 def _read_tiff(path: Path) -> Image:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.imaging.grid import Grid
-from nnunetv2_meddino.imaging.io import read_image
+from nnunetv2_meddino.imaging.grid import Grid, simpleitk_grid
+from nnunetv2_meddino.imaging.io import read_image, simpleitk_channels
 
 SPACING_TOLERANCE = 1e-3
 """Relative difference of voxel sizes that counts as the same."""
@@ -25,11 +26,12 @@ ORIGIN_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map in a file."""
+    """A label map and its grid."""
 
-    path: Path
+    source: Path | str
+    """The file, or what messages call an image in memory."""
     labels: NDArray[Any]
-    """``(z, y, x)`` whole numbers in the type that the file stores; a 2D image is one slice."""
+    """``(z, y, x)`` whole numbers in the type that is stored; a 2D image is one slice."""
     grid: Grid
 
 
@@ -41,14 +43,32 @@ def read_segmentation(path: Path) -> Segmentation:
             that is not a whole number.
     """
     image = read_image(path, "a segmentation")
-    if (count := len(image.channels)) != 1:
+    return _segmentation(path, image.channels, image.grid)
+
+
+def simpleitk_segmentation(image: sitk.Image, source: str) -> Segmentation:
+    """Return the label map that a SimpleITK image holds.
+
+    Args:
+        image: 2D or 3D.
+        source: What messages call it.
+
+    Raises:
+        DataError: It holds more than one volume, or a value that is not a whole number.
+    """
+    channels, _ = simpleitk_channels(image)
+    return _segmentation(source, channels, simpleitk_grid(image))
+
+
+def _segmentation(source: Path | str, channels: NDArray[Any], grid: Grid) -> Segmentation:
+    if (count := len(channels)) != 1:
         msg = (
-            f"{path} cannot be read as a segmentation (an array of shape {image.channels.shape}: {count} values per "
+            f"{source} cannot be read as a segmentation (an array of shape {channels.shape}: {count} values per "
             "voxel, as in a colour picture or a series, where one label is expected). Give one label map."
         )
         raise DataError(msg)
-    check_whole_numbers(image.channels[0], path)
-    return Segmentation(path, image.channels[0], image.grid)
+    check_whole_numbers(channels[0], source)
+    return Segmentation(source, channels[0], grid)
 
 
 def check_whole_numbers(labels: NDArray[Any], source: Path | str) -> None:
@@ -103,8 +123,8 @@ def check_same_grid(reference: Segmentation, prediction: Segmentation, *, aligne
             differences.append(f"origin {_numbers(a.origin_mm)} and {_numbers(b.origin_mm)} mm")
     if differences:
         msg = (
-            f"{prediction.path} is not on the grid of its reference {reference.path}: reference and prediction have "
-            f"{'; '.join(differences)}. Resample it to the reference, or correct its header."
+            f"{prediction.source} is not on the grid of its reference {reference.source}: reference and prediction "
+            f"have {'; '.join(differences)}. Resample it to the reference, or correct its header."
         )
         raise DataError(msg)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.features.dense import (
+    DEFAULT_SIZE_PX,
     DISPLAY_PERCENTILES,
     PATCH_PX,
     Encoder,
@@ -64,7 +65,7 @@ def feature_picture(
     specs: Sequence[str],
     out: Path,
     *,
-    size: int = 896,
+    size: int = DEFAULT_SIZE_PX,
     index: int | None = None,
     point: tuple[int, int] | None = None,
     channel: int | None = None,

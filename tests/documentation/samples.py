@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from nnunetv2_meddino.planning.presets import load_overlay
@@ -22,6 +24,7 @@ LAYOUTS = {"docs/architecture.md": "the layout of the tree"}
 SETTINGS = "docs/pretraining.md"
 """Page whose ``yaml`` blocks hold settings of a training; elsewhere they describe sources."""
 
+_PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
 _FILE = re.compile(r"[\w./]+\.(?:py|cfg|toml)\b|\.ci/run")
 
 
@@ -52,15 +55,19 @@ def try_sample(block: Block, world: World, dry: Dry) -> str:
 
 
 def _python(block: Block, world: World, dry: Dry) -> str:
-    """Execute it; the accelerator is the CPU."""
+    """Execute it; the accelerator is the CPU. What ``print`` has beside it as a comment must be what it prints."""
     dry.used = False
+    said = io.StringIO()
     before = Path.cwd()
     os.chdir(world.work)
     try:
         code = world.text_of(block.text)
-        exec(compile(code.replace('"cuda"', '"cpu"'), f"{block.page}:{block.line}", "exec"), {})
+        with redirect_stdout(said):
+            exec(compile(code.replace('"cuda"', '"cpu"'), f"{block.page}:{block.line}", "exec"), {})
     finally:
         os.chdir(before)
+    if (shown := _PRINTED.findall(code)) and said.getvalue().splitlines() != shown:
+        raise DocumentationError(f"the page shows {shown}, printed was {said.getvalue().splitlines()}")
     return "dry" if dry.used else "run"
 
 

@@ -110,6 +110,7 @@ def test_readme_must_tell_nnunet_where_the_trainers_are(trial):
         ("text", "nnunetv2_meddino/", "what a block of text is"),
         ("toml", "a = 1", "what a block of toml is"),
         ("python", "from pretraining.curation.contamination import was_seen", "cannot import name 'was_seen'"),
+        ("python", "x = 1\nprint(x)  # 1\nprint(x + 1)  # 3", "the page shows ['1', '3'], printed was ['1', '2']"),
         ("yaml", "name: clinic\nmodality: CT\nfiles: ['a']", "unknown fields files"),
         ("json", '{"configuration": {"2d_900": {"patch_size": [900, 900]}}}', "900"),
     ],

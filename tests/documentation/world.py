@@ -104,6 +104,8 @@ def _write_nnunet(world: World) -> None:
         shutil.copytree(dataset / "labelsTs", world.work / copy)
     for copy in ("imagesTs", "IMAGES"):
         shutil.copytree(dataset / "imagesTs", world.work / copy)
+    for copy, case in {"reference": "disc_100", "prediction": "disc_101"}.items():
+        shutil.copy(dataset / "labelsTs" / f"{case}.nii.gz", world.work / f"{copy}.nii.gz")
     for name, case in (("Dataset301_AMOS22CT", "amos_0001"), ("Dataset027_LiTS", "lits_007")):
         write_volume(phantom(3), world.nnunet.raw / name / "imagesTr" / f"{case}_0000.nii.gz")
         splits = world.nnunet.preprocessed / name / "splits_final.json"

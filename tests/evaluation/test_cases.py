@@ -11,11 +11,19 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.evaluation import cases
-from nnunetv2_meddino.evaluation.cases import evaluate_files
-from nnunetv2_meddino.evaluation.classes import LabelSet, tolerances_by_class
-from nnunetv2_meddino.evaluation.pairs import Failure, Pairing, pair_files
-from nnunetv2_meddino.evaluation.reports import summarise, summary_dict, table, write_reports
+from nnunetv2_meddino.evaluation import (
+    Failure,
+    LabelSet,
+    Pairing,
+    cases,
+    evaluate_files,
+    evaluate_pair,
+    pair_files,
+    summarise,
+    write_reports,
+)
+from nnunetv2_meddino.evaluation.classes import tolerances_by_class
+from nnunetv2_meddino.evaluation.reports import summary_dict, table
 from nnunetv2_meddino.evaluation.validation import evaluate_validation
 from tests.conftest import shared_path
 
@@ -83,7 +91,7 @@ def test_nnunet_reads_our_file(three_cases, tmp_path):
     from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 
     labels = LabelSet.from_json({"background": 0, "both": [1, 2], "b": 2, "ignore": 3}, "dataset.json")
-    write_reports(evaluate_files(three_cases, labels), tmp_path / "out.json")
+    write_reports(evaluate_files(three_cases, labels), f"{tmp_path}/out.json")
     summary = load_summary_json(str(tmp_path / "out.json"))
     assert list(summary["mean"]) == [(1, 2), 2]
     assert summary["metric_per_case"][0]["metrics"][(1, 2)]["n_ref"] == 64
@@ -108,6 +116,48 @@ def test_the_float32_of_a_header_does_not_move_a_distance_beyond_its_tolerance(t
     prediction = write(tmp_path / "prediction.nii.gz", np.roll(plate, 5, axis=0), (1.0, 1.0, 0.4))
     result = evaluate_files(pair_files(reference, prediction), LabelSet.from_json([1], ""), 2.0).results[0]
     assert result.metrics.classes["1"].voxel.nsd == {2.0: 1.0}
+
+
+def as_image(path: Path) -> sitk.Image:
+    return sitk.ReadImage(path)
+
+
+@pytest.mark.parametrize("given", [(str, str), (Path, Path), (as_image, as_image), (str, as_image), (as_image, Path)])
+def test_two_files_or_images_give_the_numbers_of_every_class(tmp_path, given):
+    """A cube of four voxels shifted by two along x, of 0.5 mm: half of it overlaps, and no surface is 1 mm away."""
+    files = [
+        write(tmp_path / "r.nii.gz", CUBE, (0.5, 1.0, 2.0)),
+        write(tmp_path / "p.nrrd", np.roll(CUBE, 2, axis=2), (0.5, 1.0, 2.0)),
+    ]
+    reference, prediction = (kind(file) for kind, file in zip(given, files, strict=True))
+    cube = evaluate_pair(reference, prediction, LabelSet.from_json({"cube": 1}), (1, 0.9)).classes["cube"]
+    assert cube.dsc == 0.5
+    assert cube.voxel.nsd[1] == cube.surfel.nsd[1] == 1
+    assert cube.voxel.nsd[0.9] < 1
+    assert cube.voxel.hd_mm == 1
+
+
+def test_what_is_wrong_with_two_files_or_images_is_raised(tmp_path):
+    labels = LabelSet.from_json({"a": 1})
+    file = write(tmp_path / "r.nii.gz", CUBE)
+    image = as_image(file)
+    image.SetOrigin((0, 0, 5))
+    with pytest.raises(DataError, match=r"the prediction in memory is not on the grid of its reference .*r\.nii\.gz"):
+        evaluate_pair(file, image, labels)
+    with pytest.raises(
+        DataError, match=r"the reference in memory cannot be read as a segmentation .* 3 values per voxel"
+    ):
+        evaluate_pair(sitk.Compose(image, image, image), image, labels)
+    with pytest.raises(DataError, match=r"the prediction in memory holds the value 0\.5; a segmentation holds whole"):
+        evaluate_pair(file, sitk.Cast(as_image(file), sitk.sitkFloat32) / 2, labels)
+    with pytest.raises(DataError, match=r"r\.nii\.gz holds labels that are not declared: 1"):
+        evaluate_pair(file, file, LabelSet.from_json({"b": 2}))
+    with pytest.raises(DataError, match=r"absent\.nii\.gz does not exist"):
+        evaluate_pair(file, str(tmp_path / "absent.nii.gz"), labels)
+    with pytest.raises(ConfigurationError, match="The reference is a ndarray; .* call evaluate_case for arrays"):
+        evaluate_pair(CUBE, file, labels)
+    with pytest.raises(ConfigurationError, match="unknown classes: liver"):
+        evaluate_pair(file, file, labels, {"liver": 1})
 
 
 def test_means_count_missed_classes_and_leave_out_absent_ones(three_cases):
@@ -229,6 +279,23 @@ def test_labels_come_from_a_dataset_a_mapping_or_a_list(content, classes, keys):
     labels = LabelSet.from_json(content, "labels.json")
     assert labels.classes == classes
     assert list(labels.keys.values()) == keys
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_labels_are_read_from_a_file(tmp_path, kind):
+    file = tmp_path / "dataset.json"
+    file.write_text('{"labels": {"background": 0, "a": 1, "both": [1, 2], "ignore": 3}}')
+    assert LabelSet.read(kind(file)) == LabelSet({"a": (1,), "both": (1, 2)}, {"a": "1", "both": "(1, 2)"}, 3)
+    file.write_text("[1, 2")
+    with pytest.raises(
+        ConfigurationError, match=r"dataset\.json cannot be read as JSON: .* It must hold a dataset\.json"
+    ):
+        LabelSet.read(kind(file))
+    file.write_text("[0]")
+    with pytest.raises(ConfigurationError, match=r"dataset\.json declares no class but background"):
+        LabelSet.read(kind(file))
+    with pytest.raises(ConfigurationError, match="content declares no class but background"):
+        LabelSet.from_json({})
 
 
 def test_keys_of_regions_are_those_of_nnunet():

@@ -419,6 +419,13 @@ def test_background_can_be_a_class() -> None:
     assert got.classes["background"].tp == want.classes["background"].tp
 
 
+def test_a_region_may_be_a_list_as_in_dataset_json() -> None:
+    a, b = blobs(0), blobs(1)
+    want = evaluate_case(np.isin(a, (1, 3)), np.isin(b, (1, 3)), SPACING, {"region": 1})
+    got = evaluate_case(a, b, SPACING, {"region": [1, 3]})
+    assert got.classes["region"].as_dict() == pytest.approx(want.classes["region"].as_dict(), abs=1e-13)
+
+
 def test_more_classes_than_bits_in_a_word_and_labels_than_bytes() -> None:
     rng = np.random.default_rng(0)
     coarse = rng.permutation(np.arange(6 * 7 * 8) % 300).reshape(6, 7, 8)  # every label occurs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.evaluation.pairs import case_name, pair_files
+from nnunetv2_meddino.evaluation.pairs import Pair, case_name, pair_files
 
 
 def test_cases_are_paired_by_name_whatever_their_format(tmp_path):
@@ -27,6 +27,17 @@ def test_cases_are_paired_by_name_whatever_their_format(tmp_path):
     assert str(tmp_path / "reference" / "c.nii.gz") in found.failures[0].message
     assert "d.mha" in found.failures[1].message and "d.nrrd" in found.failures[1].message
     assert len(found.notes) == 1 and "extra.nii.gz" in found.notes[0]
+
+
+def test_paths_may_be_strings(tmp_path):
+    for folder in ("reference", "prediction"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.nii.gz").touch()
+    reference, prediction = (tmp_path / folder / "a.nii.gz" for folder in ("reference", "prediction"))
+    for given in ((reference, prediction), (reference.parent, prediction.parent)):
+        assert pair_files(*map(str, given)).pairs == [Pair("a", reference, prediction)]
+    with pytest.raises(DataError, match="absent does not exist"):
+        pair_files(str(tmp_path / "absent"), str(prediction))
 
 
 def test_folders_and_files_are_not_mixed_and_must_exist(tmp_path):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import ConfigurationError, DataError, WeightsError
 from nnunetv2_meddino.features.dense import (
     Encoder,
     as_colours,
     cosine_similarity,
+    dense_features,
     network_size,
     patch_features,
     patch_of_point,
@@ -21,11 +22,11 @@ from nnunetv2_meddino.features.dense import (
     read_encoder,
     scaled_intensities,
 )
-from nnunetv2_meddino.features.image import ImageSlice
+from nnunetv2_meddino.features.image import ImageSlice, read_slice, slice_of_array
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
 from nnunetv2_meddino.weights.catalog import CT, PHOTOGRAPHS
 from nnunetv2_meddino.weights.load import write_weights
-from tests.features.images import ct_slice
+from tests.features.images import ct_slice, write_ct
 
 CT_WINDOW = (-1000.0, 1000.0)
 
@@ -145,6 +146,38 @@ def test_features_are_the_normed_patch_tokens_of_the_last_block(network: VisionT
     assert features.shape == (4, 6, 96)
     np.testing.assert_allclose(features, expected[0].permute(1, 2, 0).numpy(), atol=2e-5)
     assert treatment == "HU clipped to -1000 .. 1000"
+
+
+def test_features_of_an_array_are_those_of_the_network_in_float32(network: VisionTransformer, weights: Path) -> None:
+    hu = np.random.default_rng(0).integers(-1500, 1500, (64, 96)).astype(np.int16)
+    image = slice_of_array(hu, (1, 1))
+    features = dense_features(image, weights, size=96)
+    with torch.inference_mode():
+        pixels = (torch.from_numpy(hu).float().clip(-1000, 1000) - 65.1084213256836) / 178.01663208007812
+        (expected,) = network(pixels.expand(1, 3, 64, 96), [3])  # (1, D, h, w)
+    assert (features.dtype, features.shape) == (np.float32, (4, 6, 96))
+    np.testing.assert_allclose(features, expected[0].permute(1, 2, 0).numpy(), atol=2e-5)
+    for same in (str(weights), read_encoder(weights)):
+        np.testing.assert_array_equal(dense_features(image, same, size=96), features)
+
+
+def test_features_of_a_file_are_those_of_the_slice_with_most_body(weights: Path, tmp_path: Path) -> None:
+    ct = write_ct(tmp_path / "ct.nii.gz")
+    expected = dense_features(read_slice(ct, 3), weights, size=64)
+    for file in (ct, str(ct)):
+        np.testing.assert_array_equal(dense_features(file, str(weights), size=64), expected)
+    assert not np.array_equal(dense_features(read_slice(ct, 6), weights, size=64), expected)
+
+
+def test_what_has_no_features_is_refused(weights: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"The image is a ndarray; give a file, or slice_of_array\(array"):
+        dense_features(np.ones((64, 64)), weights, size=64)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="absent.nii.gz does not exist"):
+        dense_features("absent.nii.gz", weights, size=64)
+    with pytest.raises(WeightsError, match="There are no weights 'absent'"):
+        dense_features(ct_slice(), "absent", size=64)
+    with pytest.raises(ConfigurationError, match="must be a multiple of 16"):
+        dense_features(ct_slice(), weights, size=100)
 
 
 def test_photograph_weights_see_three_differently_normalised_channels(network: VisionTransformer) -> None:

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
+from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice, slice_of_array
 from tests.features.images import write, write_ct
 
 
@@ -19,6 +19,56 @@ def test_default_slice_has_the_largest_body_area_and_the_default_point_its_centr
     assert (image.in_hu, image.pixels.shape) == (True, (1, 48, 64))
     assert image.spacing_mm == pytest.approx((0.8, 0.8))
     assert body_centre(image) in [(y, x) for y in (23, 24) for x in (39, 40)]
+
+
+def test_an_array_gives_the_same_slice_as_its_file(tmp_path: Path) -> None:
+    path = write_ct(tmp_path / "ct.nii.gz")
+    volume = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    for index in (None, 5):
+        from_file, from_array = read_slice(str(path), index), slice_of_array(volume, (3.0, 0.8, 0.8), index)
+        np.testing.assert_array_equal(from_array.pixels, from_file.pixels)
+        assert from_array.spacing_mm == pytest.approx(from_file.spacing_mm)
+        assert (from_array.in_hu, from_array.eight_bit) == (from_file.in_hu, from_file.eight_bit) == (True, False)
+    assert slice_of_array(volume, (3.0, 0.8, 0.8)).name == "the array, slice 3 of 10"
+
+
+def test_a_flat_array_is_a_picture_whose_axes_keep_their_spacing() -> None:
+    picture = np.arange(600, dtype=np.uint16).reshape(20, 30)[:, ::2]
+    image = slice_of_array(picture, (2, 1))
+    np.testing.assert_array_equal(image.pixels, picture[np.newaxis])
+    assert (image.spacing_mm, image.name, image.in_hu) == ((2.0, 1.0), "the array", False)
+
+
+def test_whether_an_array_is_in_hu_can_be_said() -> None:
+    soft_tissue = np.full((20, 30), 40)
+    assert not slice_of_array(soft_tissue, (1, 1)).in_hu
+    assert slice_of_array(soft_tissue, (1, 1), in_hu=True).in_hu
+    assert not slice_of_array(soft_tissue - 500, (1, 1), in_hu=False).in_hu
+
+
+@pytest.mark.parametrize(
+    ("voxels", "spacing", "index", "message"),
+    [
+        (np.ones((2, 3, 20, 30)), (1, 1, 1), None, r"An array of shape \(2, 3, 20, 30\) is no picture \(y, x\) and no"),
+        (np.ones((0, 30)), (1, 1), None, r"An array of shape \(0, 30\)"),
+        (
+            np.ones((3, 20, 30)),
+            (1, 1),
+            None,
+            r"must be 3 positive numbers of millimetres \(z, y, x\), not \(1\.0, 1\.0\)",
+        ),
+        (np.ones((20, 30)), (1, 0), None, r"must be 2 positive numbers of millimetres \(y, x\)"),
+        (np.ones((20, 30)), (1, np.nan), None, "must be 2 positive numbers"),
+        (np.full((20, 30), np.inf), (1, 1), None, "the array holds values that are not finite: 600 of 600"),
+        (np.ones((20, 30), complex), (1, 1), None, "the array holds values of type complex128"),
+        (np.ones((3, 20, 30)), (1, 1, 1), 3, "the array has 3 axial slices, 0 to 2; there is no slice 3"),
+    ],
+)
+def test_arrays_that_are_no_image_are_refused(
+    voxels: np.ndarray, spacing: tuple[float, ...], index: int | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        slice_of_array(voxels, spacing, index)
 
 
 def test_point_lies_on_the_body_even_where_its_centre_of_mass_does_not() -> None:
