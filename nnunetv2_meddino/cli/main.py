@@ -17,8 +17,9 @@ from nnunetv2_meddino.cli.env import add_env
 from nnunetv2_meddino.cli.evaluate import add_evaluate
 from nnunetv2_meddino.cli.export import add_export
 from nnunetv2_meddino.cli.features import add_features
-from nnunetv2_meddino.cli.nnunet import COMMANDS, add_nnunet, run_nnunet
+from nnunetv2_meddino.cli.nnunet import add_train, run_nnunet
 from nnunetv2_meddino.cli.plan import add_plan
+from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
 from nnunetv2_meddino.cli.weights import add_weights
 from nnunetv2_meddino.command_line import exit_code_of
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS
@@ -27,8 +28,10 @@ from nnunetv2_meddino.environment import MEDDINO_BACKBONE, MEDDINO_WEIGHTS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0] in COMMANDS:
-        return exit_code_of(lambda: run_nnunet(arguments[0], arguments[1:]), unwinds=False)
+    if arguments[:1] == ["train"]:
+        return exit_code_of(lambda: run_nnunet("train", arguments[1:]), unwinds=False)
+    if arguments[:1] == ["predict"] and STOCK in arguments:
+        return exit_code_of(lambda: predict_stock(arguments[1:]), unwinds=False)
     options = _parser().parse_args(arguments)
     return exit_code_of(lambda: options.run(options))
 
@@ -48,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add_dataset(commands)
     add_plan(commands)
     add_weights(commands)
-    add_nnunet(commands)
+    add_train(commands)
+    add_predict(commands)
     add_evaluate(commands)
     add_features(commands)
     add_compare(commands)

@@ -1,4 +1,4 @@
-"""The ``meddino train`` and ``meddino predict`` commands: nnU-Net's own, with the environment set."""
+"""nnU-Net's own commands with the environment set: ``meddino train``, and ``meddino predict --stock``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ import sys
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.environment import NNUNET_WANDB, run_environment
 
-COMMANDS = ("train", "predict")
 
-
-def add_nnunet(commands: argparse._SubParsersAction) -> None:
-    """Add ``train`` and ``predict`` to the sub-commands, for the list of them."""
-    for name in COMMANDS:
-        commands.add_parser(
-            name, help=f"nnUNetv2_{name} with the environment set; takes the same arguments", add_help=False
-        )
+def add_train(commands: argparse._SubParsersAction) -> None:
+    """Add ``train`` to the sub-commands, for the list of them."""
+    description = "nnUNetv2_train with the environment set; takes the same arguments"
+    commands.add_parser("train", help=description, add_help=False)
 
 
 def run_nnunet(name: str, arguments: list[str]) -> int:
@@ -30,7 +26,9 @@ def run_nnunet(name: str, arguments: list[str]) -> int:
     sys.argv = [f"nnUNetv2_{name}", *arguments]
     if name == "train":
         from nnunetv2.run.run_training import run_training_entry as entry
-    else:
+    elif name == "predict":
         from nnunetv2.inference.predict_from_raw_data import predict_entry_point as entry
+    else:
+        from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as entry
     entry()
     return 0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging import damage
 from nnunetv2_meddino.imaging.grid import Grid, simpleitk_geometry, simpleitk_grid
-from nnunetv2_meddino.imaging.io import PIXEL_ENDINGS, read_image
+from nnunetv2_meddino.imaging.io import PIXEL_ENDINGS, read_image, simpleitk_channels
 
 PLANAR_SPACING = 999
 """Distance of slices that nnU-Net gives a 2D image, in pixels: larger than any anisotropy."""
@@ -114,10 +114,7 @@ def case_of_array(values: NDArray[Any], spacing_mm: Sequence[float]) -> CaseImag
 
 def case_of_simpleitk(image: sitk.Image) -> CaseImage:
     """Return the case of a SimpleITK image in two or three dimensions; the components of a vector are channels."""
-    values = sitk.GetArrayFromImage(image)
-    values = np.moveaxis(values, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else values[np.newaxis]
-    if image.GetDimension() == 2:
-        values = values[:, np.newaxis]
-    if values.ndim != 4:
+    if image.GetDimension() not in (2, 3):
         raise DataError(f"An image of {image.GetDimension()} dimensions was given; 2 or 3 are needed.")
+    values, _ = simpleitk_channels(image)
     return case_of(tuple(values), simpleitk_grid(image), "the image")

@@ -163,9 +163,16 @@ class Predictor:
         self, image: CaseImage, probabilities: Probabilities | None = None, on_slices: OnSlices | None = None
     ) -> NDArray[Any]:
         """Return the labels of a case that has been read, ``(z, y, x)``."""
+        return self.predict_slices(self.preprocessed(image), probabilities, on_slices)
+
+    def preprocessed(self, image: CaseImage) -> NetworkSlices:
+        """Return the slices of a case as the network sees them.
+
+        Raises:
+            DataError: The image has another number of channels than the network.
+        """
         with self.times("preprocess"):
-            slices = PreprocessedImage(image, self.model.plans, self.model.configuration, self.device)
-        return self.predict_slices(slices, probabilities, on_slices)
+            return PreprocessedImage(image, self.model.plans, self.model.configuration, self.device)
 
     @torch.inference_mode()
     def predict_slices(

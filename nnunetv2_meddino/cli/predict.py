@@ -1,0 +1,106 @@
+"""The ``meddino predict`` command: the flags and files of ``nnUNetv2_predict``, slice by slice."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from nnunetv2_meddino.cli.nnunet import run_nnunet
+from nnunetv2_meddino.command_line import add_command
+from nnunetv2_meddino.console import progress, say
+from nnunetv2_meddino.environment import run_environment
+from nnunetv2_meddino.errors import ConfigurationError
+
+SOME_FAILED = 1
+STOCK = "--stock"
+
+_EPILOG = """exit code: 0 every case was predicted, 1 some could not be (they are named, the others are written).
+--stock, given with the arguments of nnUNetv2_predict, runs nnU-Net's own prediction, with the environment set: for 3D
+models and cascades."""
+
+
+def add_predict(commands: argparse._SubParsersAction) -> None:
+    """Add ``predict`` to the sub-commands."""
+    description = "predict with a 2D model, slice by slice; takes the arguments of nnUNetv2_predict"
+    command = add_command(commands, "predict", _predict, description, epilog=_EPILOG)
+    command.add_argument("-i", dest="source", type=Path, required=True, metavar="IMAGES", help="folder of images")
+    command.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="folder of predictions")
+    model = command.add_mutually_exclusive_group(required=True)
+    model.add_argument("-d", dest="dataset", metavar="DATASET", help="name or number of the dataset trained on")
+    model.add_argument("-m", dest="model", type=Path, metavar="MODEL", help="folder of a trained or exported model")
+    command.add_argument("-c", dest="configuration", metavar="C", help="configuration, with -d")
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="P", help="plans (default: %(default)s)")
+    command.add_argument(
+        "-tr", dest="trainer", default="nnUNetTrainer", metavar="TR", help="trainer (default: %(default)s)"
+    )
+    command.add_argument("-f", dest="folds", nargs="+", metavar="F", help="folds (default: all trained ones)")
+    command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    command.add_argument("-device", default="cuda", metavar="DEVICE", help="cuda, cpu or mps (default: %(default)s)")
+    command.add_argument(
+        "-step_size", type=float, default=0.5, help="distance of tiles, in patches at most (default: %(default)s)"
+    )
+    command.add_argument("--disable_tta", action="store_true", help="no average over mirrored views")
+    command.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl for ensembling, too")
+    command.add_argument("--continue_prediction", "--c", action="store_true", help="leave finished cases as they are")
+    command.add_argument("-num_parts", type=int, default=1, help="how many commands share the cases (default: 1)")
+    command.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0 (default: 0)")
+    command.add_argument("--not_on_device", action="store_true", help="resample logits on the CPU")
+    command.add_argument("--disable_progress_bar", action="store_true", help="no bar on a terminal either")
+    command.add_argument(
+        "-npp", "-nps", dest="ignored", type=int, help="not needed: one image is read ahead, one written"
+    )
+    command.add_argument(STOCK, action="store_true", help="nnU-Net's own prediction; see below")
+
+
+def predict_stock(arguments: list[str]) -> int:
+    """Call ``nnUNetv2_predict``, or with ``-m`` ``nnUNetv2_predict_from_modelfolder``, with all but ``--stock``."""
+    arguments = [argument for argument in arguments if argument != STOCK]
+    return run_nnunet("predict_from_modelfolder" if "-m" in arguments else "predict", arguments)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    os.environ.update(run_environment())  # read when torch is loaded
+    from nnunetv2_meddino.inference.folders import predict_folder
+    from nnunetv2_meddino.inference.model import read_model
+    from nnunetv2_meddino.inference.predictor import Predictor
+
+    model = read_model(_model_folder(options), options.folds, options.checkpoint)
+    predictor = Predictor(
+        model,
+        options.device,
+        mirroring=not options.disable_tta,
+        step_size=options.step_size,
+        on_device=not options.not_on_device,
+    )
+    with progress(shown=not options.disable_progress_bar) as show:
+        failed = predict_folder(
+            predictor,
+            options.source,
+            options.out,
+            save_probabilities=options.save_probabilities,
+            overwrite=not options.continue_prediction,
+            num_parts=options.num_parts,
+            part_id=options.part_id,
+            on_progress=lambda name, done, total, speed: show("predicting", done, total, f"{name}, {speed}"),
+        )
+    for case in failed:
+        say(f"FAILED {case.name}: {case.message}", stderr=True)
+    say(str(options.out))
+    return SOME_FAILED if failed else 0
+
+
+def _model_folder(options: argparse.Namespace) -> Path:
+    if options.model is not None:
+        return Path(options.model)
+    if options.configuration is None:
+        raise ConfigurationError("-d needs -c, the configuration, such as 2d or 2d_896.")
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    from nnunetv2_meddino.environment import NNUNET_RESULTS, nnunet_folders
+
+    nnunet_folders(NNUNET_RESULTS)
+    folder = Path(get_output_folder(options.dataset, options.trainer, options.plans, options.configuration))
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} does not exist. Train it first, or check -d, -tr, -p and -c.")
+    return folder

@@ -1,0 +1,254 @@
+"""Many cases: nnU-Net's folders of images in, its folders of predictions out."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.files import PARTIAL_SUFFIX, naming, write_json
+from nnunetv2_meddino.inference.model import Model
+from nnunetv2_meddino.inference.predictor import Predictor
+from nnunetv2_meddino.inference.preprocessing import NetworkSlices
+from nnunetv2_meddino.inference.probabilities import ProbabilityFile
+
+OnProgress = Callable[[str, float, int, str], None]
+"""Called with the name of a case, how many cases are done (with a fraction), the number of all, and slices a second."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The images of one patient."""
+
+    name: str
+    files: tuple[Path, ...]
+    """One for each channel."""
+
+
+@dataclass(frozen=True)
+class FailedCase:
+    """A case that was not predicted, and why."""
+
+    name: str
+    message: str
+
+
+def find_cases(folder: Path, ending: str) -> list[Case]:
+    """Return the cases of a folder, whose files are called ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz`` and so on.
+
+    Args:
+        folder: The images; subfolders are not searched.
+        ending: Of the files, as the training's dataset.json has it.
+
+    Raises:
+        DataError: There is no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist or is not a folder.")
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    cases: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if (match := pattern.fullmatch(path.name)) and not path.name.startswith("."):
+            cases.setdefault(match[1], []).append(path)
+    if not cases:
+        msg = (
+            f"{folder} holds no image of the model's format. Name them NAME_0000{ending} (further channels _0001 and "
+            "so on), as for training."
+        )
+        raise DataError(msg)
+    return [Case(name, tuple(files)) for name, files in cases.items()]
+
+
+def predict_folder(
+    predictor: Predictor,
+    source: Path,
+    out: Path,
+    *,
+    save_probabilities: bool = False,
+    overwrite: bool = True,
+    num_parts: int = 1,
+    part_id: int = 0,
+    on_progress: OnProgress | None = None,
+) -> list[FailedCase]:
+    """Predict the cases of a folder; each file gets its name when it is whole.
+
+    One image is read ahead and one written behind. A case whose images cannot be used is reported at the end.
+
+    Args:
+        predictor: The model.
+        source: Folder of images, as ``find_cases`` takes it.
+        out: Folder of predictions, with copies of ``dataset.json`` and ``plans.json``, as ``nnUNetv2_predict`` has it.
+        save_probabilities: Write ``.npz`` and ``.pkl`` for nnU-Net's ensembling as well.
+        overwrite: Predict cases again that have been.
+        num_parts: Of how many commands that share the work.
+        part_id: Which of them this is, from 0.
+        on_progress: Called after every batch of slices.
+
+    Returns:
+        The cases that failed.
+
+    Raises:
+        ConfigurationError: There is no such part.
+        DataError: There is nothing to predict.
+        OSError: Predictions cannot be written.
+    """
+    if not 0 <= part_id < num_parts:
+        raise ConfigurationError(f"-part_id must be from 0 to {num_parts - 1} with -num_parts {num_parts}.")
+    model = predictor.model
+    cases = find_cases(source, model.dataset_json["file_ending"])[part_id::num_parts]
+    writer = CaseWriter(model, out)
+    write_json(model.dataset_json, out / "dataset.json")
+    write_json(model.plans.plans, out / "plans.json")
+    write_json(
+        {
+            "list_of_lists_or_source_folder": str(source),
+            "output_folder_or_list_of_truncated_output_files": str(out),
+            "save_probabilities": save_probabilities,
+            "overwrite": overwrite,
+            "num_parts": num_parts,
+            "part_id": part_id,
+        },
+        out / "predict_from_raw_data_args.json",
+    )
+    if not overwrite:
+        cases = [case for case in cases if not writer.is_written(case.name, save_probabilities)]
+    failed: list[FailedCase] = []
+    begun, slices_done = time.monotonic(), 0
+    with writer:
+        for number, (case, slices) in enumerate(_read_ahead(predictor, cases)):
+            before = slices_done
+
+            def on_slices(done: int, depth: int) -> None:
+                nonlocal slices_done
+                slices_done = before + done  # noqa: B023 (called within this turn only)
+                if on_progress is not None:
+                    speed = slices_done / (time.monotonic() - begun)
+                    on_progress(case.name, number + done / depth, len(cases), f"{speed:.1f} slices/s")  # noqa: B023
+
+            if isinstance(slices, FailedCase):
+                failed.append(slices)
+            else:
+                predict_into(writer, predictor, case.name, slices, save_probabilities, on_slices)
+    return failed
+
+
+def predict_into(
+    writer: CaseWriter,
+    predictor: Predictor,
+    name: str,
+    slices: NetworkSlices,
+    save_probabilities: bool,
+    on_slices: Callable[[int, int], None] | None = None,
+) -> None:
+    """Predict one case and hand it to the writer."""
+    probabilities = None
+    if save_probabilities:
+        z, y, x = slices.properties["shape_after_cropping_and_before_resampling"]
+        heads = predictor.model.labels.num_segmentation_heads
+        probabilities = ProbabilityFile(writer.partial_folder(name), heads, (z, y, x))
+    labels = predictor.predict_slices(slices, probabilities, on_slices)
+    writer.write(name, labels, slices.properties, probabilities)
+
+
+class CaseWriter:
+    """Writes predictions in the background, one at a time, in nnU-Net's formats."""
+
+    def __init__(self, model: Model, out: Path) -> None:
+        """Make the folder."""
+        self.model, self.out = model, out
+        self._ending = model.dataset_json["file_ending"]
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        with naming(out):
+            out.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> CaseWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+    def is_written(self, name: str, save_probabilities: bool) -> bool:
+        """Whether a case has been predicted."""
+        endings = [self._ending, *([".npz", ".pkl"] if save_probabilities else [])]
+        return all((self.out / f"{name}{ending}").is_file() for ending in endings)
+
+    def partial_folder(self, name: str) -> Path:
+        """Return a new, hidden folder for what a case's files are made of."""
+        folder = self.out / f".{name}{PARTIAL_SUFFIX}"
+        shutil.rmtree(folder, ignore_errors=True)
+        with naming(folder):
+            folder.mkdir()
+        return folder
+
+    def write(
+        self,
+        name: str,
+        labels: NDArray[Any],
+        properties: Mapping[str, Any],
+        probabilities: ProbabilityFile | None = None,
+    ) -> None:
+        """Write a case once the one before is written.
+
+        Raises:
+            OSError: The one before could not be written.
+        """
+        self._wait()
+        self._pending = self._thread.submit(self._write, name, labels, properties, probabilities)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(
+        self, name: str, labels: NDArray[Any], properties: Mapping[str, Any], probabilities: ProbabilityFile | None
+    ) -> None:
+        plans = self.model.plans
+        folder = self.out / f".{name}{PARTIAL_SUFFIX}" if probabilities is not None else self.partial_folder(name)
+        with naming(self.out / f"{name}{self._ending}"):
+            plans.image_reader_writer_class().write_seg(labels, str(folder / f"{name}{self._ending}"), properties)
+            if probabilities is not None:
+                has_regions = self.model.regions is not None
+                probabilities.finish(folder / f"{name}.npz", properties, plans.transpose_backward, regions=has_regions)
+                (folder / f"{name}.pkl").write_bytes(pickle.dumps(dict(properties)))
+            # the label map last: where it is, everything is
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == f"{name}{self._ending}"):
+                file.replace(self.out / file.name)
+            folder.rmdir()
+
+
+def _read_ahead(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[Case, NetworkSlices | FailedCase]]:
+    """Yield cases with their images, one of which is read while the one before is worked on."""
+
+    def read(case: Case) -> NetworkSlices | FailedCase:
+        try:
+            return predictor.preprocessed(predictor.read(case.files))
+        except DataError as error:
+            return FailedCase(case.name, f"{case.files[0]}: {error}")
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting: list[tuple[Case, Future[NetworkSlices | FailedCase]]] = []
+        for case in cases:
+            waiting.append((case, thread.submit(read, case)))
+            if len(waiting) > 1:
+                ready, future = waiting.pop(0)
+                yield ready, future.result()
+        for ready, future in waiting:
+            yield ready, future.result()
