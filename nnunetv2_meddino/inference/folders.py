@@ -21,6 +21,7 @@ from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
 from nnunetv2_meddino.inference.probabilities import ProbabilityFile
+from nnunetv2_meddino.inference.timing import StepTimes
 
 OnProgress = Callable[[str, float, int, str], None]
 """Called with the name of a case, how many cases are done (with a fraction), the number of all, and slices a second."""
@@ -106,7 +107,7 @@ def predict_folder(
         raise ConfigurationError(f"-part_id must be from 0 to {num_parts - 1} with -num_parts {num_parts}.")
     model = predictor.model
     cases = find_cases(source, model.dataset_json["file_ending"])[part_id::num_parts]
-    writer = CaseWriter(model, out)
+    writer = CaseWriter(model, out, predictor.times)
     write_json(model.dataset_json, out / "dataset.json")
     write_json(model.plans.plans, out / "plans.json")
     write_json(
@@ -163,9 +164,9 @@ def predict_into(
 class CaseWriter:
     """Writes predictions in the background, one at a time, in nnU-Net's formats."""
 
-    def __init__(self, model: Model, out: Path) -> None:
+    def __init__(self, model: Model, out: Path, times: StepTimes) -> None:
         """Make the folder."""
-        self.model, self.out = model, out
+        self.model, self.out, self.times = model, out, times
         self._ending = model.dataset_json["file_ending"]
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
@@ -222,7 +223,7 @@ class CaseWriter:
     ) -> None:
         plans = self.model.plans
         folder = self.out / f".{name}{PARTIAL_SUFFIX}" if probabilities is not None else self.partial_folder(name)
-        with naming(self.out / f"{name}{self._ending}"):
+        with self.times("write"), naming(self.out / f"{name}{self._ending}"):
             plans.image_reader_writer_class().write_seg(labels, str(folder / f"{name}{self._ending}"), properties)
             if probabilities is not None:
                 has_regions = self.model.regions is not None
