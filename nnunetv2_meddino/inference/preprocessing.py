@@ -112,6 +112,27 @@ class PreprocessedImage:
         return torch.from_numpy(low), torch.from_numpy(high)
 
 
+class StoredSlices:
+    """``NetworkSlices`` of a case that nnU-Net has preprocessed and stored."""
+
+    def __init__(self, data: Any, properties: dict[str, Any], device: torch.device) -> None:
+        """Keep the case.
+
+        Args:
+            data: ``(C, slices, rows, columns)``, an array or what reads slices of one from a file.
+            properties: Of the case.
+            device: Of the network.
+        """
+        self._data, self.properties, self._device = data, properties, device
+        _, depth, rows, columns = data.shape
+        self.shape = (int(depth), int(rows), int(columns))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return slices, ``(B, C, rows, columns)`` float32 on the device."""
+        values = np.asarray(self._data[:, start:stop], np.float32)
+        return torch.from_numpy(values.swapaxes(0, 1).copy()).to(self._device)
+
+
 def nonzero_box(channels: Sequence[NDArray[Any]]) -> list[list[int]]:
     """Return the box ``[[start, stop], ...]`` of what is not zero in any channel ``(z, y, x)``; all where all is zero.
 
