@@ -1,0 +1,17 @@
+"""Slices are sorted and their distances judged; the series of ``awkward.py`` show every refusal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunetv2_meddino.imaging.stack import stack_slices
+
+
+def test_stack_reports_the_angle_of_the_tilt_and_the_distance_of_the_table() -> None:
+    row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(0.3), -np.sin(0.3)])
+    positions = np.array([[0, 0, z] for z in (8.0, 0, 4, 12)])
+    stack = stack_slices(positions, row, column)
+    assert stack.order == [1, 2, 0, 3]
+    assert stack.tilt_deg == pytest.approx(np.degrees(0.3))
+    assert np.linalg.norm(stack.step_mm) == pytest.approx(4)
