@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import Code, codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
@@ -46,11 +47,11 @@ _CATEGORIES = {
 _REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
 """What a segmentation refers to its images by."""
 
-_MAY_BE_EMPTY = (
+_PATIENT_AND_STUDY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
-"""Attributes of type 2 that anonymisers remove, and that highdicom requires."""
+"""Attributes of type 2 (may be empty), without or with odd values of which highdicom refuses images."""
 
 _LONGEST_NAME = 64
 """Characters of a label or the meaning of a code; the value of a code may be longer."""
@@ -124,6 +125,7 @@ def write_dicom_seg(
     segments = segments_of(labels, kind)
     headers = [_header(file) for file in source]
     _check(label_map, headers, segments, source)
+    patient_and_study = _taken_out(headers)
     _state_geometry(headers)
     descriptions = [_description(segment) for segment in segments]
     empty = kind == "binary" and not label_map.any()
@@ -150,25 +152,34 @@ def write_dicom_seg(
         )
     except (AttributeError, TypeError, ValueError) as error:  # what highdicom raises on headers that it does not take
         msg = (
-            f"The headers of the images in {source[0].parent} do not allow a DICOM segmentation ({error}). Correct "
-            "them, or write the labels as NIfTI."
+            f"The headers of the images in {source[0].parent} do not allow a DICOM segmentation: {str(error).rstrip('.')}. "
+            "Correct them, or write the labels as NIfTI."
         )
         raise DataError(msg) from error
+    for element in patient_and_study:
+        segmentation.add(element)
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
 
 
 def _header(file: Path) -> Dataset:
-    """Return the header of an image, with attributes that may be empty where an anonymiser has removed them."""
+    """Return the header of an image."""
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     missing = [name for name in _REQUIRED if not header.get(name)]
     if missing:
         msg = f"{file} has no {', '.join(missing)}, by which a segmentation refers to its images. Write NIfTI instead."
         raise DataError(msg)
-    for name in _MAY_BE_EMPTY:
-        if name not in header:
-            setattr(header, name, "")
     return header
+
+
+def _taken_out(headers: Sequence[Dataset]) -> list[DataElement]:
+    """Empty who and which study it is in headers in memory; return what the first said, to be stored as it is."""
+    said = [headers[0][name] for name in _PATIENT_AND_STUDY if name in headers[0]]
+    for header in headers:
+        for name in _PATIENT_AND_STUDY:
+            header.pop(name, None)
+            setattr(header, name, "")
+    return said
 
 
 def _check(
