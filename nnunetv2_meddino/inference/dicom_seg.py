@@ -151,9 +151,10 @@ def write_dicom_seg(
             specific_character_set="ISO_IR 192",  # UTF-8: names of classes may be in any language
         )
     except (AttributeError, TypeError, ValueError) as error:  # what highdicom raises on headers that it does not take
+        reason = str(error).rstrip(".")
         msg = (
-            f"The headers of the images in {source[0].parent} do not allow a DICOM segmentation: {str(error).rstrip('.')}. "
-            "Correct them, or write the labels as NIfTI."
+            f"The headers of the images in {source[0].parent} do not allow a DICOM segmentation: {reason}. Correct "
+            "them, or write the labels as NIfTI."
         )
         raise DataError(msg) from error
     for element in patient_and_study:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
-from nnunetv2_meddino.imaging.stack import stack_slices
+from nnunetv2_meddino.imaging.stack import SeriesError, stack_slices
 
 
 def test_stack_reports_the_angle_of_the_tilt_and_the_distance_of_the_table() -> None:
@@ -15,3 +17,8 @@ def test_stack_reports_the_angle_of_the_tilt_and_the_distance_of_the_table() -> 
     assert stack.order == [1, 2, 0, 3]
     assert stack.tilt_deg == pytest.approx(np.degrees(0.3))
     assert np.linalg.norm(stack.step_mm) == pytest.approx(4)
+
+
+def test_refusals_survive_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(SeriesError("missing_slices", "one after slice 3")))
+    assert (error.reason, str(error)) == ("missing_slices", "one after slice 3")
