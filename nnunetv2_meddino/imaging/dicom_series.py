@@ -106,8 +106,10 @@ def read_dicom_folder(folder: Path, series_uid: str | None = None) -> DicomVolum
     except SeriesError as error:
         advice = _ADVICE.get(error.reason, "")
         raise DataError(f"{where} cannot be read as a volume: {error.message}. {advice}".rstrip()) from error
-    except OSError as error:
-        raise DataError(f"{where} cannot be read: {error}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header raises anything in pydicom
+        raise DataError(f"{where} cannot be read ({type(error).__name__}: {error}).") from error
     files = tuple(image.path for image in stack.images)
     return DicomVolume(folder, values[np.newaxis], grid, files=files)
 
@@ -224,7 +226,10 @@ def _chosen(folder: Path, found: Sequence[SeriesFiles], series_uid: str | None) 
 
 def _description(series: SeriesFiles) -> str:
     """Return what the scanner's operator calls a series."""
-    return str(DicomImage(series.files[0]).header.get("SeriesDescription") or "without description")
+    try:
+        return str(DicomImage(series.files[0]).header.get("SeriesDescription") or "without description")
+    except SeriesError as error:
+        return error.message
 
 
 def _stack(images: Sequence[DicomImage], row: NDArray[np.float64], column: NDArray[np.float64]) -> Stack:

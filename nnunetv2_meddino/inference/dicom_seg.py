@@ -123,44 +123,53 @@ def write_dicom_seg(
         OSError: It cannot be written.
     """
     segments = segments_of(labels, kind)
-    headers = [_header(file) for file in source]
-    _check(label_map, headers, segments, source)
-    patient_and_study = _taken_out(headers)
-    _state_geometry(headers)
-    descriptions = [_description(segment) for segment in segments]
-    empty = kind == "binary" and not label_map.any()
-    used = slice(0, 1) if empty else slice(None)  # all slices of all segments would be written, gigabytes of zeros
     try:
-        segmentation = Segmentation(
-            source_images=headers[used],
-            pixel_array=_pixels(label_map[used], segments),
-            segmentation_type=kind.upper(),
-            segment_descriptions=descriptions,
-            series_instance_uid=generate_uid(),
-            series_number=_FIRST_SERIES_NUMBER + int(headers[0].get("SeriesNumber") or 0),
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer=_PRODUCT,
-            manufacturer_model_name=_PRODUCT,
-            software_versions=__version__,
-            device_serial_number=__version__,
-            series_description=f"Segmentation by {_PRODUCT}",
-            transfer_syntax_uid=RLELossless if kind == "labelmap" else ExplicitVRLittleEndian,
-            omit_empty_frames=kind == "binary" and not empty,
-            further_source_images=headers[1:] if empty else None,
-            specific_character_set="ISO_IR 192",  # UTF-8: names of classes may be in any language
-        )
-    except (AttributeError, TypeError, ValueError) as error:  # what highdicom raises on headers that it does not take
-        reason = str(error).rstrip(".")
+        headers = [_header(file) for file in source]
+        _check(label_map, headers, segments, source)
+        segmentation = _segmentation(label_map, headers, segments, kind)
+    except (MemoryError, OSError, DataError):
+        raise
+    except Exception as error:  # odd headers raise anything in pydicom and highdicom
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
         msg = (
             f"The headers of the images in {source[0].parent} do not allow a DICOM segmentation: {reason}. Correct "
             "them, or write the labels as NIfTI."
         )
         raise DataError(msg) from error
-    for element in patient_and_study:
-        segmentation.add(element)
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
+
+
+def _segmentation(
+    label_map: NDArray[Any], headers: Sequence[Dataset], segments: Sequence[Segment], kind: Kind
+) -> Segmentation:
+    """Return the object that is written; the headers are changed."""
+    patient_and_study = _taken_out(headers)
+    _state_geometry(headers)
+    empty = kind == "binary" and not label_map.any()
+    used = slice(0, 1) if empty else slice(None)  # all slices of all segments would be written, gigabytes of zeros
+    segmentation = Segmentation(
+        source_images=headers[used],
+        pixel_array=_pixels(label_map[used], segments),
+        segmentation_type=kind.upper(),
+        segment_descriptions=[_description(segment) for segment in segments],
+        series_instance_uid=generate_uid(),
+        series_number=_FIRST_SERIES_NUMBER + int(headers[0].get("SeriesNumber") or 0),
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=_PRODUCT,
+        manufacturer_model_name=_PRODUCT,
+        software_versions=__version__,
+        device_serial_number=__version__,
+        series_description=f"Segmentation by {_PRODUCT}",
+        transfer_syntax_uid=RLELossless if kind == "labelmap" else ExplicitVRLittleEndian,
+        omit_empty_frames=kind == "binary" and not empty,
+        further_source_images=headers[1:] if empty else None,
+        specific_character_set="ISO_IR 192",  # UTF-8: names of classes may be in any language
+    )
+    for element in patient_and_study:
+        segmentation.add(element)
+    return segmentation
 
 
 def _header(file: Path) -> Dataset:

@@ -138,6 +138,15 @@ def test_several_series_are_listed_and_one_is_chosen_by_its_uid(tmp_path: Path) 
     assert [series.uid for series in find_series(tmp_path)] == sorted((venous, arterial))
 
 
+def test_several_series_are_listed_though_one_is_damaged(tmp_path: Path) -> None:
+    _, arterial = two_series(tmp_path)
+    path = tmp_path / "arterial_image000.dcm"
+    name = b"\x10\x00\x10\x00P"  # the tag of PatientName, and half of its type
+    path.write_bytes(path.read_bytes().replace(name + b"N", name + b"?"))
+    with pytest.raises(DataError, match=rf"{arterial}  CT, 20 images: arterial_image000\.dcm has no readable"):
+        read_dicom_folder(tmp_path)
+
+
 def test_objects_of_other_modalities_are_left_aside(tmp_path: Path) -> None:
     write_series(tmp_path, PLAIN)
     other = pydicom.dcmread(tmp_path / "image000.dcm")
@@ -215,6 +224,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"no image" * 100)
     with pytest.raises(DataError, match=r"image004\.dcm has no readable DICOM header"):
         read_dicom_folder(tmp_path)
+
+
+def test_headers_that_pydicom_stumbles_over_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read \(TypeError"):
+        read_dicom_folder(write_series(tmp_path, PLAIN, change=setting(NumberOfFrames=[1, 2])))
 
 
 def test_folders_without_a_volume_are_refused(tmp_path: Path) -> None:

@@ -286,6 +286,7 @@ def test_who_it_is_is_stored_as_the_images_say_however_odd(tmp_path: Path) -> No
     ("attribute", "value", "message"),
     [
         ("FrameOfReferenceUID", lambda _: "", "has no FrameOfReferenceUID.*Write NIfTI instead"),
+        ("SOPClassUID", lambda _: "1.2.3", "KeyError: '1.2.3'.*Correct them"),
         ("StudyInstanceUID", lambda i: f"1.2.{i}", "same series.*Correct them, or write the labels as NIfTI"),
     ],
 )
