@@ -13,10 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import PARTIAL_SUFFIX, naming, write_json
+from nnunetv2_meddino.imaging.dicom_files import is_dicom
+from nnunetv2_meddino.inference.dicom_seg import Kind, segments_of, write_dicom_seg
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
@@ -51,7 +54,7 @@ def find_cases(folder: Path, ending: str) -> list[Case]:
         ending: Of the files, as the training's dataset.json has it.
 
     Raises:
-        DataError: There is no such folder, or no such file in it.
+        DataError: There is no such folder.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is not a folder.")
@@ -60,13 +63,17 @@ def find_cases(folder: Path, ending: str) -> list[Case]:
     for path in sorted(folder.iterdir()):
         if (match := pattern.fullmatch(path.name)) and not path.name.startswith("."):
             cases.setdefault(match[1], []).append(path)
-    if not cases:
-        msg = (
-            f"{folder} holds no image of the model's format. Name them NAME_0000{ending} (further channels _0001 and "
-            "so on), as for training."
-        )
-        raise DataError(msg)
     return [Case(name, tuple(files)) for name, files in cases.items()]
+
+
+def find_dicom_cases(folder: Path) -> list[Case]:
+    """Return a case for each folder with DICOM images below it: the subfolders, or the folder where it holds them."""
+    if any(is_dicom(path) for path in folder.iterdir() if path.is_file()):
+        return [Case(folder.resolve().name, (folder,))]
+    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return [
+        Case(path.name, (path,)) for path in found if any(is_dicom(file) for file in path.rglob("*") if file.is_file())
+    ]
 
 
 def predict_folder(
@@ -75,6 +82,7 @@ def predict_folder(
     out: Path,
     *,
     save_probabilities: bool = False,
+    dicom_seg: Kind | None = None,
     overwrite: bool = True,
     num_parts: int = 1,
     part_id: int = 0,
@@ -86,9 +94,10 @@ def predict_folder(
 
     Args:
         predictor: The model.
-        source: Folder of images, as ``find_cases`` takes it.
+        source: Folder of images, as ``find_cases`` takes it, or of DICOM series, as ``find_dicom_cases`` does.
         out: Folder of predictions, with copies of ``dataset.json`` and ``plans.json``, as ``nnUNetv2_predict`` has it.
         save_probabilities: Write ``.npz`` and ``.pkl`` for nnU-Net's ensembling as well.
+        dicom_seg: Write a DICOM segmentation ``.dcm`` of this kind beside the label map of a DICOM series.
         overwrite: Predict cases again that have been.
         num_parts: Of how many commands that share the work.
         part_id: Which of them this is, from 0.
@@ -105,8 +114,19 @@ def predict_folder(
     if not 0 <= part_id < num_parts:
         raise ConfigurationError(f"-part_id must be from 0 to {num_parts - 1} with -num_parts {num_parts}.")
     model = predictor.model
-    cases = find_cases(source, model.dataset_json["file_ending"])[part_id::num_parts]
-    writer = CaseWriter(model, out)
+    ending = model.dataset_json["file_ending"]
+    cases = find_cases(source, ending) or find_dicom_cases(source)
+    if not cases:
+        msg = (
+            f"{source} holds neither images called NAME_0000{ending} (further channels _0001 and so on), as those that "
+            "the model was trained on, nor DICOM series."
+        )
+        raise DataError(msg)
+    if cases[0].files[0].is_dir() and model.plans.image_reader_writer_class is not SimpleITKIO:
+        msg = f"DICOM is for models of nnU-Net's SimpleITKIO; the images of this one are {ending} files."
+        raise ConfigurationError(msg)
+    cases = cases[part_id::num_parts]
+    writer = CaseWriter(model, out, dicom_seg)
     write_json(model.dataset_json, out / "dataset.json")
     write_json(model.plans.plans, out / "plans.json")
     write_json(
@@ -139,7 +159,7 @@ def predict_folder(
                 failed.append(slices)
             else:
                 predict_into(writer, predictor, case.name, slices, save_probabilities, on_slices)
-    return failed
+    return [*failed, *writer.failed]
 
 
 def predict_into(
@@ -157,15 +177,27 @@ def predict_into(
         heads = predictor.model.labels.num_segmentation_heads
         probabilities = ProbabilityFile(writer.partial_folder(name), heads, (z, y, x))
     labels = predictor.predict_slices(slices, probabilities, on_slices)
-    writer.write(name, labels, slices.properties, probabilities)
+    writer.write(name, labels, slices, probabilities)
 
 
 class CaseWriter:
     """Writes predictions in the background, one at a time, in nnU-Net's formats."""
 
-    def __init__(self, model: Model, out: Path) -> None:
-        """Make the folder."""
-        self.model, self.out = model, out
+    def __init__(self, model: Model, out: Path, dicom_seg: Kind | None = None) -> None:
+        """Make the folder.
+
+        Args:
+            model: Whose predictions they are.
+            out: The folder.
+            dicom_seg: Kind of DICOM segmentation to write of cases that were read from DICOM.
+
+        Raises:
+            ConfigurationError: The model's classes cannot be written as such a segmentation.
+        """
+        if dicom_seg is not None:
+            segments_of(model.dataset_json["labels"], dicom_seg)
+        self.model, self.out, self._dicom_seg = model, out, dicom_seg
+        self.failed: list[FailedCase] = []
         self._ending = model.dataset_json["file_ending"]
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
@@ -201,7 +233,7 @@ class CaseWriter:
         self,
         name: str,
         labels: NDArray[Any],
-        properties: Mapping[str, Any],
+        slices: NetworkSlices,
         probabilities: ProbabilityFile | None = None,
     ) -> None:
         """Write a case once the one before is written.
@@ -210,7 +242,7 @@ class CaseWriter:
             OSError: The one before could not be written.
         """
         self._wait()
-        self._pending = self._thread.submit(self._write, name, labels, properties, probabilities)
+        self._pending = self._thread.submit(self._write, name, labels, slices.properties, slices.dicom, probabilities)
 
     def _wait(self) -> None:
         if self._pending is not None:
@@ -218,7 +250,12 @@ class CaseWriter:
             self._pending = None
 
     def _write(
-        self, name: str, labels: NDArray[Any], properties: Mapping[str, Any], probabilities: ProbabilityFile | None
+        self,
+        name: str,
+        labels: NDArray[Any],
+        properties: Mapping[str, Any],
+        dicom: Sequence[Path],
+        probabilities: ProbabilityFile | None,
     ) -> None:
         plans = self.model.plans
         folder = self.out / f".{name}{PARTIAL_SUFFIX}" if probabilities is not None else self.partial_folder(name)
@@ -228,6 +265,12 @@ class CaseWriter:
                 has_regions = self.model.regions is not None
                 probabilities.finish(folder / f"{name}.npz", properties, plans.transpose_backward, regions=has_regions)
                 (folder / f"{name}.pkl").write_bytes(pickle.dumps(dict(properties)))
+            if self._dicom_seg is not None and dicom:
+                try:
+                    classes = self.model.dataset_json["labels"]
+                    write_dicom_seg(labels, classes, dicom, folder / f"{name}.dcm", kind=self._dicom_seg)
+                except DataError as error:
+                    self.failed.append(FailedCase(name, str(error)))
             # the label map last: where it is, everything is
             for file in sorted(folder.iterdir(), key=lambda file: file.name == f"{name}{self._ending}"):
                 file.replace(self.out / file.name)
@@ -239,7 +282,7 @@ def _read_ahead(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[C
 
     def read(case: Case) -> NetworkSlices | FailedCase:
         try:
-            return predictor.preprocessed(predictor.read(case.files))
+            return predictor.preprocessed(predictor.read(case.files if case.files[0].is_file() else case.files[0]))
         except DataError as error:
             return FailedCase(case.name, f"{case.files[0]}: {error}")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError, TrainingError
-from nnunetv2_meddino.inference.images import CaseImage, case_of_array, case_of_simpleitk, read_case
+from nnunetv2_meddino.inference.images import CaseImage, case_of_array, case_of_simpleitk, read_case, read_dicom_case
 from nnunetv2_meddino.inference.labels import labels_of, probabilities_of
 from nnunetv2_meddino.inference.model import FINAL_CHECKPOINT, Fold, Model, read_model
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices, PreprocessedImage
@@ -147,17 +147,24 @@ class Predictor:
 
     def read(self, image: AnyImage, spacing_mm: Sequence[float] | None = None) -> CaseImage:
         """Read an image as ``predict`` takes it."""
+        if spacing_mm is not None and not isinstance(image, np.ndarray):
+            raise ConfigurationError("spacing_mm is for arrays; files and images of SimpleITK have their own.")
         with self.times("read"):
-            if isinstance(image, np.ndarray):
-                if spacing_mm is None:
-                    raise ConfigurationError("An array needs spacing_mm, its voxel size (z, y, x).")
-                return case_of_array(image, spacing_mm)
-            if spacing_mm is not None:
-                raise ConfigurationError("spacing_mm is for arrays; files and images of SimpleITK have their own.")
+            reader = self.model.plans.image_reader_writer_class
+            if isinstance(image, (list, tuple)):
+                return read_case([Path(file) for file in image], reader)
+            if isinstance(image, (str, Path)) and not Path(image).is_dir():
+                return read_case([Path(image)], reader)
+            if reader.__name__.endswith("WithReorient"):
+                msg = f"The model was trained on images that {reader.__name__} turns as it reads them: give it a file."
+                raise ConfigurationError(msg)
+            if isinstance(image, (str, Path)):
+                return read_dicom_case(Path(image))
             if isinstance(image, sitk.Image):
                 return case_of_simpleitk(image)
-            files = [image] if isinstance(image, (str, Path)) else image
-            return read_case([Path(file) for file in files], self.model.plans.image_reader_writer_class)
+            if spacing_mm is None:
+                raise ConfigurationError("An array needs spacing_mm, its voxel size (z, y, x).")
+            return case_of_array(np.asarray(image), spacing_mm)
 
     def predict_case(
         self, image: CaseImage, probabilities: Probabilities | None = None, on_slices: OnSlices | None = None

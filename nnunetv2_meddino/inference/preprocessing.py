@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +36,8 @@ class NetworkSlices(Protocol):
     """``(slices, rows, columns)`` that the network sees."""
     properties: dict[str, Any]
     """As nnU-Net's preprocessor leaves them: sizes before and after cropping, the box, and those of the reader."""
+    dicom: tuple[Path, ...]
+    """The file of each slice of the image, where it was read from a DICOM series."""
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return slices, ``(B, C, rows, columns)`` float32."""
@@ -51,7 +54,7 @@ class PreprocessedImage:
         Raises:
             DataError: The image has another number of channels than the network.
         """
-        self.device = device
+        self.device, self.dicom = device, image.dicom
         schemes = configuration.normalization_schemes
         if len(image.channels) != len(schemes):
             msg = f"The image has {len(image.channels)} channels, the network was trained on {len(schemes)}."
@@ -114,6 +117,8 @@ class PreprocessedImage:
 
 class StoredSlices:
     """``NetworkSlices`` of a case that nnU-Net has preprocessed and stored."""
+
+    dicom: tuple[Path, ...] = ()
 
     def __init__(self, data: Any, properties: dict[str, Any], device: torch.device) -> None:
         """Keep the case.
