@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from nnunetv2_meddino.inference.preprocessing import NetworkSlices, Preprocessed
 from nnunetv2_meddino.inference.resampling import resampling_of
 from nnunetv2_meddino.inference.sliding_window import SlidingWindow
 from nnunetv2_meddino.inference.timing import StepTimes
+
+logger = logging.getLogger(__name__)
 
 PATCHES_PX = 4 * 896 * 896
 """Pixels that go through the network of a GPU at a time: four views of a slice of 896 pixels."""
@@ -77,18 +80,24 @@ class Predictor:
         self.mirrorings = model.mirrorings if mirroring else [()]
         self.times = StepTimes(self.device)
         self._results_device = self.device if on_device else torch.device("cpu")
+        self._in_turn = False
         try:
-            self.networks: list[nn.Module] = [network.to(self.device) for network in model.networks]
+            self._move(self.device)
         except torch.OutOfMemoryError as error:
-            msg = f"{len(model.networks)} networks do not fit on {self.device}. Predict with fewer folds (-f)."
-            raise ConfigurationError(msg) from error
+            self._move(torch.device("cpu"))
+            if len(model.networks) == 1:
+                raise ConfigurationError(
+                    f"The network does not fit on {self.device}. Choose another device."
+                ) from error
+            logger.warning("The networks of all folds do not fit on %s together: they take turns.", self.device)
+            self._in_turn = True
         except (AssertionError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigurationError(f"Device {self.device} cannot be used ({reason}). Choose another.") from error
         rows, columns = model.configuration.patch_size
         self._patch_size = (int(rows), int(columns))
-        views = len(self.mirrorings) * rows * columns
-        self._batch = max(1, PATCHES_PX // views) if self.device.type != "cpu" else 1
+        self._batched = self.device.type != "cpu"  # a CPU gains nothing from larger batches
+        self._batch = max(1, PATCHES_PX // (len(self.mirrorings) * rows * columns)) if self._batched else 1
 
     @classmethod
     def from_folder(
@@ -226,16 +235,24 @@ class Predictor:
                 on_slices(done, depth)
         return labels.transpose(plans.transpose_backward)
 
+    def _move(self, device: torch.device) -> None:
+        for network in self.model.networks:
+            network.to(device)
+
     def _forward(self, patches: Tensor) -> Tensor:
         """Return logits ``(B, K, rows, columns)`` float32, averaged over mirrored views and folds."""
         total: Tensor | None = None
         autocast = torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
         with autocast:
-            for network in self.networks:
+            for network in self.model.networks:
+                if self._in_turn:
+                    network.to(self.device)
                 for logits in self._views(network, patches):
                     total = logits if total is None else total.add_(logits)
+                if self._in_turn:
+                    network.to("cpu")
         assert total is not None
-        total /= len(self.networks) * len(self.mirrorings)
+        total /= len(self.model.networks) * len(self.mirrorings)
         if not bool(torch.isfinite(total.sum())):
             raise TrainingError("The network returns values that are not finite; its training has failed.")
         return total
@@ -243,7 +260,7 @@ class Predictor:
     def _views(self, network: nn.Module, patches: Tensor) -> Iterator[Tensor]:
         """Yield the logits of each mirrored view, mirrored back; on a GPU all views go through the network at once."""
         axes = [tuple(axis + 2 for axis in mirrored) for mirrored in self.mirrorings]
-        if self.device.type == "cpu":
+        if not self._batched:
             for mirrored in axes:
                 yield _flipped(network(_flipped(patches, mirrored)).float(), mirrored)
             return

@@ -139,9 +139,10 @@ def check_resampling(
         ConfigurationError: It is none of those that ``Resampling`` can do slice by slice.
     """
     name, arguments = configuration[f"resampling_fn_{what}"], configuration[f"resampling_fn_{what}_kwargs"]
-    if name not in (SKIMAGE, TORCH) or arguments.get("mode", "linear") != "linear":
-        mode = f" and {arguments['mode']} interpolation" if "mode" in arguments else ""
-        msg = f"The plans resample {what} with {name}{mode}, which cannot be done slice by slice. Predict with --stock."
+    modes = arguments.get("mode", "linear"), arguments.get("aniso_axis_mode", "nearest-exact")
+    if name not in (SKIMAGE, TORCH) or modes != ("linear", "nearest-exact"):
+        how = f" ({', '.join(modes)})" if name == TORCH else ""
+        msg = f"The plans resample {what} with {name}{how}, which cannot be done slice by slice. Predict with --stock."
         raise ConfigurationError(msg)
     return name, arguments
 
