@@ -255,6 +255,7 @@ def test_views_and_slices_in_one_batch_are_those_one_by_one(tmp_path: Path, mirr
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_gpu_gives_the_labels_of_the_cpu(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", folds=(0, 1))
     values = smooth_noise((9, 100, 120))
