@@ -24,6 +24,7 @@ from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
 from nnunetv2_meddino.inference.probabilities import ProbabilityFile
+from nnunetv2_meddino.inference.timing import StepTimes
 
 OnProgress = Callable[[str, float, int, str], None]
 """Called with the name of a case, how many cases are done (with a fraction), the number of all, and slices a second."""
@@ -126,7 +127,7 @@ def predict_folder(
         msg = f"DICOM is for models of nnU-Net's SimpleITKIO; the images of this one are {ending} files."
         raise ConfigurationError(msg)
     cases = cases[part_id::num_parts]
-    writer = CaseWriter(model, out, dicom_seg)
+    writer = CaseWriter(model, out, predictor.times, dicom_seg)
     write_json(model.dataset_json, out / "dataset.json")
     write_json(model.plans.plans, out / "plans.json")
     write_json(
@@ -183,12 +184,13 @@ def predict_into(
 class CaseWriter:
     """Writes predictions in the background, one at a time, in nnU-Net's formats."""
 
-    def __init__(self, model: Model, out: Path, dicom_seg: Kind | None = None) -> None:
+    def __init__(self, model: Model, out: Path, times: StepTimes, dicom_seg: Kind | None = None) -> None:
         """Make the folder.
 
         Args:
             model: Whose predictions they are.
             out: The folder.
+            times: Where writing is timed.
             dicom_seg: Kind of DICOM segmentation to write of cases that were read from DICOM.
 
         Raises:
@@ -196,7 +198,7 @@ class CaseWriter:
         """
         if dicom_seg is not None:
             segments_of(model.dataset_json["labels"], dicom_seg)
-        self.model, self.out, self._dicom_seg = model, out, dicom_seg
+        self.model, self.out, self.times, self._dicom_seg = model, out, times, dicom_seg
         self.failed: list[FailedCase] = []
         self._ending = model.dataset_json["file_ending"]
         self._thread = ThreadPoolExecutor(1)
@@ -259,7 +261,7 @@ class CaseWriter:
     ) -> None:
         plans = self.model.plans
         folder = self.out / f".{name}{PARTIAL_SUFFIX}" if probabilities is not None else self.partial_folder(name)
-        with naming(self.out / f"{name}{self._ending}"):
+        with self.times("write"), naming(self.out / f"{name}{self._ending}"):
             plans.image_reader_writer_class().write_seg(labels, str(folder / f"{name}{self._ending}"), properties)
             if probabilities is not None:
                 has_regions = self.model.regions is not None

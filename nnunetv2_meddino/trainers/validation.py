@@ -55,7 +55,7 @@ def validate(trainer: BaseTrainer, save_probabilities: bool) -> None:
         keys[trainer.local_rank :: ranks],
         folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
     )
-    with CaseWriter(model, folder) as writer:
+    with CaseWriter(model, folder, predictor.times) as writer:
         for number, key in enumerate(dataset.identifiers, start=1):
             trainer.print_to_log_file(f"predicting {key}")
             data, _, _, properties = dataset.load_case(key)
