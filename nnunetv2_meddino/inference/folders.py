@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import re
 import shutil
@@ -13,10 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import PARTIAL_SUFFIX, naming, write_json
+from nnunetv2_meddino.imaging.io import read_image
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
@@ -44,7 +48,7 @@ class FailedCase:
 
 
 def find_cases(folder: Path, ending: str) -> list[Case]:
-    """Return the cases of a folder, whose files are called ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz`` and so on.
+    """Return the cases of a folder by name; files are called ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz`` and so on.
 
     Args:
         folder: The images; subfolders are not searched.
@@ -66,7 +70,20 @@ def find_cases(folder: Path, ending: str) -> list[Case]:
             "so on), as for training."
         )
         raise DataError(msg)
-    return [Case(name, tuple(files)) for name, files in cases.items()]
+    return [Case(name, tuple(files)) for name, files in sorted(cases.items())]
+
+
+def check_channels(case: Case, ending: str) -> None:
+    """Check that the files of a case are numbered from 0000 on.
+
+    Raises:
+        DataError: One is left out, so that others would be taken for it.
+    """
+    for i, file in enumerate(case.files):
+        if file.name != f"{case.name}_{i:04d}{ending}":
+            raise DataError(
+                f"{file} is there but {case.name}_{i:04d}{ending} is not. Add it, or number files from 0000."
+            )
 
 
 def predict_folder(
@@ -103,7 +120,10 @@ def predict_folder(
         OSError: Predictions cannot be written.
     """
     if not 0 <= part_id < num_parts:
-        raise ConfigurationError(f"-part_id must be from 0 to {num_parts - 1} with -num_parts {num_parts}.")
+        msg = (
+            f"There is no -part_id {part_id} of -num_parts {num_parts}: the first part is 0, the last {num_parts - 1}."
+        )
+        raise ConfigurationError(msg if num_parts > 0 else f"-num_parts must be 1 or more, not {num_parts}.")
     model = predictor.model
     cases = find_cases(source, model.dataset_json["file_ending"])[part_id::num_parts]
     writer = CaseWriter(model, out)
@@ -120,6 +140,8 @@ def predict_folder(
         },
         out / "predict_from_raw_data_args.json",
     )
+    for case in cases:
+        writer.delete_partial(case.name)
     if not overwrite:
         cases = [case for case in cases if not writer.is_written(case.name, save_probabilities)]
     failed: list[FailedCase] = []
@@ -161,7 +183,11 @@ def predict_into(
 
 
 class CaseWriter:
-    """Writes predictions in the background, one at a time, in nnU-Net's formats."""
+    """Writes predictions in the background, one at a time, in nnU-Net's formats.
+
+    The files of a case are made in a hidden folder and get their names when all are whole. That folder is deleted after
+    an error; one that a killed command has left is deleted by the next that predicts the case.
+    """
 
     def __init__(self, model: Model, out: Path) -> None:
         """Make the folder."""
@@ -169,6 +195,7 @@ class CaseWriter:
         self._ending = model.dataset_json["file_ending"]
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        self._begun: set[str] = set()
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
 
@@ -183,6 +210,8 @@ class CaseWriter:
                 self._wait()
         finally:
             self._thread.shutdown(cancel_futures=True)
+            for name in self._begun:
+                self.delete_partial(name)
 
     def is_written(self, name: str, save_probabilities: bool) -> bool:
         """Whether a case has been predicted."""
@@ -191,11 +220,20 @@ class CaseWriter:
 
     def partial_folder(self, name: str) -> Path:
         """Return a new, hidden folder for what a case's files are made of."""
-        folder = self.out / f".{name}{PARTIAL_SUFFIX}"
-        shutil.rmtree(folder, ignore_errors=True)
+        self._begun.add(name)
+        self.delete_partial(name)
+        folder = self._partial_path(name)
         with naming(folder):
             folder.mkdir()
         return folder
+
+    def delete_partial(self, name: str) -> None:
+        """Delete that folder, if there is one."""
+        if (folder := self._partial_path(name)).exists():
+            shutil.rmtree(folder)
+
+    def _partial_path(self, name: str) -> Path:
+        return self.out / f".{name}{PARTIAL_SUFFIX}"
 
     def write(
         self,
@@ -221,17 +259,41 @@ class CaseWriter:
         self, name: str, labels: NDArray[Any], properties: Mapping[str, Any], probabilities: ProbabilityFile | None
     ) -> None:
         plans = self.model.plans
-        folder = self.out / f".{name}{PARTIAL_SUFFIX}" if probabilities is not None else self.partial_folder(name)
-        with naming(self.out / f"{name}{self._ending}"):
-            plans.image_reader_writer_class().write_seg(labels, str(folder / f"{name}{self._ending}"), properties)
-            if probabilities is not None:
+        folder = self._partial_path(name) if probabilities is not None else self.partial_folder(name)
+        label_map = self.out / f"{name}{self._ending}"
+        with naming(label_map):
+            _write_label_map(plans.image_reader_writer_class(), labels, folder / label_map.name, properties)
+        if probabilities is not None:
+            with naming(self.out / f"{name}.npz"):
                 has_regions = self.model.regions is not None
                 probabilities.finish(folder / f"{name}.npz", properties, plans.transpose_backward, regions=has_regions)
                 (folder / f"{name}.pkl").write_bytes(pickle.dumps(dict(properties)))
-            # the label map last: where it is, everything is
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == f"{name}{self._ending}"):
+        self._give_names(folder, label_map)
+        self._begun.remove(name)
+
+    def _give_names(self, folder: Path, label_map: Path) -> None:
+        """Move the files of a case out of their folder, the label map last: where it is, everything is."""
+        with naming(label_map):
+            others = [file for file in folder.iterdir() if file.name != label_map.name]
+            if others:
+                label_map.unlink(missing_ok=True)  # an earlier one, which would not belong to them
+            for file in (*others, folder / label_map.name):
                 file.replace(self.out / file.name)
             folder.rmdir()
+
+
+def _write_label_map(writer: BaseReaderWriter, labels: NDArray[Any], path: Path, properties: Mapping[str, Any]) -> None:
+    """Write labels and read them again: SimpleITK writes a NIfTI file to a full disk without an error.
+
+    Raises:
+        OSError: The file is not whole.
+    """
+    try:
+        writer.write_seg(labels, str(path), properties)
+        read_image(path)
+    except (DataError, RuntimeError) as error:  # of SimpleITK, without the system's reason
+        path.write_bytes(bytes(labels.nbytes))  # raises with it
+        raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
 
 def _read_ahead(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[Case, NetworkSlices | FailedCase]]:
@@ -239,9 +301,10 @@ def _read_ahead(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[C
 
     def read(case: Case) -> NetworkSlices | FailedCase:
         try:
+            check_channels(case, predictor.model.dataset_json["file_ending"])
             return predictor.preprocessed(predictor.read(case.files))
         except DataError as error:
-            return FailedCase(case.name, f"{case.files[0]}: {error}")
+            return FailedCase(case.name, str(error))
 
     with ThreadPoolExecutor(1) as thread:
         waiting: list[tuple[Case, Future[NetworkSlices | FailedCase]]] = []
