@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 from nnunetv2_meddino.cli.nnunet import run_nnunet
@@ -38,7 +40,9 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("-f", dest="folds", nargs="+", metavar="F", help="folds (default: all trained ones)")
     command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
-    command.add_argument("-device", default="cuda", metavar="DEVICE", help="cuda, cpu or mps (default: %(default)s)")
+    command.add_argument(
+        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="what predicts (default: %(default)s)"
+    )
     command.add_argument(
         "-step_size", type=float, default=0.5, help="distance of tiles, in patches at most (default: %(default)s)"
     )
@@ -57,7 +61,10 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "-npp", "-nps", dest="ignored", type=int, help="not needed: one image is read ahead, one written"
     )
+    command.add_argument("--verbose", action="store_true", help="not needed: errors say what happened")
+    command.add_argument("-prev_stage_predictions", metavar="FOLDER", help="of a cascade: with --stock only")
     command.add_argument(STOCK, action="store_true", help="nnU-Net's own prediction; see below")
+    command.set_defaults(interrupted="Finished predictions stay; add --continue_prediction to predict the others.")
 
 
 def predict_stock(arguments: list[str]) -> int:
@@ -72,6 +79,8 @@ def _predict(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.inference.model import read_model
     from nnunetv2_meddino.inference.predictor import Predictor
 
+    if options.prev_stage_predictions is not None:
+        raise ConfigurationError("-prev_stage_predictions is for cascades, which only --stock can predict.")
     model = read_model(_model_folder(options), options.folds, options.checkpoint)
     predictor = Predictor(
         model,
@@ -80,7 +89,8 @@ def _predict(options: argparse.Namespace) -> int:
         step_size=options.step_size,
         on_device=not options.not_on_device,
     )
-    with progress(shown=not options.disable_progress_bar) as show:
+    # nnU-Net's readers print what they wonder about
+    with progress(shown=not options.disable_progress_bar) as show, contextlib.redirect_stdout(sys.stderr):
         failed = predict_folder(
             predictor,
             options.source,
@@ -108,7 +118,10 @@ def _model_folder(options: argparse.Namespace) -> Path:
     from nnunetv2_meddino.environment import NNUNET_RESULTS, nnunet_folders
 
     nnunet_folders(NNUNET_RESULTS)
-    folder = Path(get_output_folder(options.dataset, options.trainer, options.plans, options.configuration))
+    try:
+        folder = Path(get_output_folder(options.dataset, options.trainer, options.plans, options.configuration))
+    except (RuntimeError, ValueError) as error:  # no dataset of that number, or several
+        raise ConfigurationError(f"-d {options.dataset}: {error}") from error
     if not folder.is_dir():
         raise ConfigurationError(f"{folder} does not exist. Train it first, or check -d, -tr, -p and -c.")
     return folder
