@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["predict"] and STOCK in arguments:
         return exit_code_of(lambda: predict_stock(arguments[1:]), unwinds=False)
     options = _parser().parse_args(arguments)
-    return exit_code_of(lambda: options.run(options))
+    return exit_code_of(lambda: options.run(options), interrupted=options.interrupted)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join(["environment variables:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_env(commands)
     add_demo(commands)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 from nnunetv2_meddino.cli.nnunet import run_nnunet
@@ -24,7 +26,9 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     """Add ``predict`` to the sub-commands."""
     description = "predict with a 2D model, slice by slice; takes the arguments of nnUNetv2_predict"
     command = add_command(commands, "predict", _predict, description, epilog=_EPILOG)
-    command.add_argument("-i", dest="source", type=Path, required=True, metavar="IMAGES", help="folder of images")
+    command.add_argument(
+        "-i", dest="source", type=Path, required=True, metavar="IMAGES", help="folder of images, or of DICOM series"
+    )
     command.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="folder of predictions")
     model = command.add_mutually_exclusive_group(required=True)
     model.add_argument("-d", dest="dataset", metavar="DATASET", help="name or number of the dataset trained on")
@@ -36,12 +40,19 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("-f", dest="folds", nargs="+", metavar="F", help="folds (default: all trained ones)")
     command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
-    command.add_argument("-device", default="cuda", metavar="DEVICE", help="cuda, cpu or mps (default: %(default)s)")
+    command.add_argument(
+        "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="what predicts (default: %(default)s)"
+    )
     command.add_argument(
         "-step_size", type=float, default=0.5, help="distance of tiles, in patches at most (default: %(default)s)"
     )
     command.add_argument("--disable_tta", action="store_true", help="no average over mirrored views")
     command.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl for ensembling, too")
+    command.add_argument(
+        "--dicom-seg",
+        choices=("labelmap", "binary"),
+        help="write a DICOM segmentation beside the label map of a DICOM series",
+    )
     command.add_argument("--continue_prediction", "--c", action="store_true", help="leave finished cases as they are")
     command.add_argument("-num_parts", type=int, default=1, help="how many commands share the cases (default: 1)")
     command.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0 (default: 0)")
@@ -50,7 +61,10 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "-npp", "-nps", dest="ignored", type=int, help="not needed: one image is read ahead, one written"
     )
+    command.add_argument("--verbose", action="store_true", help="not needed: errors say what happened")
+    command.add_argument("-prev_stage_predictions", metavar="FOLDER", help="of a cascade: with --stock only")
     command.add_argument(STOCK, action="store_true", help="nnU-Net's own prediction; see below")
+    command.set_defaults(interrupted="Finished predictions stay; add --continue_prediction to predict the others.")
 
 
 def predict_stock(arguments: list[str]) -> int:
@@ -65,6 +79,8 @@ def _predict(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.inference.model import read_model
     from nnunetv2_meddino.inference.predictor import Predictor
 
+    if options.prev_stage_predictions is not None:
+        raise ConfigurationError("-prev_stage_predictions is for cascades, which only --stock can predict.")
     model = read_model(_model_folder(options), options.folds, options.checkpoint)
     predictor = Predictor(
         model,
@@ -73,12 +89,14 @@ def _predict(options: argparse.Namespace) -> int:
         step_size=options.step_size,
         on_device=not options.not_on_device,
     )
-    with progress(shown=not options.disable_progress_bar) as show:
+    # nnU-Net's readers print what they wonder about
+    with progress(shown=not options.disable_progress_bar) as show, contextlib.redirect_stdout(sys.stderr):
         failed = predict_folder(
             predictor,
             options.source,
             options.out,
             save_probabilities=options.save_probabilities,
+            dicom_seg=options.dicom_seg,
             overwrite=not options.continue_prediction,
             num_parts=options.num_parts,
             part_id=options.part_id,
@@ -100,7 +118,10 @@ def _model_folder(options: argparse.Namespace) -> Path:
     from nnunetv2_meddino.environment import NNUNET_RESULTS, nnunet_folders
 
     nnunet_folders(NNUNET_RESULTS)
-    folder = Path(get_output_folder(options.dataset, options.trainer, options.plans, options.configuration))
+    try:
+        folder = Path(get_output_folder(options.dataset, options.trainer, options.plans, options.configuration))
+    except (RuntimeError, ValueError) as error:  # no dataset of that number, or several
+        raise ConfigurationError(f"-d {options.dataset}: {error}") from error
     if not folder.is_dir():
         raise ConfigurationError(f"{folder} does not exist. Train it first, or check -d, -tr, -p and -c.")
     return folder

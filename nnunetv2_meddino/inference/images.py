@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging import damage
+from nnunetv2_meddino.imaging.dicom_series import read_dicom_folder
 from nnunetv2_meddino.imaging.grid import Grid, simpleitk_geometry, simpleitk_grid
-from nnunetv2_meddino.imaging.io import PIXEL_ENDINGS, read_image, simpleitk_channels
+from nnunetv2_meddino.imaging.io import PIXEL_ENDINGS, check_finite, read_image, simpleitk_channels
 
 PLANAR_SPACING = 999
 """Distance of slices that nnU-Net gives a 2D image, in pixels: larger than any anisotropy."""
@@ -30,6 +31,8 @@ class CaseImage:
     """Each ``(z, y, x)``, of any type."""
     properties: dict[str, Any]
     """As nnU-Net's reader returns them: ``spacing`` ``(z, y, x)`` and what its writer needs."""
+    dicom: tuple[Path, ...] = ()
+    """The file of each slice, where it was read from a DICOM series."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,28 +52,47 @@ def read_case(files: Sequence[Path], reader: type[BaseReaderWriter]) -> CaseImag
         reader: nnU-Net's, which the plans name.
 
     Raises:
-        DataError: A file is missing, damaged or unreadable, or the channels do not lie on one grid.
+        DataError: A file is missing, damaged or unreadable, holds NaN or infinity, or the channels do not lie on one
+            grid.
     """
     if reader is SimpleITKIO and not any(file.name.lower().endswith(PIXEL_ENDINGS) for file in files):
         images = [read_image(file) for file in files]
-        for file, image in zip(files[1:], images[1:], strict=True):
-            same = image.channels.shape[1:] == images[0].channels.shape[1:]
-            if not same or not np.allclose(image.grid.spacing_mm, images[0].grid.spacing_mm, rtol=1e-5):
-                raise DataError(f"{file} and {files[0]} are channels of one case but differ in size or voxel size.")
-        return case_of(tuple(channel for image in images for channel in image.channels), images[0].grid, files[0])
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"{file} does not exist or is not a file.")
+        cases = [case_of(tuple(image.channels), image.grid, image.path) for image in images]
+    else:
+        cases = [_read_with(reader, file) for file in files]
+    first = cases[0]
+    for file, case in zip(files, cases, strict=True):
+        same = case.shape == first.shape
+        if not same or not np.allclose(case.properties["spacing"], first.properties["spacing"], rtol=1e-5):
+            raise DataError(f"{file} and {files[0]} are channels of one case but differ in size or voxel size.")
+        for channel in case.channels:
+            check_finite(channel[np.newaxis], file)
+    return CaseImage(tuple(channel for case in cases for channel in case.channels), first.properties)
+
+
+def _read_with(reader: type[BaseReaderWriter], file: Path) -> CaseImage:
+    """Read one file with one of nnU-Net's readers."""
+    if not file.is_file():
+        raise DataError(f"{file} does not exist or is not a file.")
     try:
-        for file in files:
-            damage.check_complete(file)
-        values, properties = reader().read_images([str(file) for file in files])
+        damage.check_complete(file)
+        values, properties = reader().read_images([str(file)])
     except (MemoryError, DataError):
         raise
     except Exception as error:  # readers raise anything on damaged files
-        names = ", ".join(str(file) for file in files)
-        raise DataError(f"{names} cannot be read with nnU-Net's {reader.__name__} ({error}).") from error
+        reason = str(error).strip() or type(error).__name__
+        raise DataError(f"{file} cannot be read with nnU-Net's {reader.__name__} ({reason}).") from error
     return CaseImage(tuple(values), properties)
+
+
+def read_dicom_case(folder: Path, series_uid: str | None = None) -> CaseImage:
+    """Read a DICOM series below a folder.
+
+    Raises:
+        DataError: As ``read_dicom_folder``.
+    """
+    volume = read_dicom_folder(folder, series_uid)
+    return replace(case_of(tuple(volume.channels), volume.grid, folder), dicom=volume.files)
 
 
 def case_of(channels: tuple[NDArray[Any], ...], grid: Grid, name: Path | str) -> CaseImage:
@@ -101,15 +123,18 @@ def case_of_array(values: NDArray[Any], spacing_mm: Sequence[float]) -> CaseImag
         spacing_mm: ``(z, y, x)``.
 
     Raises:
-        DataError: The array has another number of axes, or the spacing is not three positive numbers.
+        DataError: The array has another number of axes or values that are not finite, or the spacing is not three
+            positive numbers.
     """
     if values.ndim not in (3, 4) or 0 in values.shape:
         raise DataError(f"An image is an array (z, y, x) or (C, z, y, x); this one has the shape {values.shape}.")
+    channels = values[np.newaxis] if values.ndim == 3 else values
+    check_finite(channels, "The array")
     spacing = tuple(float(s) for s in spacing_mm)
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise DataError(f"spacing_mm must be three positive numbers (z, y, x), not {spacing_mm}.")
     grid = Grid((spacing[0], spacing[1], spacing[2]), (0.0, 0.0, 0.0), np.eye(3)[::-1])
-    return case_of(tuple(values[np.newaxis] if values.ndim == 3 else values), grid, "the array")
+    return case_of(tuple(channels), grid, "the array")
 
 
 def case_of_simpleitk(image: sitk.Image) -> CaseImage:
@@ -117,4 +142,5 @@ def case_of_simpleitk(image: sitk.Image) -> CaseImage:
     if image.GetDimension() not in (2, 3):
         raise DataError(f"An image of {image.GetDimension()} dimensions was given; 2 or 3 are needed.")
     values, _ = simpleitk_channels(image)
+    check_finite(values, "The image")
     return case_of(tuple(values), simpleitk_grid(image), "the image")

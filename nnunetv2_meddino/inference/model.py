@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,12 @@ from nnunetv2_meddino.environment import NNUNET_COMPILE, NNUNET_EXT_TRAINER, cha
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import read_json
 from nnunetv2_meddino.inference.plans import check_slicewise
-from nnunetv2_meddino.trainers import TRAINERS
 from nnunetv2_meddino.weights.files import read_file
+
+OURS = "nnunetv2_meddino."
+"""Beginning of the names of this package's networks."""
+
+STOCK_TRAINER = "nnUNetTrainer"
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
@@ -138,7 +142,7 @@ def _build(
     """
     channels = determine_num_input_channels(plans, configuration, dataset_json)
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
-    if trainer in (*TRAINERS, "nnUNetTrainer"):
+    if trainer == STOCK_TRAINER or configuration.network_arch_class_name.startswith(OURS):
         network: nn.Module = get_network_from_plans(
             configuration.network_arch_class_name,
             configuration.network_arch_init_kwargs,
@@ -148,7 +152,7 @@ def _build(
             deep_supervision=False,
         )
         return network
-    with changed_environment({NNUNET_EXT_TRAINER.name: ext_trainer_value()}), contextlib.redirect_stdout(io.StringIO()):
+    with changed_environment({NNUNET_EXT_TRAINER.name: ext_trainer_value()}), redirect_stdout(io.StringIO()):
         trainer_class: Any = recursive_find_trainer_class_by_name(trainer)
         return trainer_class.build_network_architecture(
             plans, configuration, channels, heads, enable_deep_supervision=False

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.files import naming
+
 KEY = "probabilities"
 """Under which nnU-Net's ensembling finds them."""
 
@@ -36,10 +38,11 @@ class ProbabilityFile:
     def write(self, start: int, values: NDArray[np.float32]) -> None:
         """Keep the probabilities of slices from ``start`` on, ``(B, K, rows, columns)``."""
         _, depth, rows, columns = self._shape
-        for i, classes in enumerate(values):
-            for k, plane in enumerate(classes):
-                self._file.seek((k * depth + start + i) * rows * columns * plane.itemsize)
-                self._file.write(np.ascontiguousarray(plane, np.float32).data)
+        with naming(self._path):
+            for i, classes in enumerate(values):
+                for k, plane in enumerate(classes):
+                    self._file.seek((k * depth + start + i) * rows * columns * plane.itemsize)
+                    self._file.write(np.ascontiguousarray(plane, np.float32).data)
 
     def finish(self, path: Path, properties: Mapping[str, Any], backward: list[int], *, regions: bool) -> None:
         """Write all of them on the image's own grid, ``(K, z, y, x)`` float32.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_meddino.networks.vit import BACKBONES
 from nnunetv2_meddino.trainers import TRAINERS, find_trainer
 from tests.forked import run_code
 from tests.inference.models import write_model
@@ -19,16 +22,23 @@ def test_our_trainers_build_what_the_plans_say(name: str) -> None:
     assert find_trainer(name).build_network_architecture is nnUNetTrainer.build_network_architecture  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "MedDINOv3Trainer"])
-def test_reading_a_model_imports_no_trainer(tmp_path: Path, name: str) -> None:
+OURS = {
+    "network_class_name": "nnunetv2_meddino.networks.meddinov3.MedDINOv3",
+    "arch_kwargs": {"vit": replace(BACKBONES["tiny"], depth=1).to_dict(), "blocks": [0]},
+    "_kw_requires_import": [],
+}
+
+
+@pytest.mark.parametrize("model", [{}, {"trainer": "MedDINOv3Trainer", "architecture": OURS}])
+def test_reading_a_model_imports_no_trainer(tmp_path: Path, model: dict[str, Any]) -> None:
     """A trainer takes 140 MiB and a second: seaborn, statistics, evaluation."""
-    folder = write_model(tmp_path / "model", trainer=name)
+    folder = write_model(tmp_path / "model", **model)
     code = f"""
 import sys
 from pathlib import Path
 from nnunetv2_meddino.inference.model import read_model
 assert len(read_model(Path({str(folder)!r}), None).networks) == 1
-print([name for name in sys.modules if "trainer" in name.lower() and name != "nnunetv2_meddino.trainers"])
+print([name for name in sys.modules if "trainer" in name.lower()])
 """
     exit_code, printed = run_code(code, dict(os.environ))
     assert (exit_code, printed.strip().splitlines()[-1]) == (0, "[]")
