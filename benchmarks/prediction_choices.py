@@ -30,8 +30,8 @@ NETWORK_PX, IMAGE_PX, CLASSES = 896, 512, 16
 REPEATS = 9
 NOTES = (
     f"One slice on one thread, user CPU time, medians of {REPEATS} interleaved runs after one that is not counted. "
-    f"Logits of {CLASSES} classes at {NETWORK_PX} px become labels at {IMAGE_PX} px by linear interpolation; an image of "
-    f"{IMAGE_PX} px goes to {NETWORK_PX} px by cubic splines. 'first run s' is wall time, with compilation or the "
+    f"Logits of {CLASSES} classes at {NETWORK_PX} px become labels at {IMAGE_PX} px by linear interpolation; an image "
+    f"of {IMAGE_PX} px goes to {NETWORK_PX} px by cubic splines. 'first run s' is wall time, with compilation or the "
     "making of the matrices. 'differs' is from scipy's result: fraction of labels, or the largest difference as a "
     "fraction of the range."
 )
