@@ -175,6 +175,10 @@ DAMAGE: dict[str, tuple[Callable[[list[Path]], object], str]] = {
         lambda files: write_simpleitk(files[1], noise((2, 48, 40)), spacing=(0.5, 1.1, 3.0)),
         "finer_0001.nii.gz and .* differ in size or voxel size",
     ),
+    "tiny": (
+        lambda files: [write_simpleitk(file, noise((2, 48, 40)), spacing=(0.001, 0.001, 3.0)) for file in files],
+        "Voxels of 3 x 0.001 x 0.001 mm are so small",
+    ),
     "a_folder": (lambda files: (files[1].unlink(), files[1].mkdir()), "a_folder_0001.nii.gz does not exist or is not"),
 }
 
@@ -244,7 +248,7 @@ def test_every_reader_names_channels_that_do_not_fit(
 def test_every_reader_names_a_truncated_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, reader: str
 ) -> None:
-    """SimpleITK itself fills in zeros where a NIfTI, NRRD or GIPL file ends too early."""
+    """SimpleITK itself reads a NIfTI or GIPL file that ends too early."""
     write_model(tmp_path / "model", file_ending=ending, reader=reader)
     (tmp_path / "images").mkdir()
     file = tmp_path / "images" / f"case_0000{ending}"
