@@ -17,6 +17,7 @@ from typing import Any
 
 from nnunetv2_meddino.console import cores
 from nnunetv2_meddino.errors import MedDINOError
+from nnunetv2_meddino.process_tree import descendants
 
 EXIT_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
@@ -178,18 +179,9 @@ def _ending_signals(received: list[Terminated], unwinds: bool) -> Iterator[None]
 
 def _end_descendants() -> None:
     """Send SIGTERM to all processes that this one has started, and to theirs; only on Linux, which lists them."""
-    children: dict[int, list[int]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            # the name, in parentheses, may hold anything
-            state = file.read_text(errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(state[1]), []).append(int(file.parent.name))
-    waiting = [os.getpid()]
-    while waiting:
-        for pid in children.get(waiting.pop(), []):
-            waiting.append(pid)
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGTERM)
+    for pid in descendants():
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _report(message: str, code: int) -> int:

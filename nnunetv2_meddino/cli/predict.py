@@ -26,7 +26,9 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     """Add ``predict`` to the sub-commands."""
     description = "predict with a 2D model, slice by slice; takes the arguments of nnUNetv2_predict"
     command = add_command(commands, "predict", _predict, description, epilog=_EPILOG)
-    command.add_argument("-i", dest="source", type=Path, required=True, metavar="IMAGES", help="folder of images")
+    command.add_argument(
+        "-i", dest="source", type=Path, required=True, metavar="IMAGES", help="folder of images, or of DICOM series"
+    )
     command.add_argument("-o", dest="out", type=Path, required=True, metavar="OUT", help="folder of predictions")
     model = command.add_mutually_exclusive_group(required=True)
     model.add_argument("-d", dest="dataset", metavar="DATASET", help="name or number of the dataset trained on")
@@ -46,6 +48,11 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--disable_tta", action="store_true", help="no average over mirrored views")
     command.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl for ensembling, too")
+    command.add_argument(
+        "--dicom-seg",
+        choices=("labelmap", "binary"),
+        help="write a DICOM segmentation beside the label map of a DICOM series",
+    )
     command.add_argument("--continue_prediction", "--c", action="store_true", help="leave finished cases as they are")
     command.add_argument("-num_parts", type=int, default=1, help="how many commands share the cases (default: 1)")
     command.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0 (default: 0)")
@@ -89,6 +96,7 @@ def _predict(options: argparse.Namespace) -> int:
             options.source,
             options.out,
             save_probabilities=options.save_probabilities,
+            dicom_seg=options.dicom_seg,
             overwrite=not options.continue_prediction,
             num_parts=options.num_parts,
             part_id=options.part_id,

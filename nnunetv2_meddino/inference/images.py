@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging import damage
+from nnunetv2_meddino.imaging.dicom_series import read_dicom_folder
 from nnunetv2_meddino.imaging.grid import Grid, simpleitk_geometry, simpleitk_grid
 from nnunetv2_meddino.imaging.io import PIXEL_ENDINGS, check_finite, read_image, simpleitk_channels
 
@@ -30,6 +31,8 @@ class CaseImage:
     """Each ``(z, y, x)``, of any type."""
     properties: dict[str, Any]
     """As nnU-Net's reader returns them: ``spacing`` ``(z, y, x)`` and what its writer needs."""
+    dicom: tuple[Path, ...] = ()
+    """The file of each slice, where it was read from a DICOM series."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -82,6 +85,16 @@ def _read_with(reader: type[BaseReaderWriter], file: Path) -> CaseImage:
         reason = str(error).strip() or type(error).__name__
         raise DataError(f"{file} cannot be read with nnU-Net's {reader.__name__} ({reason}).") from error
     return CaseImage(tuple(values), properties)
+
+
+def read_dicom_case(folder: Path, series_uid: str | None = None) -> CaseImage:
+    """Read a DICOM series below a folder.
+
+    Raises:
+        DataError: As ``read_dicom_folder``.
+    """
+    volume = read_dicom_folder(folder, series_uid)
+    return replace(case_of(tuple(volume.channels), volume.grid, folder), dicom=volume.files)
 
 
 def case_of(channels: tuple[NDArray[Any], ...], grid: Grid, name: Path | str) -> CaseImage:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -21,8 +22,12 @@ from nnunetv2_meddino.environment import NNUNET_COMPILE, NNUNET_EXT_TRAINER, cha
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import read_json
 from nnunetv2_meddino.inference.plans import check_slicewise
-from nnunetv2_meddino.trainers import TRAINERS, find_trainer
 from nnunetv2_meddino.weights.files import read_file
+
+OURS = "nnunetv2_meddino."
+"""Beginning of the names of this package's networks."""
+
+STOCK_TRAINER = "nnUNetTrainer"
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
@@ -130,14 +135,25 @@ def chosen_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) ->
 def _build(
     trainer: str, plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
 ) -> nn.Module:
-    """Build the network as nnU-Net's prediction does; a trainer of ours is not searched for in nnU-Net's folders."""
-    with changed_environment({NNUNET_EXT_TRAINER.name: ext_trainer_value()}), contextlib.redirect_stdout(io.StringIO()):
-        trainer_class: Any = (
-            find_trainer(trainer) if trainer in TRAINERS else recursive_find_trainer_class_by_name(trainer)
-        )
-        channels = determine_num_input_channels(plans, configuration, dataset_json)
-        heads = plans.get_label_manager(dataset_json).num_segmentation_heads
-        network: nn.Module = trainer_class.build_network_architecture(
-            plans, configuration, channels, heads, enable_deep_supervision=False
+    """Build the network as nnU-Net's prediction does.
+
+    nnU-Net's basic trainer and ours build what the plans say; importing them, with all that a training needs, would
+    take longer and more memory than everything else here.
+    """
+    channels = determine_num_input_channels(plans, configuration, dataset_json)
+    heads = plans.get_label_manager(dataset_json).num_segmentation_heads
+    if trainer == STOCK_TRAINER or configuration.network_arch_class_name.startswith(OURS):
+        network: nn.Module = get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            channels,
+            heads,
+            deep_supervision=False,
         )
         return network
+    with changed_environment({NNUNET_EXT_TRAINER.name: ext_trainer_value()}), redirect_stdout(io.StringIO()):
+        trainer_class: Any = recursive_find_trainer_class_by_name(trainer)
+        return trainer_class.build_network_architecture(
+            plans, configuration, channels, heads, enable_deep_supervision=False
+        )

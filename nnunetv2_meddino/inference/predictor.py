@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError, TrainingError
-from nnunetv2_meddino.inference.images import CaseImage, case_of_array, case_of_simpleitk, read_case
+from nnunetv2_meddino.inference.images import CaseImage, case_of_array, case_of_simpleitk, read_case, read_dicom_case
 from nnunetv2_meddino.inference.labels import labels_of, probabilities_of
 from nnunetv2_meddino.inference.model import FINAL_CHECKPOINT, Fold, Model, read_model
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices, PreprocessedImage
 from nnunetv2_meddino.inference.resampling import resampling_of
 from nnunetv2_meddino.inference.sliding_window import SlidingWindow
 from nnunetv2_meddino.inference.timing import StepTimes
+
+logger = logging.getLogger(__name__)
 
 PATCHES_PX = 4 * 896 * 896
 """Pixels that go through the network of a GPU at a time: four views of a slice of 896 pixels."""
@@ -77,18 +80,24 @@ class Predictor:
         self.mirrorings = model.mirrorings if mirroring else [()]
         self.times = StepTimes(self.device)
         self._results_device = self.device if on_device else torch.device("cpu")
+        self._in_turn = False
         try:
-            self.networks: list[nn.Module] = [network.to(self.device) for network in model.networks]
+            self._move(self.device)
         except torch.OutOfMemoryError as error:
-            msg = f"{len(model.networks)} networks do not fit on {self.device}. Predict with fewer folds (-f)."
-            raise ConfigurationError(msg) from error
+            self._move(torch.device("cpu"))
+            if len(model.networks) == 1:
+                raise ConfigurationError(
+                    f"The network does not fit on {self.device}. Choose another device."
+                ) from error
+            logger.warning("The networks of all folds do not fit on %s together: they take turns.", self.device)
+            self._in_turn = True
         except (AssertionError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigurationError(f"Device {self.device} cannot be used ({reason}). Choose another.") from error
         rows, columns = model.configuration.patch_size
         self._patch_size = (int(rows), int(columns))
-        views = len(self.mirrorings) * rows * columns
-        self._batch = max(1, PATCHES_PX // views) if self.device.type != "cpu" else 1
+        self._batched = self.device.type != "cpu"  # a CPU gains nothing from larger batches
+        self._batch = max(1, PATCHES_PX // (len(self.mirrorings) * rows * columns)) if self._batched else 1
 
     @classmethod
     def from_folder(
@@ -147,17 +156,24 @@ class Predictor:
 
     def read(self, image: AnyImage, spacing_mm: Sequence[float] | None = None) -> CaseImage:
         """Read an image as ``predict`` takes it."""
+        if spacing_mm is not None and not isinstance(image, np.ndarray):
+            raise ConfigurationError("spacing_mm is for arrays; files and images of SimpleITK have their own.")
         with self.times("read"):
-            if isinstance(image, np.ndarray):
-                if spacing_mm is None:
-                    raise ConfigurationError("An array needs spacing_mm, its voxel size (z, y, x).")
-                return case_of_array(image, spacing_mm)
-            if spacing_mm is not None:
-                raise ConfigurationError("spacing_mm is for arrays; files and images of SimpleITK have their own.")
+            reader = self.model.plans.image_reader_writer_class
+            if isinstance(image, (list, tuple)):
+                return read_case([Path(file) for file in image], reader)
+            if isinstance(image, (str, Path)) and not Path(image).is_dir():
+                return read_case([Path(image)], reader)
+            if reader.__name__.endswith("WithReorient"):
+                msg = f"The model was trained on images that {reader.__name__} turns as it reads them: give it a file."
+                raise ConfigurationError(msg)
+            if isinstance(image, (str, Path)):
+                return read_dicom_case(Path(image))
             if isinstance(image, sitk.Image):
                 return case_of_simpleitk(image)
-            files = [image] if isinstance(image, (str, Path)) else image
-            return read_case([Path(file) for file in files], self.model.plans.image_reader_writer_class)
+            if spacing_mm is None:
+                raise ConfigurationError("An array needs spacing_mm, its voxel size (z, y, x).")
+            return case_of_array(np.asarray(image), spacing_mm)
 
     def predict_case(
         self, image: CaseImage, probabilities: Probabilities | None = None, on_slices: OnSlices | None = None
@@ -219,16 +235,24 @@ class Predictor:
                 on_slices(done, depth)
         return labels.transpose(plans.transpose_backward)
 
+    def _move(self, device: torch.device) -> None:
+        for network in self.model.networks:
+            network.to(device)
+
     def _forward(self, patches: Tensor) -> Tensor:
         """Return logits ``(B, K, rows, columns)`` float32, averaged over mirrored views and folds."""
         total: Tensor | None = None
         autocast = torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
         with autocast:
-            for network in self.networks:
+            for network in self.model.networks:
+                if self._in_turn:
+                    network.to(self.device)
                 for logits in self._views(network, patches):
                     total = logits if total is None else total.add_(logits)
+                if self._in_turn:
+                    network.to("cpu")
         assert total is not None
-        total /= len(self.networks) * len(self.mirrorings)
+        total /= len(self.model.networks) * len(self.mirrorings)
         if not bool(torch.isfinite(total.sum())):
             raise TrainingError("The network returns values that are not finite; its training has failed.")
         return total
@@ -236,7 +260,7 @@ class Predictor:
     def _views(self, network: nn.Module, patches: Tensor) -> Iterator[Tensor]:
         """Yield the logits of each mirrored view, mirrored back; on a GPU all views go through the network at once."""
         axes = [tuple(axis + 2 for axis in mirrored) for mirrored in self.mirrorings]
-        if self.device.type == "cpu":
+        if not self._batched:
             for mirrored in axes:
                 yield _flipped(network(_flipped(patches, mirrored)).float(), mirrored)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +36,8 @@ class NetworkSlices(Protocol):
     """``(slices, rows, columns)`` that the network sees."""
     properties: dict[str, Any]
     """As nnU-Net's preprocessor leaves them: sizes before and after cropping, the box, and those of the reader."""
+    dicom: tuple[Path, ...]
+    """The file of each slice of the image, where it was read from a DICOM series."""
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return slices, ``(B, C, rows, columns)`` float32."""
@@ -51,7 +54,7 @@ class PreprocessedImage:
         Raises:
             DataError: The image has another number of channels than the network, or is smaller than one of its pixels.
         """
-        self.device = device
+        self.device, self.dicom = device, image.dicom
         schemes = configuration.normalization_schemes
         if len(image.channels) != len(schemes):
             msg = f"The image has {len(image.channels)} channels, the network was trained on {len(schemes)}."
@@ -113,6 +116,29 @@ class PreprocessedImage:
             for reduce in (np.min, np.max)
         )
         return torch.from_numpy(low), torch.from_numpy(high)
+
+
+class StoredSlices:
+    """``NetworkSlices`` of a case that nnU-Net has preprocessed and stored."""
+
+    dicom: tuple[Path, ...] = ()
+
+    def __init__(self, data: Any, properties: dict[str, Any], device: torch.device) -> None:
+        """Keep the case.
+
+        Args:
+            data: ``(C, slices, rows, columns)``, an array or what reads slices of one from a file.
+            properties: Of the case.
+            device: Of the network.
+        """
+        self._data, self.properties, self._device = data, properties, device
+        _, depth, rows, columns = data.shape
+        self.shape = (int(depth), int(rows), int(columns))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return slices, ``(B, C, rows, columns)`` float32 on the device."""
+        values = np.asarray(self._data[:, start:stop], np.float32)
+        return torch.from_numpy(values.swapaxes(0, 1).copy()).to(self._device)
 
 
 def nonzero_box(channels: Sequence[NDArray[Any]]) -> list[list[int]]:

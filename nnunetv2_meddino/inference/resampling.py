@@ -106,12 +106,9 @@ def resampling_of(
         target_spacing: ``(z, y, x)``.
 
     Raises:
-        ConfigurationError: The plans name another function.
+        ConfigurationError: As ``check_resampling``.
     """
-    name, arguments = configuration[f"resampling_fn_{what}"], configuration[f"resampling_fn_{what}_kwargs"]
-    if name not in (SKIMAGE, TORCH):
-        msg = f"The plans resample {what} with {name}, which cannot be done slice by slice. Predict with --stock."
-        raise ConfigurationError(msg)
+    name, arguments = check_resampling(configuration, what)
     separate, axis = determine_do_sep_z_and_axis(
         arguments.get("force_separate_z", False if name == SKIMAGE else None),
         source_spacing,
@@ -121,8 +118,6 @@ def resampling_of(
     coarse = int(axis) - 1 if separate and axis else None
     sizes = (int(source[1]), int(source[2])), (int(target[1]), int(target[2]))
     if name == TORCH:
-        if arguments.get("mode", "linear") != "linear":
-            raise ConfigurationError(f"The plans resample {what} with mode {arguments['mode']}. Predict with --stock.")
         return Resampling(*sizes, order=1, coarse_axis=coarse)
     order = int(arguments.get("order", 3))
     scopes: dict[int | None, Scope] = {None: "slice" if separate else "volume", 0: "row", 1: "column"}
@@ -133,6 +128,23 @@ def resampling_of(
         coarse_order=int(arguments.get("order_z", 0)),
         clipped_to=scopes[coarse] if order > 1 else None,
     )
+
+
+def check_resampling(
+    configuration: Mapping[str, Any], what: Literal["data", "probabilities"]
+) -> tuple[str, Mapping[str, Any]]:
+    """Return the name of the function that resamples in these plans, and its arguments.
+
+    Raises:
+        ConfigurationError: It is none of those that ``Resampling`` can do slice by slice.
+    """
+    name, arguments = configuration[f"resampling_fn_{what}"], configuration[f"resampling_fn_{what}_kwargs"]
+    modes = arguments.get("mode", "linear"), arguments.get("aniso_axis_mode", "nearest-exact")
+    if name not in (SKIMAGE, TORCH) or modes != ("linear", "nearest-exact"):
+        how = f" ({', '.join(modes)})" if name == TORCH else ""
+        msg = f"The plans resample {what} with {name}{how}, which cannot be done slice by slice. Predict with --stock."
+        raise ConfigurationError(msg)
+    return name, arguments
 
 
 def _along(slices: Tensor, axis: int, n: int, m: int, order: int) -> Tensor:

@@ -25,6 +25,7 @@ from nnunetv2_meddino.trainers.checkpoints import (
 from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_state
 from nnunetv2_meddino.trainers.lr_schedules import LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
+from nnunetv2_meddino.trainers.validation import validate, why_not_slicewise
 from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.contamination import with_counts
 from nnunetv2_meddino.weights.trained import PROVENANCE
@@ -235,8 +236,13 @@ class BaseTrainer(nnUNetTrainer):
             self._best_ema = None
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does, then write surface metrics beside its ``summary.json``."""
-        super().perform_actual_validation(save_probabilities)
+        """Validate slice by slice with nnU-Net's files, then write surface metrics beside its ``summary.json``."""
+        reason = why_not_slicewise(self)
+        if reason is None:
+            validate(self, save_probabilities)
+        else:
+            self.print_to_log_file(f"Validation by nnU-Net's own prediction: {reason}")
+            super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             _, cases = self.do_split()
             file = evaluate_validation(

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import partial, partialmethod
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -32,6 +32,8 @@ import nnunetv2_meddino.demo.run
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
 import pretraining.engine.stages
+from nnunetv2_meddino.inference import Predictor
+from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.trainers.base import BaseTrainer
 from nnunetv2_meddino.weights.catalog import CATALOG
 from nnunetv2_meddino.weights.load import write_weights
@@ -70,6 +72,7 @@ class Dry:
         replace(training_entries, "run_training", self._noting(_train))
         replace(planning_entries, "preprocess", self._high_resolution(planning_entries.preprocess))
         replace(nnUNetPredictor, "predict_from_files", self._noting(_predict))
+        replace(Predictor, "__init__", partialmethod(_on_cpu, Predictor.__init__))
         _spare(replace)
 
     def _noting(self, work: Callable) -> Callable:
@@ -180,6 +183,10 @@ def _predict(predictor: nnUNetPredictor, images: str, out: str, **options: Any) 
     """The model is loaded by then; what is left is to find its images."""
     ending = predictor.dataset_json["file_ending"]
     assert list(Path(images).glob(f"*_0000{ending}")), f"no images *_0000{ending} in {images}"
+
+
+def _on_cpu(predictor: Predictor, begin: Callable, model: Model, device: str, **options: Any) -> None:
+    begin(predictor, model, "cpu", **options)
 
 
 def _train_stages(configs: list, corpus: Path, run: Path, *others: Any, **options: Any) -> bool:

@@ -13,6 +13,7 @@ from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
 from nnunetv2_meddino.weights.load import write_weights
 from tests.comparison import results
 from tests.datasets.releases import write_amos, write_btcv, write_lits
+from tests.inference.models import write_model
 from tests.nnunet import write_dataset
 from tests.pretraining.curation.folders import curated, phantom, write_volume
 from tests.weights.checkpoints import random_tensors
@@ -74,6 +75,7 @@ def make_world(world: World, downloads: dict[tuple[str, str], Path]) -> None:
     _write_volumes(world)
     _write_nnunet(world)
     _write_weights(world.work, downloads)
+    write_model(world.work / "MODEL")
     (world.root / "path" / "to" / ".venv" / "bin").mkdir(parents=True)
 
 

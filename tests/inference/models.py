@@ -28,9 +28,11 @@ def write_model(
     transpose: Sequence[int] = (0, 1, 2),
     file_ending: str = ".nii.gz",
     reader: str = "SimpleITKIO",
+    trainer: str = "nnUNetTrainer",
+    spacing_mm: Sequence[float] = (3.0, 1.0, 1.0),
     **configuration: Any,
 ) -> Path:
-    """Write a trained-model folder of a small U-Net with random weights.
+    """Write a trained-model folder with random weights: a small U-Net, unless the configuration says otherwise.
 
     Args:
         folder: To be made.
@@ -41,6 +43,8 @@ def write_model(
         transpose: ``transpose_forward`` of the plans.
         file_ending: Of dataset.json.
         reader: ``image_reader_writer`` of the plans.
+        trainer: That the checkpoints name.
+        spacing_mm: ``original_median_spacing_after_transp`` of the plans.
         **configuration: Settings of the configuration ``2d`` that differ from those below.
     """
     labels = labels or {"background": 0, "ring": 1, "core": 2}
@@ -56,7 +60,7 @@ def write_model(
     plans = {
         "dataset_name": "Dataset998_Discs",
         "plans_name": "nnUNetPlans",
-        "original_median_spacing_after_transp": [3.0, 1.0, 1.0],
+        "original_median_spacing_after_transp": list(spacing_mm),
         "original_median_shape_after_transp": [6, 48, 40],
         "image_reader_writer": reader,
         "transpose_forward": list(transpose),
@@ -111,7 +115,7 @@ def write_model(
         (folder / f"fold_{fold}").mkdir(parents=True)
         checkpoint = {
             "network_weights": network.state_dict(),
-            "trainer_name": "nnUNetTrainer",
+            "trainer_name": trainer,
             "init_args": {"configuration": "2d", "plans": plans, "fold": fold},
             "inference_allowed_mirroring_axes": (0, 1),
         }

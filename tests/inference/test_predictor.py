@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from nnunetv2_meddino.errors import ConfigurationError, DataError, TrainingError
 from nnunetv2_meddino.inference import Predictor
 from nnunetv2_meddino.inference.images import case_of_array
+from nnunetv2_meddino.inference.model import read_model
 from nnunetv2_meddino.inference.preprocessing import PreprocessedImage
 from tests.inference.models import stock_prediction, write_model
 
@@ -154,11 +155,11 @@ def test_all_folds_are_the_trained_ones_and_not_the_one_on_all_cases(tmp_path: P
     folder = write_model(tmp_path / "model", folds=(0, 1, "all"))
     values = smooth_noise((2, 48, 40))[0]
     both = Predictor.from_folder(folder, "all", "cpu")
-    assert len(both.networks) == 2
+    assert len(both.model.networks) == 2
     np.testing.assert_array_equal(
         both.predict(values, (3, 1, 1)), Predictor.from_folder(folder, (0, 1), "cpu").predict(values, (3, 1, 1))
     )
-    assert len(Predictor.from_folder(folder, ["all"], "cpu").networks) == 1
+    assert len(Predictor.from_folder(folder, ["all"], "cpu").model.networks) == 1
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,74 @@ def test_refuses_images_that_do_not_suit(tmp_path: Path) -> None:
 def test_a_network_that_returns_nan_is_an_error_and_not_background(tmp_path: Path) -> None:
     predictor = Predictor.from_folder(write_model(tmp_path / "model"), device="cpu")
     with torch.no_grad():
-        next(predictor.networks[0].parameters())[0] = torch.nan
+        next(predictor.model.networks[0].parameters())[0] = torch.nan
     with pytest.raises(TrainingError, match="not finite"):
         predictor.predict(smooth_noise((2, 48, 40)), (3, 1, 1))
+
+
+def test_folds_that_do_not_fit_together_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_model(tmp_path / "model", folds=(0, 1, 2))
+    values = smooth_noise((2, 48, 40))
+    expected = Predictor.from_folder(folder, device="cpu").predict(values, (3, 1, 1))
+    model = read_model(folder, None)
+    on_device: set[int] = set()
+    move = torch.nn.Module.to
+
+    def limited(network: torch.nn.Module, device: Any) -> torch.nn.Module:
+        if network not in model.networks:
+            return move(network, device)
+        if str(device) == "cpu:0":
+            if len(on_device) == 2:
+                raise torch.OutOfMemoryError
+            on_device.add(id(network))
+        else:
+            on_device.discard(id(network))
+        return network
+
+    monkeypatch.setattr(torch.nn.Module, "to", limited)
+    predictor = Predictor(model, "cpu:0")
+    assert not on_device
+    np.testing.assert_array_equal(predictor.predict(values, (3, 1, 1)), expected)
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.from_folder(write_model(tmp_path / "model"), device="cpu")
+    values = smooth_noise((7, 48, 40))
+    expected = predictor.predict(values, (3, 1, 1))
+    predictor._batch = 4
+    forward, sizes = predictor._forward, []
+
+    def limited(patches: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(patches))
+        if len(patches) > 2:
+            raise torch.OutOfMemoryError
+        return forward(patches)
+
+    monkeypatch.setattr(predictor, "_forward", limited)
+    np.testing.assert_array_equal(predictor.predict(values, (3, 1, 1)), expected)
+    assert sizes == [4, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("mirroring", [True, False])
+def test_views_and_slices_in_one_batch_are_those_one_by_one(tmp_path: Path, mirroring: bool) -> None:
+    predictor = Predictor.from_folder(write_model(tmp_path / "model", folds=(0, 1)), device="cpu", mirroring=mirroring)
+    values = smooth_noise((5, 100, 40))
+    one_by_one = predictor.predict(values, (3, 1, 1))
+    predictor._batched, predictor._batch = True, 3
+    np.testing.assert_array_equal(predictor.predict(values, (3, 1, 1)), one_by_one)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_the_labels_of_the_cpu(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", folds=(0, 1))
+    values = smooth_noise((9, 100, 120))
+    labels, probabilities = streamed_prediction(folder, values, (3, 1, 1), folds=(0, 1))
+    image, kept = case_of_array(values, (3, 1, 1)), Kept()
+    predictor = Predictor.from_folder(folder, (0, 1), "cuda")
+    found = predictor.predict_case(image, kept)
+    on_cpu = Predictor(predictor.model, "cuda", on_device=False).predict_case(image)
+    assert (found != labels).mean() < 1e-3
+    assert (on_cpu != labels).mean() < 1e-3
+    assert np.abs(np.concatenate(kept.parts).sum(axis=1) - 1).max() < 1e-4
+    assert probabilities.shape[1:] == labels.shape

@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError, PlanError, WeightsError
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
-from nnunetv2_meddino.trainers import TRAINERS, find_trainer
+from nnunetv2_meddino.trainers import TRAINERS, base, find_trainer
 from nnunetv2_meddino.weights.load import write_weights
 from tests.nnunet import make_trainer
 
@@ -439,7 +439,7 @@ def validate(trainer, monkeypatch, damaged: int) -> list[str]:
         (validation / f"{case}.nii.gz").write_bytes((truth / f"{case}.nii.gz").read_bytes())
     for case in cases[:damaged]:
         (validation / f"{case}.nii.gz").write_bytes(b"damaged")
-    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, save_probabilities: None)
+    monkeypatch.setattr(base, "validate", lambda trainer, save_probabilities: None)
     trainer.perform_actual_validation()
     return [line.rstrip() for line in Path(trainer.log_file).read_text().splitlines()]
 

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.imaging.dicom_files import Identity, group, identity, is_dicom
+from nnunetv2_meddino.imaging.stack import SeriesError
 from nnunetv2_meddino.imaging.text_headers import DamagedError, read_header
 from pretraining.corpus.slice_statistics import histogram
 from pretraining.curation import intensity_checks
 from pretraining.curation.geometry import OBLIQUE_DEG, check_slices, orientation
-from pretraining.curation.readers import dicom
+from pretraining.curation.readers.dicom import PROJECTIONS, read_series
 from pretraining.curation.readers.metaimage import read_metaimage
 from pretraining.curation.readers.nifti import read_nifti
 from pretraining.curation.readers.nrrd import read_nrrd
 from pretraining.curation.readers.raw_image import RawImage
-from pretraining.curation.readers.series import PROJECTIONS, Identity, group, identity, is_dicom
 from pretraining.curation.volume import FLAGS, Rejected, Volume, printable
 from pretraining.modality import Modality
 
@@ -51,8 +52,8 @@ class Candidate:
     kind: str
     """``nifti``, ``nrrd``, ``metaimage``, ``dicom`` or ``unknown``, which is rejected when it is read."""
     series_uid: str | None = None
-    """SeriesInstanceUID, or what stands for it where there is none (``series.group``); it tells apart the series of one
-    folder."""
+    """SeriesInstanceUID, or what stands for it where there is none (``dicom_files.group``); it tells apart the series
+    of one folder."""
 
     @property
     def is_folder(self) -> bool:
@@ -172,14 +173,14 @@ def _stored(candidate: Candidate, modality: Modality) -> RawImage:
         if candidate.kind == UNKNOWN:
             raise Rejected("unreadable", _why_unreadable(candidate.path))
         if candidate.kind == "dicom":
-            return dicom.read_series(candidate.files, modality)
+            return read_series(candidate.files, modality)
         return _READERS[candidate.kind](candidate.path)
     except (Rejected, MemoryError):
         raise
     except OSError as error:
         raise Rejected("unreadable", str(error)) from error
-    except DamagedError as damaged:
-        raise Rejected(damaged.reason, str(damaged)) from damaged
+    except (DamagedError, SeriesError) as refused:
+        raise Rejected(refused.reason, str(refused)) from refused
     except Exception as error:  # a damaged header raises anything in the libraries
         raise Rejected("corrupt", f"the header cannot be read ({type(error).__name__}: {error})") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_meddino.imaging.dicom_files import group, identity
 from pretraining.corpus.case_ids import listed_ids
 from pretraining.corpus.storage import StoreSettings
 from pretraining.curation.cases import survey
@@ -19,7 +20,6 @@ from pretraining.curation.exclusions import ExclusionList, find_images
 from pretraining.curation.gather import CollectionFolder, curate
 from pretraining.curation.merge import merge
 from pretraining.curation.readers.read import UNKNOWN, read_volume
-from pretraining.curation.readers.series import group, identity
 from pretraining.curation.volume import Rejected
 from pretraining.modality import Modality
 from tests.pretraining.curation.awkward import PLAIN, write_dicom, write_nifti

@@ -10,7 +10,7 @@ import pytest
 
 from pretraining.corpus.slice_statistics import histogram
 from pretraining.curation import intensity_checks
-from pretraining.curation.geometry import orientation, stack_slices
+from pretraining.curation.geometry import orientation
 from pretraining.curation.readers.read import find_candidates, read_volume
 from pretraining.curation.volume import FLAGS, REASONS, Rejected
 from pretraining.modality import Modality
@@ -96,15 +96,6 @@ def test_orientation_is_found_under_an_oblique_angle() -> None:
     np.testing.assert_allclose(found.spacing_mm, (3, 0.8, 0.7))
     assert found.obliquity_deg == pytest.approx(20)
     assert found.stored == "SRA"
-
-
-def test_stack_reports_the_angle_of_the_tilt_and_the_distance_of_the_table() -> None:
-    row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(0.3), -np.sin(0.3)])
-    positions = np.array([[0, 0, z] for z in (8.0, 0, 4, 12)])
-    stack = stack_slices(positions, row, column)
-    assert stack.order == [1, 2, 0, 3]
-    assert stack.tilt_deg == pytest.approx(np.degrees(0.3))
-    assert np.linalg.norm(stack.step_mm) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("offset", [1024, -1024])

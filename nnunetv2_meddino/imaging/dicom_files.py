@@ -15,19 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from pretraining.modality import Modality
-
 logger = logging.getLogger(__name__)
-
-MODALITIES = {
-    Modality.CT: ("CT",),
-    Modality.MR: ("MR",),
-    Modality.XR: ("CR", "DX", "DR", "RG", "XR", "RF", "PX", "IO", "MG"),
-}
-"""Modality (0008,0060) of the images."""
-
-PROJECTIONS = frozenset(MODALITIES[Modality.XR])
-"""Modalities of which every file is a picture of its own, whatever series it belongs to."""
 
 SAME_GRID = 1e-3
 """Difference of spacings (mm) and direction cosines within one series that is rounding."""
