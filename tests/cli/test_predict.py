@@ -277,8 +277,8 @@ def unusable(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["-i", "nowhere"], "nowhere does not exist or is not a folder"),
-        (["-i", "empty"], r"empty holds no image of the model's format. Name them NAME_0000.nii.gz"),
-        (["-i", "unnumbered"], r"unnumbered holds no image .* Name them NAME_0000.nii.gz"),
+        (["-i", "empty"], "empty holds neither images called NAME_0000.nii.gz .* nor DICOM series. Rename the images"),
+        (["-i", "unnumbered"], "unnumbered holds neither images called NAME_0000.nii.gz .* Rename the images"),
         (["-o", "file"], "file: File exists. Something of that name exists"),
         (["-o", "file/out"], "file/out: Not a directory. A part of the path is a file"),
         (["-num_parts", "2", "-part_id", "2"], "no -part_id 2 of -num_parts 2: the first part is 0, the last 1"),

@@ -23,7 +23,6 @@ from PIL import Image as Pillow
 from scipy.ndimage import gaussian_filter
 
 from nnunetv2_meddino.cli.main import main
-from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.inference.folders import find_cases
 from tests.inference.models import write_model
 from tests.nnunet import command
@@ -341,9 +340,3 @@ def test_a_label_map_never_stands_beside_probabilities_of_another_prediction(
     assert not (tmp_path / "out" / "case_1.nii.gz").exists()
     assert predict(*arguments, "--continue_prediction") == 0
     assert (tmp_path / "out" / "case_1.nii.gz").exists()
-
-
-def test_files_that_are_no_channels_are_told(tmp_path: Path) -> None:
-    (tmp_path / "case.nii.gz").touch()
-    with pytest.raises(DataError, match=r"Name them NAME_0000\.nii\.gz"):
-        find_cases(tmp_path, ".nii.gz")
