@@ -142,7 +142,7 @@ def predict_folder(
     if not cases:
         msg = (
             f"{source} holds neither images called NAME_0000{ending} (further channels _0001 and so on), as those that "
-            "the model was trained on, nor DICOM series."
+            "the model was trained on, nor DICOM series. Rename the images, or name another folder."
         )
         raise DataError(msg)
     is_of_dicom = cases[0].files[0].is_dir()

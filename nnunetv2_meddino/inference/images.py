@@ -74,6 +74,8 @@ def _read_with(reader: type[BaseReaderWriter], file: Path) -> CaseImage:
     """Read one file with one of nnU-Net's readers."""
     if not file.is_file():
         raise DataError(f"{file} does not exist or is not a file.")
+    if not file.name.lower().endswith(PIXEL_ENDINGS):
+        read_image(file)  # finds damage: SimpleITK fills in zeros, nibabel does not look at the checksum
     try:
         damage.check_complete(file)
         values, properties = reader().read_images([str(file)])

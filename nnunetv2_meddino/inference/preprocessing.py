@@ -52,7 +52,7 @@ class PreprocessedImage:
         """Find the box of voxels that are not zero, and normalise where that needs the whole volume.
 
         Raises:
-            DataError: The image has another number of channels than the network.
+            DataError: The image has another number of channels than the network, or is smaller than one of its pixels.
         """
         self.device, self.dicom = device, image.dicom
         schemes = configuration.normalization_schemes
@@ -73,6 +73,9 @@ class PreprocessedImage:
         }
         target_spacing = [spacing[0], *configuration.spacing]
         target = [int(n) for n in compute_new_shape(shape, spacing, target_spacing)]
+        if 0 in target:
+            sizes = " x ".join(f"{s:g}" for s in spacing)
+            raise DataError(f"Voxels of {sizes} mm are so small that the network would see none. Correct the spacing.")
         self.shape = (target[0], target[1], target[2])
         self._resampling = resampling_of(configuration.configuration, "data", shape, target, spacing, target_spacing)
         self._channels = [channel[inside] for channel in channels]
