@@ -142,7 +142,7 @@ def check_resampling(
     modes = arguments.get("mode", "linear"), arguments.get("aniso_axis_mode", "nearest-exact")
     if name not in (SKIMAGE, TORCH) or modes != ("linear", "nearest-exact"):
         how = f" ({', '.join(modes)})" if name == TORCH else ""
-        msg = f"The plans resample {what} with {name}{how}, which cannot be done slice by slice. Use meddino predict --stock."
+        msg = f"The plans resample {what} with {name}{how}, which cannot be done slice by slice. Predict with --stock."
         raise ConfigurationError(msg)
     return name, arguments
 
