@@ -89,9 +89,9 @@ class Case:
 
 WHOLE = Case(896, 16, (24, 48))
 SIZES = [
-    *(Case(px, 2, slices) for px, slices in ((256, (8, 72)), (512, (8, 72)), (896, (8, 32)))),
-    *(Case(px, 16, slices) for px, slices in ((256, (8, 40)), (512, (8, 40)), (896, (4, 16)))),
-    *(Case(px, 105, slices) for px, slices in ((256, (3, 9)), (512, (3, 9)), (896, (2, 6)))),
+    *(Case(px, 2, slices) for px, slices in ((256, (8, 200)), (512, (8, 200)), (896, (8, 32)))),
+    *(Case(px, 16, slices) for px, slices in ((256, (8, 100)), (512, (8, 72)), (896, (24, 48)))),
+    *(Case(px, 105, slices) for px, slices in ((256, (3, 21)), (512, (3, 17)), (896, (2, 8)))),
 ]
 
 
