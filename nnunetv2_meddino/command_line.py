@@ -83,14 +83,15 @@ def add_processes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-np",
         dest="processes",
-        type=_positive,
+        type=positive,
         default=cores(),
         metavar="N",
         help="number of processes (default: %(default)s)",
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return the number of an option that must be 1 or more."""
     try:
         number = int(text)
     except ValueError:

@@ -33,8 +33,8 @@ def descendants() -> list[int]:
 class PeakMemory:
     """Watches, in a ``with`` block, the most memory that this process' descendants hold at a time.
 
-    That is what is a process' own, of all of them, and the most that one shares with others or maps from files. The sum
-    of proportional set sizes says nearly the same, but takes the kernel long and depends on what others run.
+    That is their proportional set size, but files that they map (libraries) count as in the process with most of them,
+    whoever else maps the same.
     """
 
     def __init__(self) -> None:
@@ -55,18 +55,26 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
-            self.mib = max(self.mib, _held_mib(descendants()))
+            self.mib = max(self.mib, _held_mib(descendants(), self.mib))
 
 
-def _held_mib(pids: Sequence[int]) -> float:
-    """Return what processes hold, or what one of them alone has held before."""
-    own, shared, files, before = 0, 0, 0, 0
-    for pid in pids:
-        with suppress(OSError):
-            lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-            kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
-            if "RssAnon" in kib:  # not in the last moment of a process
-                own += kib["RssAnon"]
-                shared, files = max(shared, kib["RssShmem"]), max(files, kib["RssFile"])
-                before = max(before, kib["VmHWM"])
-    return max(own + shared + files, before) / KIB_PER_MIB
+def _held_mib(pids: Sequence[int], known_mib: float) -> float:
+    """Return what processes hold, or what one of them alone has held before; 0 where that is surely not above known."""
+    status = [fields for pid in pids if "VmRSS" in (fields := _fields_kib(pid, "status"))]
+    files = max((fields["RssFile"] for fields in status), default=0)
+    before = max((fields["VmHWM"] for fields in status), default=0)
+    at_most = files + sum(fields["RssAnon"] + fields["RssShmem"] for fields in status)
+    if max(at_most, before) <= known_mib * KIB_PER_MIB:
+        return 0  # what follows takes the kernel long
+    shares = [_fields_kib(pid, "smaps_rollup") for pid in pids]
+    held = files + sum(fields.get("Pss_Anon", 0) + fields.get("Pss_Shmem", 0) for fields in shares)
+    return max(held, before) / KIB_PER_MIB
+
+
+def _fields_kib(pid: int, file: str) -> dict[str, int]:
+    """Return the numbers in a file of ``/proc`` about a process; none once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from nnunetv2_meddino.cli.benchmark import add_benchmark
 from nnunetv2_meddino.cli.compare import add_compare
 from nnunetv2_meddino.cli.dataset import add_dataset
 from nnunetv2_meddino.cli.demo import add_demo
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_weights(commands)
     add_train(commands)
     add_predict(commands)
+    add_benchmark(commands)
     add_evaluate(commands)
     add_features(commands)
     add_compare(commands)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -23,12 +23,14 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.files import PARTIAL_SUFFIX, naming, write_json
 from nnunetv2_meddino.imaging.dicom_files import is_dicom
 from nnunetv2_meddino.imaging.io import read_image
-from nnunetv2_meddino.inference.dicom_seg import Kind, segments_of, write_dicom_seg
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
 from nnunetv2_meddino.inference.probabilities import ProbabilityFile
 from nnunetv2_meddino.inference.timing import StepTimes
+
+if TYPE_CHECKING:
+    from nnunetv2_meddino.inference.dicom_seg import Kind  # which takes 80 MiB, and is for DICOM only
 
 OnProgress = Callable[[str, float, int, str], None]
 """Called with the name of a case, how many cases are done (with a fraction), the number of all, and slices a second."""
@@ -225,6 +227,8 @@ class CaseWriter:
             ConfigurationError: The model's classes cannot be written as such a segmentation.
         """
         if dicom_seg is not None:
+            from nnunetv2_meddino.inference.dicom_seg import segments_of
+
             segments_of(model.dataset_json["labels"], dicom_seg)
         self.model, self.out, self.times, self._dicom_seg = model, out, times, dicom_seg
         self.failed: list[FailedCase] = []
@@ -311,6 +315,8 @@ class CaseWriter:
                 probabilities.finish(folder / f"{name}.npz", properties, plans.transpose_backward, regions=has_regions)
                 (folder / f"{name}.pkl").write_bytes(pickle.dumps(dict(properties)))
         if self._dicom_seg is not None and dicom:
+            from nnunetv2_meddino.inference.dicom_seg import write_dicom_seg
+
             try:
                 classes = self.model.dataset_json["labels"]
                 write_dicom_seg(labels, classes, dicom, folder / f"{name}.dcm", kind=self._dicom_seg)

@@ -29,7 +29,7 @@ def check_slicewise(configuration: ConfigurationManager, where: Path | str) -> N
     elif configuration.preprocessor_name != PREPROCESSOR:
         problem = f"is preprocessed by {configuration.preprocessor_name}"
     if problem is not None:
-        msg = f"The model in {where} {problem}, so it cannot be predicted slice by slice. Predict with --stock."
+        msg = f"The model in {where} {problem}, so it cannot be predicted slice by slice. Use meddino predict --stock."
         raise ConfigurationError(msg)
 
 

@@ -30,15 +30,16 @@ OURS = {
 
 
 @pytest.mark.parametrize("model", [{}, {"trainer": "MedDINOv3Trainer", "architecture": OURS}])
-def test_reading_a_model_imports_no_trainer(tmp_path: Path, model: dict[str, Any]) -> None:
-    """A trainer takes 140 MiB and a second: seaborn, statistics, evaluation."""
+def test_neither_trainers_nor_what_is_for_dicom_only_are_imported(tmp_path: Path, model: dict[str, Any]) -> None:
+    """A trainer takes 140 MiB and a second (seaborn, statistics, evaluation), DICOM segmentations 80 MiB."""
     folder = write_model(tmp_path / "model", **model)
     code = f"""
 import sys
 from pathlib import Path
+from nnunetv2_meddino.inference import folders
 from nnunetv2_meddino.inference.model import read_model
 assert len(read_model(Path({str(folder)!r}), None).networks) == 1
-print([name for name in sys.modules if "trainer" in name.lower()])
+print([name for name in sys.modules if "trainer" in name.lower() or name.endswith(".dicom_seg")])
 """
     exit_code, printed = run_code(code, dict(os.environ))
     assert (exit_code, printed.strip().splitlines()[-1]) == (0, "[]")
