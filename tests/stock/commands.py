@@ -14,6 +14,8 @@ from tests.nnunet import command, nnunet_environment
 
 TRAINER = "MedDINOv3TestTrainer"
 DEVICE = ("-device", "cpu")
+HALF_PRECISION = 2e-3
+"""Error of probabilities where nnU-Net keeps logits in half precision."""
 PREDICT = (*DEVICE, "-npp", 0, "-nps", 0, "--disable_tta")
 
 
@@ -50,14 +52,33 @@ def model(home: Path, trainer: str = TRAINER) -> Path:
     return next((home / "results").glob(f"*/{trainer}__nnUNetPlans__2d"))
 
 
-def predict(home: Path, out: Path, *arguments: object, **variables: str) -> None:
+def predict(home: Path, out: Path, *arguments: object, streamed: bool = False, **variables: str) -> None:
+    """Predict the test cases with nnU-Net's command or, ``streamed``, with ``meddino predict``."""
     env = environment(home, **variables)
     images = next((home / "raw").iterdir()) / "imagesTs"
     dataset_id = re.search(r"Dataset(\d+)_", str(images)).group(1)
     arguments = arguments or ("-tr", TRAINER)
-    command(
-        env, "nnUNetv2_predict", "-i", images, "-o", out, "-d", dataset_id, "-c", "2d", "-f", 0, *PREDICT, *arguments
-    )
+    name = ("meddino", "predict") if streamed else ("nnUNetv2_predict",)
+    command(env, *name, "-i", images, "-o", out, "-d", dataset_id, "-c", "2d", "-f", 0, *PREDICT, *arguments)
+
+
+def check_streamed_like(home: Path, stock: Path, *arguments: object, most: float = 1e-4) -> None:
+    """Check that ``meddino predict`` writes what nnU-Net has written with the same arguments.
+
+    Labels may differ in a share of at most ``most``, where nnU-Net's logits in half precision tie: probabilities tell.
+    """
+    streamed = stock.with_name(f"{stock.name}_streamed")
+    predict(home, streamed, *arguments, streamed=True)
+    assert {file.name for file in streamed.iterdir()} == {file.name for file in stock.iterdir()}
+    mine, expected = labels_of(streamed), labels_of(stock)
+    assert any(len(np.unique(labels)) > 1 for labels in expected.values())
+    differ = {name: mine[name] != labels for name, labels in expected.items()}
+    assert sum(map(np.count_nonzero, differ.values())) <= most * sum(labels.size for labels in expected.values())
+    for file in stock.glob("*.npz"):
+        probabilities, own = (np.load(folder / file.name)["probabilities"] for folder in (stock, streamed))
+        np.testing.assert_allclose(own, probabilities, atol=HALF_PRECISION)
+        second, best = np.sort(probabilities[:, differ[f"{file.stem}.nii.gz"]], axis=0)[-2:]
+        assert (best - second < HALF_PRECISION).all()
 
 
 def train_losses(out: str) -> list[float]:

@@ -13,6 +13,7 @@ from tests.nnunet import command, write_dataset
 from tests.stock.commands import (
     DEVICE,
     TRAINER,
+    check_streamed_like,
     environment,
     home_with,
     labels_of,
@@ -35,6 +36,7 @@ def test_real_ct_of_several_patients_from_raw_data_to_labels(tmp_path):
     predict(home, home / "predicted")
     for name, expected in labels_of(home / "raw/Dataset902_CTSarcoma/labelsTs").items():
         assert labels_of(home / "predicted")[name].shape == expected.shape
+    check_streamed_like(home, home / "predicted")
 
 
 def test_training_on_real_ct_learns_its_cases(tmp_path, capsys):
@@ -52,6 +54,9 @@ def test_training_on_real_ct_learns_its_cases(tmp_path, capsys):
     assert losses[-1] < 0.5 * losses[0]
     assert dice["MedDINOv3LearningTrainer"] > 0.08
     assert dice["MedDINOv3LearningTrainer"] > 3 * dice["MedDINOv3UntrainedTrainer"]
+    learned = ("-tr", "MedDINOv3LearningTrainer", "-f", "all", "--save_probabilities")
+    predict(home, home / "predicted", *learned)
+    check_streamed_like(home, home / "predicted", *learned, most=5e-4)  # so short a training leaves ties
 
 
 def test_regions_ignore_label_and_two_channels(tmp_path):

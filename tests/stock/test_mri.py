@@ -16,6 +16,7 @@ from tests.nnunet import command
 from tests.stock.commands import (
     DEVICE,
     TRAINER,
+    check_streamed_like,
     environment,
     home_with,
     labels_of,
@@ -75,6 +76,10 @@ def test_prediction_needs_no_backbone_and_evaluates(mri):
     summary = json.loads((predicted / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 6
     assert 0 <= summary["foreground_mean"]["Dice"] <= 1
+
+
+def test_streamed_prediction_is_that_of_nnunet(mri):
+    check_streamed_like(mri, mri / "predicted", "-tr", TRAINER, "--save_probabilities")
 
 
 def test_training_ends_with_surface_metrics_beside_nnunets_summary(mri):
