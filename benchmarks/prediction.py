@@ -39,16 +39,16 @@ MANY_SLICES = 500
 REPEATS = 3
 NOTES = (
     f"MedDINOv3 with a tiny ViT and random weights, no mirroring; CT of {IMAGE_PX} x {IMAGE_PX} px at {SPACING_MM} mm "
-    "in int16, resampled to the network's size in px. One core and one thread; nnU-Net with -npp 1 -nps 1. CPU s: outside "
-    "and inside the kernel (where new memory is zeroed), of all processes of a command, for the cores were shared with "
+    "in int16, resampled to the network's size in px. One core and one thread; nnU-Net with -npp 1 -nps 1. CPU s: "
+    "outside and inside the kernel (where new memory is zeroed), of all processes of a command, for the cores were shared with "
     "other work that wall time would see. MiB: peak of the proportional set size of all processes, mapped files once. "
     "'network' is the CPU time of that step in our processes, with tiling and the check for NaN. 'rest' is everything "
     "else for a further slice: nnU-Net's from the difference between two numbers of slices, less that of the network; "
     "ours is the sum of the other steps. "
 )
 NOTES_WHOLE = (
-    f"896 px, 16 classes. Medians of {REPEATS} interleaved runs ({MANY_SLICES} slices once); 'every further slice' is from the difference "
-    f"between 24 and 48 slices, ours from 48 to {MANY_SLICES}."
+    f"896 px, 16 classes. Medians of {REPEATS} interleaved runs ({MANY_SLICES} slices once); 'every further slice' is "
+    f"from the difference between 24 and 48 slices, ours from 48 to {MANY_SLICES}."
 )
 NOTES_SIZES = (
     "One run each. Whole commands have the larger number of slices; of many classes they are few, for nnU-Net holds a "
