@@ -40,8 +40,8 @@ REPEATS = 3
 NOTES = (
     f"MedDINOv3 with a tiny ViT and random weights, no mirroring; CT of {IMAGE_PX} x {IMAGE_PX} px at {SPACING_MM} mm "
     "in int16, resampled to the network's size in px. One core and one thread; nnU-Net with -npp 1 -nps 1. CPU s: "
-    "outside and inside the kernel (where new memory is zeroed), of all processes of a command, for the cores were shared with "
-    "other work that wall time would see. MiB: peak of the proportional set size of all processes, mapped files once. "
+    "outside and inside the kernel (where new memory is zeroed), of all processes of a command, for the cores were "
+    "shared with other work that wall time would see. MiB: peak of the proportional set size of all processes, mapped files once. "
     "'network' is the CPU time of that step in our processes, with tiling and the check for NaN. 'rest' is everything "
     "else for a further slice: nnU-Net's from the difference between two numbers of slices, less that of the network; "
     "ours is the sum of the other steps. "
