@@ -28,6 +28,7 @@ from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
 from nnunetv2_meddino.inference.probabilities import ProbabilityFile
 from nnunetv2_meddino.inference.timing import StepTimes
+from nnunetv2_meddino.locks import locked
 
 if TYPE_CHECKING:
     from nnunetv2_meddino.inference.dicom_seg import Kind  # which takes 80 MiB, and is for DICOM only
@@ -127,6 +128,7 @@ def predict_folder(
         The cases that failed.
 
     Raises:
+        BusyError: Another command predicts this part into the folder.
         ConfigurationError: There is no such part.
         DataError: There is nothing to predict.
         OSError: Predictions cannot be written.
@@ -150,43 +152,53 @@ def predict_folder(
         msg = f"DICOM is for models of nnU-Net's SimpleITKIO; the images of this one are {ending} files."
         raise ConfigurationError(msg)
     cases = cases[part_id::num_parts]
+    arguments = {
+        "list_of_lists_or_source_folder": str(source),
+        "output_folder_or_list_of_truncated_output_files": str(out),
+        "save_probabilities": save_probabilities,
+        "overwrite": overwrite,
+        "num_parts": num_parts,
+        "part_id": part_id,
+    }
     writer = CaseWriter(model, out, predictor.times, dicom_seg)
-    write_json(model.dataset_json, out / "dataset.json")
-    write_json(model.plans.plans, out / "plans.json")
-    write_json(
-        {
-            "list_of_lists_or_source_folder": str(source),
-            "output_folder_or_list_of_truncated_output_files": str(out),
-            "save_probabilities": save_probabilities,
-            "overwrite": overwrite,
-            "num_parts": num_parts,
-            "part_id": part_id,
-        },
-        out / "predict_from_raw_data_args.json",
-    )
-    for case in cases:
-        writer.delete_partial(case.name)
-    if not overwrite:
-        endings = [*([".npz", ".pkl"] if save_probabilities else []), *([".dcm"] if is_of_dicom and dicom_seg else [])]
-        cases = [case for case in cases if not writer.is_written(case.name, endings)]
+    with locked(out, f".part_{part_id}_of_{num_parts}.lock"), writer:
+        write_json(model.dataset_json, out / "dataset.json")
+        write_json(model.plans.plans, out / "plans.json")
+        write_json(arguments, out / "predict_from_raw_data_args.json")
+        for case in cases:
+            writer.delete_partial(case.name)
+        if not overwrite:
+            others = [".npz", ".pkl"] * save_probabilities + [".dcm"] * (is_of_dicom and dicom_seg is not None)
+            cases = [case for case in cases if not writer.is_written(case.name, others)]
+        failed = _predict_cases(writer, predictor, cases, save_probabilities, on_progress)
+    return [*failed, *writer.failed]
+
+
+def _predict_cases(
+    writer: CaseWriter,
+    predictor: Predictor,
+    cases: Sequence[Case],
+    save_probabilities: bool,
+    on_progress: OnProgress | None,
+) -> list[FailedCase]:
+    """Predict cases and hand them to the writer; return those whose images cannot be used."""
     failed: list[FailedCase] = []
     begun, slices_done = time.monotonic(), 0
-    with writer:
-        for number, (case, slices) in enumerate(_read_ahead(predictor, cases)):
-            before = slices_done
+    for number, (case, slices) in enumerate(_read_ahead(predictor, cases)):
+        before = slices_done
 
-            def on_slices(done: int, depth: int) -> None:
-                nonlocal slices_done
-                slices_done = before + done  # noqa: B023 (called within this turn only)
-                if on_progress is not None:
-                    speed = slices_done / (time.monotonic() - begun)
-                    on_progress(case.name, number + done / depth, len(cases), f"{speed:.1f} slices/s")  # noqa: B023
+        def on_slices(done: int, depth: int) -> None:
+            nonlocal slices_done
+            slices_done = before + done  # noqa: B023 (called within this turn only)
+            if on_progress is not None:
+                speed = slices_done / (time.monotonic() - begun)
+                on_progress(case.name, number + done / depth, len(cases), f"{speed:.1f} slices/s")  # noqa: B023
 
-            if isinstance(slices, FailedCase):
-                failed.append(slices)
-            else:
-                predict_into(writer, predictor, case.name, slices, save_probabilities, on_slices)
-    return [*failed, *writer.failed]
+        if isinstance(slices, FailedCase):
+            failed.append(slices)
+        else:
+            predict_into(writer, predictor, case.name, slices, save_probabilities, on_slices)
+    return failed
 
 
 def predict_into(
