@@ -1,9 +1,10 @@
 """Prediction with 2D models, slice by slice, against nnU-Net's own, from command to written labels.
 
-    python benchmarks/prediction.py [--out FOLDER] [--core N]
+    python benchmarks/prediction.py PART [--out FOLDER] [--core N]
 
-Both predict the same images with the same models of random weights, in fresh processes on one core. Takes an hour and
-12 GiB of memory, which are nnU-Net's.
+PART is ``whole`` (one model; 24, 48 and 500 slices, the first two three times) or ``sizes`` (nine models). Both predict
+the same images with the same models of random weights, in fresh processes on one core. Each part takes half an hour,
+and 12 GiB of memory, which are nnU-Net's.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,17 +36,23 @@ TINY = {
     "_kw_requires_import": [],
 }
 MANY_SLICES = 500
-REPEATS, REPEATS_OF_OTHERS = 3, 2
+REPEATS = 3
 NOTES = (
     f"MedDINOv3 with a tiny ViT and random weights, no mirroring; CT of {IMAGE_PX} x {IMAGE_PX} px at {SPACING_MM} mm "
     "in int16, resampled to 'px' for the network. One core and one thread; nnU-Net with -npp 1 -nps 1. CPU s: outside "
     "and inside the kernel (where new memory is zeroed), of all processes of a command, for the cores were shared with "
     "other work that wall time would see. MiB: peak of the proportional set size of all processes, mapped files once. "
-    f"Medians of {REPEATS} interleaved runs ({REPEATS_OF_OTHERS} but for the first case; {MANY_SLICES} slices "
-    "once). 'every further slice': between the two numbers of slices above, per slice. 'rest' is everything but the "
-    "network, for a further slice: nnU-Net's from the difference between both numbers of slices, less the CPU time of "
-    "the network, which is measured in our processes and contains tiling and the check for NaN; ours is the sum of the "
-    "other steps."
+    "'network' is the CPU time of that step in our processes, with tiling and the check for NaN. 'rest' is everything "
+    "else for a further slice: nnU-Net's from the difference between two numbers of slices, less that of the network; "
+    "ours is the sum of the other steps. "
+)
+NOTES_WHOLE = (
+    f"Medians of {REPEATS} interleaved runs ({MANY_SLICES} slices once); 'every further slice' is from the difference "
+    f"between 24 and 48 slices, ours from 48 to {MANY_SLICES}."
+)
+NOTES_SIZES = (
+    "One run each. Whole commands have the larger number of slices; of many classes they are few, for nnU-Net holds a "
+    "GiB for each at 896 px."
 )
 
 
@@ -80,81 +87,84 @@ class Case:
         return images
 
 
-CASES = [
-    Case(896, 16, (24, 48)),
-    *(Case(px, 2, (12, 36)) for px in (256, 512, 896)),
-    *(Case(px, 16, (12, 36)) for px in (256, 512)),
-    *(Case(px, 105, (4, 12)) for px in (256, 512)),
-    Case(896, 105, (3, 7)),
+WHOLE = Case(896, 16, (24, 48))
+SIZES = [
+    *(Case(px, 2, slices) for px, slices in ((256, (8, 200)), (512, (8, 200)), (896, (8, 32)))),
+    *(Case(px, 16, slices) for px, slices in ((256, (8, 100)), (512, (8, 72)), (896, (24, 48)))),
+    *(Case(px, 105, slices) for px, slices in ((256, (3, 21)), (512, (3, 17)), (896, (2, 8)))),
 ]
-"""Few slices of many classes: nnU-Net holds a GiB for each of the last one's."""
 
 
-class Measured:
-    """Interleaved runs of one case."""
+def measure_whole(folder: Path) -> list[dict[str, Any]]:
+    """Compare whole commands with few and with many slices."""
+    settings = WHOLE.settings(folder)
+    ours: dict[int, list[tuple[Usage, Steps]]] = {n: [] for n in (*WHOLE.slices, MANY_SLICES)}
+    stock: dict[int, list[Usage]] = {n: [] for n in WHOLE.slices}
+    for _ in range(REPEATS):
+        for n in WHOLE.slices:
+            ours[n].append(predict_ours(settings, WHOLE.images(folder, n), folder / "runs"))
+            stock[n].append(predict_stock(settings, WHOLE.images(folder, n), folder / "runs"))
+    ours[MANY_SLICES].append(predict_ours(settings, WHOLE.images(folder, MANY_SLICES), folder / "runs"))
+    my_usage = {n: middle([usage for usage, _ in runs]) for n, runs in ours.items()}
+    its_usage = {n: middle(runs) for n, runs in stock.items()}
+    rows = [{"slices": str(n), **compared(my_usage[n], its_usage.get(n))} for n in my_usage]
+    few, many = WHOLE.slices
+    further = compared(slope(my_usage, many, MANY_SLICES), slope(its_usage, few, many))
+    steps = ours[MANY_SLICES][0][1].cpu_s
+    rows.append({"slices": "every further slice", **further, **rest(steps, MANY_SLICES, further["stock CPU s"])})
+    return rows
 
-    def __init__(self, case: Case, folder: Path, repeats: int) -> None:
-        settings = case.settings(folder)
-        self.case = case
-        self.stock: dict[int, list[Usage]] = {n: [] for n in case.slices}
-        self.ours: dict[int, list[tuple[Usage, Steps]]] = {n: [] for n in case.slices}
-        for _ in range(repeats):
-            for n in case.slices:
-                self.ours[n].append(predict_ours(settings, case.images(folder, n), folder / "runs"))
-                self.stock[n].append(predict_stock(settings, case.images(folder, n), folder / "runs"))
 
-    def row(self, slices: int) -> dict[str, Any]:
-        """Compare whole commands."""
-        row: dict[str, Any] = {"px": self.case.size_px, "classes": self.case.classes, "slices": str(slices)}
-        row["our CPU s"] = self._ours(slices, lambda usage, _: usage.cpu_s)
-        row["our MiB"] = self._ours(slices, lambda usage, _: usage.peak_mib)
-        if slices in self.stock:
-            row["stock CPU s"] = self._stock(slices, lambda usage: usage.cpu_s)
-            row["stock MiB"] = self._stock(slices, lambda usage: usage.peak_mib)
-            row["CPU ratio"] = row["stock CPU s"] / row["our CPU s"]
-        return row
+def measure_size(case: Case, folder: Path) -> dict[str, Any]:
+    """Compare one run of a whole command, and what it takes but for the network."""
+    settings, (few, many) = case.settings(folder), case.slices
+    ours, steps = predict_ours(settings, case.images(folder, many), folder / "runs")
+    stock = {n: predict_stock(settings, case.images(folder, n), folder / "runs") for n in case.slices}
+    row = {"px": case.size_px, "classes": case.classes, "slices": f"{many} ({few})", **compared(ours, stock[many])}
+    return {**row, **rest(steps.cpu_s, many, slope(stock, few, many).cpu_s)}
 
-    def further(self) -> dict[str, Any]:
-        """Compare what every further slice takes."""
-        (few, many), most = self.case.slices, max(self.ours)
-        row: dict[str, Any] = {"px": self.case.size_px, "classes": self.case.classes, "slices": "every further slice"}
-        for what, value in (("CPU s", lambda usage: usage.cpu_s), ("MiB", lambda usage: usage.peak_mib)):
-            row[f"stock {what}"] = (self._stock(many, value) - self._stock(few, value)) / (many - few)
-        start = many if most > many else few
-        for what, of in (("CPU s", lambda usage, _: usage.cpu_s), ("MiB", lambda usage, _: usage.peak_mib)):
-            row[f"our {what}"] = (self._ours(most, of) - self._ours(start, of)) / (most - start)
-        row["network CPU s"] = self._ours(most, lambda _, steps: steps.cpu_s["network"]) / most
-        row["stock rest CPU s"] = row["stock CPU s"] - row["network CPU s"]
-        row["our rest CPU s"] = (
-            self._ours(most, lambda _, steps: sum(steps.cpu_s.values()) - steps.cpu_s["network"]) / most
-        )
-        row["CPU ratio"] = row["stock CPU s"] / row["our CPU s"]
-        row["rest ratio"] = row["stock rest CPU s"] / row["our rest CPU s"]
-        return row
 
-    def _stock(self, slices: int, value: Callable[[Usage], float]) -> float:
-        return median(value(usage) for usage in self.stock[slices])
+def middle(runs: list[Usage]) -> Usage:
+    """Return the medians of several runs."""
+    return Usage(*(median(values) for values in zip(*(astuple(run) for run in runs), strict=True)))
 
-    def _ours(self, slices: int, value: Callable[[Usage, Steps], float]) -> float:
-        return median(value(*run) for run in self.ours[slices])
+
+def slope(runs: Mapping[int, Usage], few: int, many: int) -> Usage:
+    """Return what a further slice takes."""
+    both = zip(astuple(runs[many]), astuple(runs[few]), strict=True)
+    return Usage(*((more - less) / (many - few) for more, less in both))
+
+
+def compared(ours: Usage, stock: Usage | None) -> dict[str, Any]:
+    """Return the cells of two commands."""
+    cells: dict[str, Any] = {"our CPU s": ours.cpu_s, "our MiB": ours.peak_mib}
+    if stock is None:
+        return cells
+    return {**cells, "stock CPU s": stock.cpu_s, "stock MiB": stock.peak_mib, "CPU ratio": stock.cpu_s / ours.cpu_s}
+
+
+def rest(steps_s: Mapping[str, float], slices: int, stock_s: float) -> dict[str, float]:
+    """Return the cells of what a further slice takes but for the network."""
+    network = steps_s["network"] / slices
+    ours, stock = sum(steps_s.values()) / slices - network, stock_s - network
+    return {"network CPU s": network, "our rest CPU s": ours, "stock rest CPU s": stock, "rest ratio": stock / ours}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("whole", "sizes"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--core", type=int, default=0, help="that all runs use (default: %(default)s)")
     options = parser.parse_args()
     os.sched_setaffinity(0, {options.core})
-    rows = []
     with tempfile.TemporaryDirectory() as name, one_thread_each():
-        folder = Path(name)
-        for case in CASES:
-            measured = Measured(case, folder, REPEATS if case is CASES[0] else REPEATS_OF_OTHERS)
-            if case is CASES[0]:
-                images = case.images(folder, MANY_SLICES)
-                measured.ours[MANY_SLICES] = [predict_ours(case.settings(folder), images, folder / "runs")]
-            rows += [*(measured.row(slices) for slices in measured.ours), measured.further()]
-            write_results("prediction", "cpu", rows, options.out, NOTES)
+        if options.part == "whole":
+            write_results("prediction", "cpu", measure_whole(Path(name)), options.out, NOTES + NOTES_WHOLE)
+            return
+        rows = []
+        for case in SIZES:
+            rows.append(measure_size(case, Path(name)))
+            write_results("prediction_sizes", "cpu", rows, options.out, NOTES + NOTES_SIZES)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-LOOK_EVERY_S = 0.03
+LOOK_EVERY_S = 0.1
 KIB_PER_MIB = 1024
 
 
