@@ -137,10 +137,16 @@ def slope(runs: Mapping[int, Usage], few: int, many: int) -> Usage:
 
 def compared(ours: Usage, stock: Usage | None) -> dict[str, Any]:
     """Return the cells of two commands."""
-    cells: dict[str, Any] = {"our CPU s": ours.cpu_s, "our MiB": ours.peak_mib}
-    if stock is None:
-        return cells
-    return {**cells, "stock CPU s": stock.cpu_s, "stock MiB": stock.peak_mib, "CPU ratio": stock.cpu_s / ours.cpu_s}
+    cells: dict[str, Any] = {"our CPU s": ours.cpu_s, "our MiB": digits(ours.peak_mib)}
+    if stock is not None:
+        cells |= {"stock CPU s": stock.cpu_s, "stock MiB": digits(stock.peak_mib)}
+        cells["CPU ratio"] = stock.cpu_s / ours.cpu_s
+    return cells
+
+
+def digits(mib: float) -> int | float:
+    """Return all digits before the point: tables show three of a number with others."""
+    return round(mib) if mib > 10 else mib
 
 
 def rest(steps_s: Mapping[str, float], slices: int, stock_s: float) -> dict[str, float]:
