@@ -39,12 +39,18 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
         "-tr", dest="trainer", default="nnUNetTrainer", metavar="TR", help="trainer (default: %(default)s)"
     )
     command.add_argument("-f", dest="folds", nargs="+", metavar="F", help="folds (default: all trained ones)")
-    command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    command.add_argument(
+        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
+    )
     command.add_argument(
         "-device", default="cuda", choices=("cuda", "cpu", "mps"), help="what predicts (default: %(default)s)"
     )
     command.add_argument(
-        "-step_size", type=float, default=0.5, help="distance of tiles, in patches at most (default: %(default)s)"
+        "-step_size",
+        type=float,
+        default=0.5,
+        metavar="FRACTION",
+        help="distance of tiles, in patches at most (default: %(default)s)",
     )
     command.add_argument("--disable_tta", action="store_true", help="no average over mirrored views")
     command.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl for ensembling, too")
@@ -54,12 +60,16 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
         help="write a DICOM segmentation beside the label map of a DICOM series",
     )
     command.add_argument("--continue_prediction", "--c", action="store_true", help="leave finished cases as they are")
-    command.add_argument("-num_parts", type=int, default=1, help="how many commands share the cases (default: 1)")
-    command.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0 (default: 0)")
+    command.add_argument(
+        "-num_parts", type=int, default=1, metavar="N", help="how many commands share the cases (default: 1)"
+    )
+    command.add_argument(
+        "-part_id", type=int, default=0, metavar="I", help="which of them this one is, from 0 (default: 0)"
+    )
     command.add_argument("--not_on_device", action="store_true", help="resample logits on the CPU")
     command.add_argument("--disable_progress_bar", action="store_true", help="no bar on a terminal either")
     command.add_argument(
-        "-npp", "-nps", dest="ignored", type=int, help="not needed: one image is read ahead, one written"
+        "-npp", "-nps", dest="ignored", type=int, metavar="N", help="not needed: one image is read ahead, one written"
     )
     command.add_argument("--verbose", action="store_true", help="not needed: errors say what happened")
     command.add_argument("-prev_stage_predictions", metavar="FOLDER", help="of a cascade: with --stock only")

@@ -76,7 +76,10 @@ class Predictor:
         if not 0 < step_size <= 1:
             raise ConfigurationError(f"The step size must be above 0 and at most 1, not {step_size}.")
         self.model, self.step_size = model, step_size
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise ConfigurationError(f"There is no device {device!r}. Choose 'cuda', 'cpu' or 'mps'.") from error
         self.mirrorings = model.mirrorings if mirroring else [()]
         self.times = StepTimes(self.device)
         self._results_device = self.device if on_device else torch.device("cpu")
@@ -86,14 +89,14 @@ class Predictor:
         except torch.OutOfMemoryError as error:
             self._move(torch.device("cpu"))
             if len(model.networks) == 1:
-                raise ConfigurationError(
-                    f"The network does not fit on {self.device}. Choose another device."
-                ) from error
+                raise ConfigurationError(f"The network does not fit on {self.device}. Predict on the CPU.") from error
             logger.warning("The networks of all folds do not fit on %s together: they take turns.", self.device)
             self._in_turn = True
         except (AssertionError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigurationError(f"Device {self.device} cannot be used ({reason}). Choose another.") from error
+            raise ConfigurationError(
+                f"Device {self.device} cannot be used ({reason}). Choose another, such as cpu."
+            ) from error
         rows, columns = model.configuration.patch_size
         self._patch_size = (int(rows), int(columns))
         self._batched = self.device.type != "cpu"  # a CPU gains nothing from larger batches

@@ -10,7 +10,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.inference.folders import CaseWriter, predict_into
+from nnunetv2_meddino.inference.case_writer import CaseWriter, predict_into
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.plans import check_slicewise
 from nnunetv2_meddino.inference.predictor import Predictor

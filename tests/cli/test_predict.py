@@ -331,7 +331,7 @@ def test_a_3d_model_is_refused_with_advice(tmp_path: Path, capsys: pytest.Captur
     write_model(tmp_path / "model", patch_size=[16, 64, 64])
     (tmp_path / "images").mkdir()
     assert predict(tmp_path, "-o", tmp_path / "out", model=tmp_path / "model") == 2
-    message = "predicts patches of 16 x 64 x 64, not slices.*Predict with --stock"
+    message = "predicts patches of 16 x 64 x 64, not slices.*meddino predict --stock"
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 

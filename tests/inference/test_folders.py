@@ -24,6 +24,7 @@ from scipy.ndimage import gaussian_filter
 
 from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.inference.folders import find_cases
+from nnunetv2_meddino.locks import locked
 from tests.inference.models import write_model
 from tests.nnunet import command
 
@@ -302,6 +303,18 @@ def test_what_another_part_is_writing_is_left_alone(two_cases: Path, tmp_path: P
     others.mkdir(parents=True)
     assert predict(two_cases / "model", two_cases / "images", tmp_path / "out", "-num_parts", 2, "-part_id", 0) == 0
     assert others.is_dir()
+
+
+def test_the_same_command_twice_is_refused_and_other_parts_are_not(
+    two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks without a lock: each would give names to the files that the other is writing."""
+    arguments = (two_cases / "model", two_cases / "images", tmp_path, "-num_parts", 2, "-part_id")
+    with locked(tmp_path, ".part_0_of_2.lock"):
+        assert predict(*arguments, 0) == 2
+        assert "another command works in" in capsys.readouterr().err
+        assert predict(*arguments, 1) == 0
+    assert predict(*arguments, 0) == 0
 
 
 @pytest.mark.parametrize("missing", ["case_1.nii.gz", "case_1.npz", "case_1.pkl"])
