@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nnunetv2_meddino.counter_random import numpy_generator
+from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings, augment, draw_augmentation, to_regions
 from nnunetv2_meddino.dataloading.cases import PreprocessedCases
-from nnunetv2_meddino.dataloading.draws import Draw, Draws
+from nnunetv2_meddino.dataloading.draws import Draw, Draws, Stream
+from nnunetv2_meddino.dataloading.warp import source_box, warp
+from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
 from nnunetv2_meddino.errors import MedDINOError, TrainingError
 from nnunetv2_meddino.shared_memory import check_shared_memory
 
 AHEAD = 2
 """Batches that each worker makes ahead; the default of torch's loader."""
 
-OUTSIDE = -1
-"""Label of pixels outside the slice, as nnU-Net pads; its transforms make background of it."""
-
-LabelTransform = Callable[..., dict[str, Any]]
-"""nnU-Net's transforms of a validation sample: ``segmentation`` ``(1, rows, columns)`` -> what the loss takes."""
+MARGIN = 1
+"""Pixels read around what a warp looks at: beyond them it would find 0, as beyond the slice."""
 
 Batch = dict[str, Any]
 """``data`` ``(B, C, rows, columns)`` float32, ``target`` ``(B, 1 or regions, rows, columns)``, ``keys``: the cases."""
 
 
+@dataclass(frozen=True)
+class SampleSettings:
+    """What becomes of a slice on its way to the network."""
+
+    augmentation: AugmentationSettings | None
+    """None: a sample is its box as it is."""
+    masked: tuple[bool, ...]
+    """For each channel whether it is 0 outside of what nnU-Net normalised (``use_mask_for_norm``)."""
+    regions: tuple[int | tuple[int, ...], ...] | None
+    """The labels of each region, the ignore label as one more; None: the target is the label map."""
+
+
 class SliceBatches(Dataset):
     """The batch of one rank at any step."""
 
-    def __init__(self, cases: PreprocessedCases, draws: Draws, places: range, labels: LabelTransform) -> None:
+    def __init__(self, cases: PreprocessedCases, draws: Draws, settings: SampleSettings, places: range) -> None:
         """Set up the batches.
 
         Args:
             cases: Where slices are read.
             draws: Which slices and boxes.
+            settings: What becomes of them.
             places: Those of the global batch that this rank makes.
-            labels: Applied to the labels of each sample.
         """
-        self.cases, self.draws, self.places, self.labels = cases, draws, places, labels
+        self.cases, self.draws, self.settings, self.places = cases, draws, settings, places
 
     def batch(self, step: int) -> Batch:
         """Make the batch of a step.
@@ -52,11 +68,10 @@ class SliceBatches(Dataset):
             DataError: A case cannot be read.
         """
         drawn = [self.draws.draw(step, place) for place in self.places]
-        samples = [crop(self.cases, draw, self.draws.size) for draw in drawn]
-        targets = [self.labels(segmentation=torch.from_numpy(labels)[None])["segmentation"] for _, labels in samples]
+        samples = [self._sample(draw, step, place) for draw, place in zip(drawn, self.places, strict=True)]
         return {
             "data": torch.from_numpy(np.stack([image for image, _ in samples])),
-            "target": torch.stack(targets),
+            "target": torch.from_numpy(np.stack([target for _, target in samples])),
             "keys": [draw.case for draw in drawn],
         }
 
@@ -67,26 +82,33 @@ class SliceBatches(Dataset):
         except MedDINOError as error:
             return error
 
+    def _sample(self, draw: Draw, step: int, place: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Return image ``(C, rows, columns)`` and target ``(1 or regions, rows, columns)``."""
+        size, settings = self.draws.size, self.settings
+        if settings.augmentation is None:
+            image, labels = warp(*self._read(draw, _shift(draw.corner)), size)
+            np.maximum(labels, 0, out=labels)
+        else:
+            rng = numpy_generator(self.draws.seed, Stream.AUGMENTATION, step, place)
+            augmentation = draw_augmentation(rng, settings.augmentation)
+            image, labels, matrix = self._read(draw, augmentation.matrix(draw.corner, size))
+            image, labels = augment(image, labels, augmentation, matrix, size, settings.masked)
+        return image, labels[None] if settings.regions is None else to_regions(labels, settings.regions)
 
-def crop(cases: PreprocessedCases, draw: Draw, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-    """Return the box of a sample: image ``(C, rows, columns)`` and labels ``(rows, columns)``.
+    def _read(
+        self, draw: Draw, matrix: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.float64]]:
+        """Read what a warp looks at, and return it with the matrix that begins there."""
+        shape = self.cases.shape(draw.case)[1:]
+        box = source_box(matrix, self.draws.size, MARGIN)
+        rows, columns = ((max(0, start), min(length, end)) for (start, end), length in zip(box, shape, strict=True))
+        image, labels = self.cases.read(draw.case, draw.slice_index, rows, columns)
+        return image, labels, matrix - [[0, 0, rows[0]], [0, 0, columns[0]]]
 
-    Outside the slice, where that is smaller, the image is 0 and the labels are ``OUTSIDE``.
 
-    Raises:
-        DataError: The case cannot be read.
-    """
-    inside = [
-        (max(0, start), min(length, start + n))
-        for start, n, length in zip(draw.corner, size, cases.shape(draw.case)[1:], strict=True)
-    ]
-    image, labels = cases.read(draw.case, draw.slice_index, *inside)
-    if labels.shape == size:
-        return image, labels
-    padding = [
-        (begin - start, start + n - end) for (begin, end), start, n in zip(inside, draw.corner, size, strict=True)
-    ]
-    return np.pad(image, [(0, 0), *padding]), np.pad(labels, padding, constant_values=OUTSIDE)
+def _shift(corner: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the matrix of a box as it is."""
+    return np.array([[1.0, 0.0, corner[0]], [0.0, 1.0, corner[1]]])
 
 
 class BatchLoader(Iterator[Batch]):
@@ -109,10 +131,20 @@ class BatchLoader(Iterator[Batch]):
 
         Raises:
             DataError: A case cannot be read, or shared memory is too small.
+            TrainingError: A worker was killed; this takes seconds to be seen.
         """
         if self._iterator is None:
             self._iterator = self._start()
-        made = next(self._iterator)
+        try:
+            made = next(self._iterator)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self.workers or str(error).startswith("Caught "):  # how torch hands on what a worker has raised
+                raise
+            msg = (
+                f"A process that makes training batches is gone ({str(error).strip()}). Most likely memory ran out: "
+                f"use fewer of them ({NNUNET_N_PROC_DA.name}). Continue from the last checkpoint with --c."
+            )
+            raise TrainingError(msg) from error
         if isinstance(made, MedDINOError):
             raise made
         return made
@@ -132,28 +164,19 @@ class BatchLoader(Iterator[Batch]):
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
             pin_memory=self.pin_memory,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else it would draw from the one that the training draws from
         )
-        return iter(loader)
+        handler = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's would raise in the middle of anything, even while the error of a killed worker is being handled
+            signal.signal(signal.SIGCHLD, handler)
+        return iterator
 
 
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Say what to do when a worker was killed; torch raises that wherever the training is at that moment.
-
-    Raises:
-        TrainingError: A worker was killed.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        msg = (
-            f"A process that makes training batches ended: {str(error).strip()} If it was killed, memory most likely "
-            "ran out: use fewer of them (nnUNet_n_proc_DA). Continue from the last checkpoint with --c."
-        )
-        raise TrainingError(msg) from error
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # one process a core; and threads of OpenCV that a fork has left behind would be waited for
 
 
 def _unchanged(batch: object) -> object:

@@ -13,7 +13,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from nnunetv2_meddino.dataloading.loader import BatchLoader, worker_errors
+from nnunetv2_meddino.dataloading.loader import BatchLoader
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.files import read_json
@@ -219,11 +219,6 @@ class BaseTrainer(nnUNetTrainer):
         kept[LOADER] = loader = choose_loader(self.loader, kept.get(LOADER))
         self.print_to_log_file(f"Loader: {', '.join(f'{key} {value}' for key, value in loader.items())}")
         return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader["seed"])
-
-    def run_training(self) -> None:
-        """Train as nnU-Net does; a killed process of the loader is told with what to do about it."""
-        with worker_errors():
-            super().run_training()
 
     def on_train_end(self) -> None:
         """Save the last checkpoint as nnU-Net does, and end the processes of our loader, which it does not know."""

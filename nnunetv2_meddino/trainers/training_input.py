@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings
 from nnunetv2_meddino.dataloading.cases import PreprocessedCases
 from nnunetv2_meddino.dataloading.draws import Draws, Stream
-from nnunetv2_meddino.dataloading.loader import BatchLoader, SliceBatches
+from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
 from nnunetv2_meddino.environment import MEDDINO_LOADER
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -76,42 +77,44 @@ def whole_slice_loaders(trainer: BaseTrainer, seed: int) -> tuple[BatchLoader, B
             f"{WHOLE_SLICE} does not read. Unset {MEDDINO_LOADER.name}, or train a configuration without one."
         )
         raise ConfigurationError(msg)
-    # which also tells the trainer along which axes prediction may mirror
-    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    labels = trainer.get_validation_transforms(
-        None,
-        regions=trainer.label_manager.foreground_regions if trainer.label_manager.has_regions else None,
-        ignore_label=trainer.label_manager.ignore_label,
-    )
-    rank = dist.get_rank() if trainer.is_ddp else 0
-    places = range(rank * trainer.batch_size, (rank + 1) * trainer.batch_size)
-    rows, columns = trainer.configuration_manager.patch_size
     training, validation = (PreprocessedCases(dataset) for dataset in trainer.get_tr_and_val_datasets())
     processes = get_allowed_n_proc_DA()
-
-    def batches(cases: PreprocessedCases, stream: Stream, steps: int, workers: int) -> BatchLoader:
-        draws = Draws(
-            cases,
-            (rows, columns),
-            batch_size=trainer.configuration_manager.batch_size,
-            forced=trainer.forced_foreground,
-            seed=seed,
-            stream=stream,
-            annotated=(-1, *trainer.label_manager.all_labels) if trainer.label_manager.has_ignore_label else None,
-        )
-        return BatchLoader(
-            SliceBatches(cases, draws, places, labels),
-            first_step=trainer.current_epoch * steps,
-            workers=workers,
-            pin_memory=trainer.device.type == "cuda",
-        )
-
     return (
-        batches(training, Stream.TRAINING, trainer.num_iterations_per_epoch, processes),
-        batches(
-            validation,
-            Stream.VALIDATION,
-            trainer.num_val_iterations_per_epoch,
-            max(1, processes // 2) if processes else 0,  # nnU-Net's share
-        ),
+        _loader(trainer, training, seed, Stream.TRAINING, processes),
+        _loader(trainer, validation, seed, Stream.VALIDATION, max(1, processes // 2) if processes else 0),  # as nnU-Net
     )
+
+
+def _loader(trainer: BaseTrainer, cases: PreprocessedCases, seed: int, stream: Stream, workers: int) -> BatchLoader:
+    configuration, labels = trainer.configuration_manager, trainer.label_manager
+    is_training = stream is Stream.TRAINING
+    steps = trainer.num_iterations_per_epoch if is_training else trainer.num_val_iterations_per_epoch
+    rows, columns = configuration.patch_size
+    draws = Draws(
+        cases,
+        (rows, columns),
+        batch_size=configuration.batch_size,
+        forced=trainer.forced_foreground,
+        seed=seed,
+        stream=stream,
+        annotated=(-1, *labels.all_labels) if labels.has_ignore_label else None,
+    )
+    ignored = (labels.ignore_label,) if labels.has_ignore_label else ()
+    settings = SampleSettings(
+        augmentation=_augmentation(trainer) if is_training else None,
+        masked=tuple(configuration.use_mask_for_norm),
+        regions=(*labels.foreground_regions, *ignored) if labels.has_regions else None,
+    )
+    rank = dist.get_rank() if trainer.is_ddp else 0
+    return BatchLoader(
+        SliceBatches(cases, draws, settings, range(rank * trainer.batch_size, (rank + 1) * trainer.batch_size)),
+        first_step=trainer.current_epoch * steps,
+        workers=workers,
+        pin_memory=trainer.device.type == "cuda",
+    )
+
+
+def _augmentation(trainer: BaseTrainer) -> AugmentationSettings:
+    """Ask the trainer how far it turns and along which axes it mirrors; prediction may then mirror along these too."""
+    rotation_rad, _, _, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    return AugmentationSettings(trainer.num_input_channels, rotation_rad, tuple(mirror_axes or ()))
