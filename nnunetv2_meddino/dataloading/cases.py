@@ -33,6 +33,10 @@ class PreprocessedCases:
         self._foreground: OrderedDict[str, dict[Label, NDArray[np.unsignedinteger]]] = OrderedDict()
         self._foreground_bytes = 0
 
+    def __reduce__(self) -> tuple[type[PreprocessedCases], tuple[nnUNetBaseDataset]]:
+        """Open files stay behind where a worker is spawned instead of forked."""
+        return PreprocessedCases, (self.dataset,)
+
     def shape(self, case: str) -> tuple[int, int, int]:
         """Return ``(slices, rows, columns)``.
 

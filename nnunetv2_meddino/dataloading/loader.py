@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nnunetv2_meddino.counter_random import numpy_generator
 from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings, augment, draw_augmentation, to_regions
@@ -69,9 +69,9 @@ class SliceBatches(Dataset):
         """
         drawn = [self.draws.draw(step, place) for place in self.places]
         samples = [self._sample(draw, step, place) for draw, place in zip(drawn, self.places, strict=True)]
-        return {
-            "data": torch.from_numpy(np.stack([image for image, _ in samples])),
-            "target": torch.from_numpy(np.stack([target for _, target in samples])),
+        return {  # in a worker, torch stacks them in shared memory
+            "data": default_collate([torch.from_numpy(image) for image, _ in samples]),
+            "target": default_collate([torch.from_numpy(target) for _, target in samples]),
             "keys": [draw.case for draw in drawn],
         }
 

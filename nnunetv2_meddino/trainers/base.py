@@ -217,7 +217,7 @@ class BaseTrainer(nnUNetTrainer):
         """
         kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
         kept[LOADER] = loader = choose_loader(self.loader, kept.get(LOADER))
-        self.print_to_log_file(f"Loader: {', '.join(f'{key} {value}' for key, value in loader.items())}")
+        self.print_to_log_file("Loader:", ", seed ".join(map(str, loader.values())))
         return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader["seed"])
 
     def on_train_end(self) -> None:

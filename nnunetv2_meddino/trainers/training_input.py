@@ -69,12 +69,14 @@ def whole_slice_loaders(trainer: BaseTrainer, seed: int) -> tuple[BatchLoader, B
     """Return the batches of training and validation from the trainer's current epoch on.
 
     Raises:
-        ConfigurationError: The configuration needs the segmentation of a previous one.
+        ConfigurationError: The configuration needs the segmentation of a previous one, or the trainer several
+            resolutions.
     """
-    if trainer.is_cascaded:
+    if trainer.is_cascaded or trainer.enable_deep_supervision:
         msg = (
-            f"Configuration {trainer.configuration_name} takes the segmentation of a previous stage, which the loader "
-            f"{WHOLE_SLICE} does not read. Unset {MEDDINO_LOADER.name}, or train a configuration without one."
+            f"The loader {WHOLE_SLICE} makes neither input from a previous stage nor targets of several resolutions, "
+            f"and training {trainer.configuration_name} needs one of them. Use the loader {STOCK}: set "
+            f"{MEDDINO_LOADER.name}={STOCK}."
         )
         raise ConfigurationError(msg)
     training, validation = (PreprocessedCases(dataset) for dataset in trainer.get_tr_and_val_datasets())

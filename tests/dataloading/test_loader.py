@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import shutil
 import signal
 from types import SimpleNamespace
@@ -188,3 +189,9 @@ def test_too_little_shared_memory_is_an_error_before_the_kernel_kills_a_worker(d
     with pytest.raises(DataError, match="shared memory"):
         taken(dataset, 1, workers=1)
     taken(dataset, 1)
+
+
+def test_workers_may_be_spawned_after_files_were_opened(dataset):
+    source = batches(dataset, augmentation=AUGMENTED)
+    expected = source.batch(3)
+    assert_same([pickle.loads(pickle.dumps(source)).batch(3)], [expected])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def test_a_training_with_either_loader_says_which_it_was(nnunet_home, monkeypatc
         assert batch["target"].shape == (3, 1, *SIZE)
     assert isinstance(trainer.dataloader_train, BatchLoader) == (loader == "whole_slice")
     assert kept_loader(trainer)["name"] == loader
-    assert f"Loader: name {loader}" in Path(trainer.log_file).read_text()
+    assert f"Loader: {loader}" in Path(trainer.log_file).read_text()
     if loader == "whole_slice":
         assert (trainer.dataloader_train._iterator, trainer.dataloader_val._iterator) == (None, None)
 
@@ -175,11 +177,12 @@ def test_masks_regions_and_mirroring_are_those_of_the_plans_and_the_trainer(nnun
     assert training.regions is None
 
 
-def test_a_cascade_is_refused(nnunet_home, whole_slice):
+@pytest.mark.parametrize("attribute", ["is_cascaded", "enable_deep_supervision"])
+def test_what_it_cannot_make_is_refused(nnunet_home, whole_slice, attribute):
     trainer = short_trainer(nnunet_home)
     trainer.initialize()
-    trainer.is_cascaded = True
-    with pytest.raises(ConfigurationError, match="previous stage"):
+    setattr(trainer, attribute, True)
+    with pytest.raises(ConfigurationError, match="previous stage nor .* MEDDINO_LOADER=stock"):
         trainer.get_dataloaders()
 
 
@@ -224,3 +227,23 @@ def test_two_processes_make_one_batch(nnunet_home, whole_slice):
         assert a["keys"] + b["keys"] == whole["keys"]
         assert torch.equal(torch.cat((a["data"], b["data"])), whole["data"])
         assert torch.equal(torch.cat((a["target"], b["target"])), whole["target"])
+
+
+def test_regions_and_the_ignore_label_reach_the_loss_as_nnunet_makes_them(nnunet_home, whole_slice, monkeypatch):
+    file = nnunet_home / "preprocessed/Dataset998_Discs/dataset.json"
+    plans = json.loads(file.with_name("nnUNetPlans.json").read_text()) | {"continue_training": False}
+    plans["configurations"]["2d"].update(patch_size=SIZE, batch_size=3)
+    labels = {"background": 0, "disc": [1, 2], "core": 2, "ignore": 3}
+    dataset = json.loads(file.read_text()) | {"labels": labels, "regions_class_order": [1, 2]}
+    given, loaders = [], []
+    for loader in ("whole_slice", "stock"):
+        monkeypatch.setenv("MEDDINO_LOADER", loader)
+        trainer = MedDINOv3Trainer(plans, "2d", 0, dataset, torch.device("cpu"))
+        trainer.on_train_start()
+        loaders.append(trainer.dataloader_train)
+        given.append(next(trainer.dataloader_train))
+        trainer.on_train_epoch_start()
+        assert math.isfinite(trainer.train_step(given[-1])["loss"])
+    assert loaders[0].batches.draws.annotated == loaders[1].data_loader.annotated_classes_key
+    ours, stock = (batch["target"] for batch in given)
+    assert (ours.shape, ours.dtype) == (stock.shape, stock.dtype) == ((3, 3, *SIZE), torch.bool)
