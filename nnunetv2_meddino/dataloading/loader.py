@@ -28,9 +28,6 @@ from nnunetv2_meddino.shared_memory import check_shared_memory
 AHEAD = 2
 """Batches that each worker makes ahead; the default of torch's loader."""
 
-MARGIN = 1
-"""Pixels read around what a warp looks at: beyond them it would find 0, as beyond the slice."""
-
 Batch = dict[str, Any]
 """``data`` ``(B, C, rows, columns)`` float32, ``target`` ``(B, 1 or regions, rows, columns)``, ``keys``: the cases."""
 
@@ -100,7 +97,7 @@ class SliceBatches(Dataset):
     ) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.float64]]:
         """Read what a warp looks at, and return it with the matrix that begins there."""
         shape = self.cases.shape(draw.case)[1:]
-        box = source_box(matrix, self.draws.size, MARGIN)
+        box = source_box(matrix, self.draws.size)
         rows, columns = ((max(0, start), min(length, end)) for (start, end), length in zip(box, shape, strict=True))
         image, labels = self.cases.read(draw.case, draw.slice_index, rows, columns)
         return image, labels, matrix - [[0, 0, rows[0]], [0, 0, columns[0]]]

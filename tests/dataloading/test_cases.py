@@ -46,9 +46,9 @@ def test_positions_are_read_when_they_are_asked_for_and_forgotten_when_they_are_
     for name in cases.names:
         cases.read(name, 0, (0, 1), (0, 1))
     assert read == []
-    for number in "0101201":  # 2 takes the place of 0, which was asked for longest ago, and 0 that of 1
+    for number in "010201":  # 2 takes the place of 1, which was asked for longest ago
         cases.foreground(f"case_{number}")
-    assert "".join(read) == "01201"
+    assert "".join(read) == "0121"
 
 
 def test_no_more_files_are_open_than_are_wanted(tmp_path, monkeypatch):

@@ -175,13 +175,9 @@ def test_a_worker_killed_between_two_batches_is_an_error_too(dataset):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_case_is_told_in_one_sentence_by_workers_too(tmp_path, workers):
     dataset = write_dataset(tmp_path, cases=1)
-    loader = BatchLoader(batches(dataset), first_step=0, workers=workers, pin_memory=False)
-    loader.batches.batch(0)
-    fresh = PreprocessedCases(dataset)
-    loader.batches.draws.cases = loader.batches.cases = fresh
     (tmp_path / "case_0.pkl").write_bytes(b"half")
     with pytest.raises(DataError, match="^The preprocessed case case_0"):
-        list(itertools.islice(loader, 3))
+        taken(dataset, 3, workers=workers, forced=0.1)  # the tenth sample is the first that needs the file
 
 
 def test_too_little_shared_memory_is_an_error_before_the_kernel_kills_a_worker(dataset, monkeypatch):

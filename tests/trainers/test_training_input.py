@@ -231,13 +231,13 @@ def test_two_processes_make_one_batch(nnunet_home, whole_slice):
 
 def test_regions_and_the_ignore_label_reach_the_loss_as_nnunet_makes_them(nnunet_home, whole_slice, monkeypatch):
     file = nnunet_home / "preprocessed/Dataset998_Discs/dataset.json"
-    plans = json.loads(file.with_name("nnUNetPlans.json").read_text()) | {"continue_training": False}
-    plans["configurations"]["2d"].update(patch_size=SIZE, batch_size=3)
     labels = {"background": 0, "disc": [1, 2], "core": 2, "ignore": 3}
     dataset = json.loads(file.read_text()) | {"labels": labels, "regions_class_order": [1, 2]}
     given, loaders = [], []
     for loader in ("whole_slice", "stock"):
         monkeypatch.setenv("MEDDINO_LOADER", loader)
+        plans = json.loads(file.with_name("nnUNetPlans.json").read_text()) | {"continue_training": False}
+        plans["configurations"]["2d"].update(patch_size=SIZE, batch_size=3)
         trainer = MedDINOv3Trainer(plans, "2d", 0, dataset, torch.device("cpu"))
         trainer.on_train_start()
         loaders.append(trainer.dataloader_train)
