@@ -190,17 +190,16 @@ def change_intensities(image: NDArray[np.float32], augmentation: Augmentation) -
 
 def blur(channel: NDArray[np.float32], sigma_px: Range) -> None:
     """Blur a channel in place along rows and columns, reflected about the centres of its outermost pixels."""
-    weights = [_gaussian(sigma) for sigma in sigma_px]
-    reach = [len(axis_weights) // 2 for axis_weights in weights]
-    rows, columns = (np.pad(np.arange(n), half, mode="reflect") for n, half in zip(channel.shape, reach, strict=True))
-    _convolve(channel, rows, columns, *weights)
+    down, across = (_half_gaussian(sigma) for sigma in sigma_px)
+    rows = np.pad(np.arange(channel.shape[0]), len(down) - 1, mode="reflect")
+    columns = np.pad(np.arange(channel.shape[1]), len(across) - 1, mode="reflect")
+    _convolve(channel, rows, columns, down, across)
 
 
-def _gaussian(sigma_px: float) -> NDArray[np.float32]:
-    """Return a Gaussian of 6 sigma + 0.5 taps, to the nearest odd number, as batchgeneratorsv2 cuts it off."""
-    half = int(3 * sigma_px + 0.25)
-    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma_px) ** 2)
-    return (weights / weights.sum()).astype(np.float32)
+def _half_gaussian(sigma_px: float) -> NDArray[np.float32]:
+    """Return weights from the centre outwards: 6 sigma + 0.5 taps, to the nearest odd number, as batchgeneratorsv2."""
+    weights = np.exp(-0.5 * (np.arange(int(3 * sigma_px + 0.25) + 1) / sigma_px) ** 2)
+    return (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
 
 
 @jit
@@ -208,30 +207,36 @@ def _convolve(
     channel: NDArray[np.float32],
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
-    along_rows: NDArray[np.float32],
-    along_columns: NDArray[np.float32],
+    down: NDArray[np.float32],
+    across: NDArray[np.float32],
 ) -> None:
-    """Convolve both axes in place; ``rows`` and ``columns`` are those of the padded channel."""
+    """Convolve in place with symmetric weights; ``rows`` and ``columns`` say where those of the padded channel are."""
     height, width = channel.shape
     padded = np.empty(len(columns), np.float32)
-    once = np.zeros((height, width), np.float32)
+    once = np.empty((height, width), np.float32)
+    reach = len(across) - 1
     for row in range(height):
         for column in range(len(columns)):
             padded[column] = channel[row, columns[column]]
-        for tap in range(len(along_columns)):
+        for column in range(width):
+            once[row, column] = across[0] * padded[column + reach]
+        for step in range(1, len(across)):
             for column in range(width):
-                once[row, column] += along_columns[tap] * padded[column + tap]
-    channel[:] = 0
+                once[row, column] += across[step] * (padded[column + reach - step] + padded[column + reach + step])
+    reach = len(down) - 1
     for row in range(height):
-        for tap in range(len(along_rows)):
+        for column in range(width):
+            channel[row, column] = down[0] * once[row, column]
+        for step in range(1, len(down)):
+            above, below = rows[row + reach - step], rows[row + reach + step]
             for column in range(width):
-                channel[row, column] += along_rows[tap] * once[rows[row + tap], column]
+                channel[row, column] += down[step] * (once[above, column] + once[below, column])
 
 
 def change_contrast(channel: NDArray[np.float32], factor: float) -> None:
     """Multiply distances from the mean in place, within the range that the channel has."""
     low, high = _extremes(channel)
-    mean = channel.mean(dtype=np.float64)
+    mean = float(channel.mean())
     _scale(channel, factor, mean * (1 - factor))
     np.clip(channel, low, high, out=channel)
 
@@ -267,7 +272,7 @@ def _extremes(channel: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _mean_and_std(channel: NDArray[np.float32]) -> tuple[float, float]:
-    return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
+    return float(channel.mean()), float(channel.std())
 
 
 def _scale(channel: NDArray[np.float32], factor: float, offset: float) -> None:

@@ -46,7 +46,8 @@ def warp(
         for source, out in ((image, sampled), (labels, sampled_labels)):
             _copy(source, matrix, out)
     else:
-        _sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), matrix, sampled, sampled_labels)
+        given = (np.ascontiguousarray(array) for array in (image, labels, matrix))
+        _sample(*given, sampled, sampled_labels)
     return sampled, sampled_labels
 
 

@@ -1,4 +1,4 @@
-"""What is drawn against what batchgeneratorsv2 draws: two-sample tests over 10,000 samples of two channels."""
+"""What is drawn against what batchgeneratorsv2 draws: two-sample tests over 10,000 of its samples of two channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from nnunetv2_meddino.dataloading.augmentation import Augmentation, Augmentation
 
 from . import stock
 
-SAMPLES = 10_000
+NNUNETS, OURS = 10_000, 50_000
+"""Samples. Ours cost a fiftieth; that they are more leaves the noise to nnU-Net's."""
+
 LEAST_P = 1e-3
 """Of any one test. Seeds are fixed; a probability or range that is a tenth off is far below."""
 
@@ -52,15 +54,15 @@ def table(augmentations: list[Augmentation]) -> Draws:
 @functools.cache
 def ours() -> Draws:
     settings = AugmentationSettings(channels=2, rotation_rad=stock.HALF_TURN)
-    rng = np.random.default_rng(0)
-    return table([draw_augmentation(rng, settings) for _ in range(SAMPLES)])
+    rng = np.random.default_rng(2)
+    return table([draw_augmentation(rng, settings) for _ in range(OURS)])
 
 
 @functools.cache
 def nnunets() -> Draws:
-    np.random.seed(0)
-    torch.manual_seed(0)
-    return table([stock.drawn(channels=2) for _ in range(SAMPLES)])
+    np.random.seed(1)
+    torch.manual_seed(1)
+    return table([stock.drawn(channels=2) for _ in range(NNUNETS)])
 
 
 def p_of_counts(*conditions: np.ndarray) -> float:
