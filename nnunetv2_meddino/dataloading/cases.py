@@ -75,7 +75,7 @@ class PreprocessedCases:
             raise self._unreadable(case, error) from error
 
     def foreground(self, case: str) -> Mapping[Label, NDArray[np.unsignedinteger]]:
-        """Return voxels of each class or region that the case holds, each as an index into the flattened volume.
+        """Return voxels of each class or region, each as an index into the flattened volume.
 
         They are those that nnU-Net's preprocessing has drawn, 4 bytes each instead of the 32 in its file, and kept for
         as many cases as ``FOREGROUND_BYTES`` holds.
@@ -98,11 +98,7 @@ class PreprocessedCases:
         index_type = np.uint32 if np.prod(shape) < 2**32 else np.uint64
         try:
             locations = load_pickle(self._file(case, ".pkl"))["class_locations"]
-            return {
-                label: np.ravel_multi_index(np.asarray(voxels).T[1:], shape).astype(index_type)
-                for label, voxels in locations.items()
-                if len(voxels)
-            }
+            return {label: _flat(voxels, shape).astype(index_type) for label, voxels in locations.items()}
         except Exception as error:  # damaged pickles raise anything
             raise self._unreadable(case, error) from error
 
@@ -139,6 +135,12 @@ class PreprocessedCases:
             f"({type(error).__name__}: {error}). Run nnUNetv2_preprocess for this dataset again."
         )
         return DataError(msg)
+
+
+def _flat(voxels: Any, shape: tuple[int, int, int]) -> NDArray[np.intp]:
+    """Turn rows of channel, slice, row and column into indices; no rows are an empty list in nnU-Net's files."""
+    places = np.asarray(voxels, np.intp).reshape(-1, 4)
+    return np.ravel_multi_index((places[:, 1], places[:, 2], places[:, 3]), shape)
 
 
 def _bytes(foreground: Mapping[Label, NDArray[np.unsignedinteger]]) -> int:

@@ -35,7 +35,7 @@ class Cases(Protocol):
         """Return ``(slices, rows, columns)``."""
 
     def foreground(self, case: str) -> Mapping[Label, NDArray[np.unsignedinteger]]:
-        """Return voxels of each class or region that the case holds, each as an index into the flattened volume."""
+        """Return voxels of each class or region, each as an index into the flattened volume."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ class Draws:
         return math.floor((number + 1) * self.forced) > math.floor(number * self.forced)
 
     def draw(self, step: int, place: int) -> Draw:
-        """Return the sample at a place, from 0, in the batch of a step, from 0."""
+        """Return the sample at a place, from 0, in the batch of a step, from 0.
+
+        Raises:
+            DataError: A case cannot be read, or does not say which voxels an ignore label leaves.
+        """
         rng = numpy_generator(self.seed, self.stream, step, place)
         case = self.cases.names[int(rng.integers(len(self.cases.names)))]
         slices, rows, columns = self.cases.shape(case)
@@ -119,10 +123,15 @@ class Draws:
         """Choose what the box must hold, if anything; annotated voxels stand in where a case has no foreground."""
         if not forced and self.annotated is None:
             return None
-        present = self.cases.foreground(case)
-        annotated = self.annotated if self.annotated in present else None
+        voxels = self.cases.foreground(case)
+        if self.annotated is not None and self.annotated not in voxels:
+            msg = f"Case {case} was preprocessed before dataset.json declared an ignore label. Run nnUNetv2_preprocess"
+            raise DataError(f"{msg} for this dataset again.")
+        present = [label for label in voxels if len(voxels[label])]
         classes = [label for label in present if label != self.annotated]
-        return classes[rng.integers(len(classes))] if forced and classes else annotated
+        if forced and classes:
+            return classes[rng.integers(len(classes))]
+        return self.annotated if self.annotated in present else None
 
 
 def first(rng: np.random.Generator, length: int, size: int, held: int | None = None) -> int:

@@ -35,7 +35,8 @@ class Volumes:
         return SHAPE
 
     def foreground(self, case):
-        return {k: np.ravel_multi_index(v.T[1:], SHAPE) for k, v in self.locations[case].items() if len(v)}
+        of_case = self.locations[case].items()
+        return {k: np.ravel_multi_index(v.reshape(-1, 4).astype(int).T[1:], SHAPE) for k, v in of_case}
 
 
 def voxels(*slices: int) -> list[tuple[int, int, int]]:
@@ -162,6 +163,8 @@ def test_a_sample_is_the_same_whatever_was_drawn_before_and_differs_between_seed
 
 
 def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(DataError, match="Case [abc] was preprocessed before .* ignore label"):
+        draws(annotated=ANNOTATED).draw(0, 0)
     with pytest.raises(ConfigurationError, match=r"oversample_foreground_percent is 33"):
         draws(forced=33)
     with pytest.raises(DataError, match="no case"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunetv2_meddino.dataloading.loader import BatchLoader
@@ -230,7 +232,15 @@ def test_two_processes_make_one_batch(nnunet_home, whole_slice):
 
 
 def test_regions_and_the_ignore_label_reach_the_loss_as_nnunet_makes_them(nnunet_home, whole_slice, monkeypatch):
-    file = nnunet_home / "preprocessed/Dataset998_Discs/dataset.json"
+    preprocessed = nnunet_home / "preprocessed"
+    shared = preprocessed.resolve()
+    preprocessed.unlink()
+    shutil.copytree(shared, preprocessed)
+    file = preprocessed / "Dataset998_Discs/dataset.json"
+    for case in (file.parent / "nnUNetPlans_2d").glob("*.pkl"):  # as preprocessing with an ignore label leaves it
+        properties = load_pickle(str(case))
+        properties["class_locations"][(-1, 0, 1, 2)] = properties["class_locations"][1]
+        write_pickle(properties, str(case))
     labels = {"background": 0, "disc": [1, 2], "core": 2, "ignore": 3}
     dataset = json.loads(file.read_text()) | {"labels": labels, "regions_class_order": [1, 2]}
     given, loaders = [], []
