@@ -56,7 +56,7 @@ NOTES = (
     "One channel; labels: how many the crop has, besides the background. x: nnU-Net over ours, medians of interleaved "
     "runs in one process, one thread, user CPU time (no page faults). A whole sample is drawn and augmented, with "
     "nnU-Net's probabilities; the other rows are steps that are active. OpenCV: warpAffine (labels of the nearest "
-    "pixel, which are not nnU-Net's at some 3 % of the pixels beside borders), sepFilter2D, resize, pow, randn. It is "
+    "pixel, which are not nnU-Net's at some 3 % of the pixels beside borders), GaussianBlur, resize, pow, randn. It is "
     "not used: with nnU-Net's labels it would save half a millisecond of a whole sample of 896 pixels."
 )
 

@@ -97,7 +97,7 @@ def _sample(
     out: NDArray[np.float32],
     out_labels: NDArray[np.int16],
 ) -> None:
-    """Fill a patch row by row: pixels with neighbours outside the slice one by one, the run of others in short loops.
+    """Fill a patch row by row: what has neighbours outside the slice pixel by pixel, what lies inside in short loops.
 
     The compiler turns the short loops into vector instructions.
     """
@@ -109,10 +109,11 @@ def _sample(
     down, right = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for row in range(rows):
         y, x = matrix[0, 0] * row + matrix[0, 2], matrix[1, 0] * row + matrix[1, 2]
-        first, after = _run_inside(y, x, matrix, columns, height, width)
-        for column in range(first):
+        touches, leaves = _run(y, x, matrix, columns, height, width, 1)
+        first, after = _run(y, x, matrix, columns, height, width, 0)
+        for column in range(touches, min(first, leaves)):
             _sample_at_edge(image, labels, y, x, matrix, out, out_labels, row, column)
-        for column in range(after, columns):
+        for column in range(after, leaves):
             _sample_at_edge(image, labels, y, x, matrix, out, out_labels, row, column)
         length = after - first
         for i in range(length):
@@ -150,23 +151,24 @@ def _agreed(labels: NDArray[np.int16]) -> NDArray[np.int32]:
 
 
 @jit
-def _run_inside(
-    y: float, x: float, matrix: NDArray[np.float64], columns: int, height: int, width: int
+def _run(
+    y: float, x: float, matrix: NDArray[np.float64], columns: int, height: int, width: int, margin: int
 ) -> tuple[int, int]:
-    """Return the first column whose four neighbours all lie in the slice and the one after the last."""
+    """Return the first column whose four neighbours are in the slice or ``margin`` away, and that after the last."""
     first, after = 0, columns
-    while first < after and not _is_inside(y + matrix[0, 1] * first, x + matrix[1, 1] * first, height, width):
+    while first < after and not _is_inside(y, x, matrix, first, height, width, margin):
         first += 1
-    while after > first and not _is_inside(
-        y + matrix[0, 1] * (after - 1), x + matrix[1, 1] * (after - 1), height, width
-    ):
+    while after > first and not _is_inside(y, x, matrix, after - 1, height, width, margin):
         after -= 1
     return first, after
 
 
 @jit
-def _is_inside(y: float, x: float, height: int, width: int) -> bool:
-    return 0 <= y < height - 1 and 0 <= x < width - 1
+def _is_inside(
+    y: float, x: float, matrix: NDArray[np.float64], column: int, height: int, width: int, margin: int
+) -> bool:
+    at_y, at_x = y + matrix[0, 1] * column, x + matrix[1, 1] * column
+    return -margin <= at_y < height - 1 + margin and -margin <= at_x < width - 1 + margin
 
 
 @jit
@@ -225,11 +227,9 @@ def _sample_at_edge(
     row: int,
     column: int,
 ) -> None:
-    """Fill one pixel of a patch that has neighbours outside the slice; all of them: leave the padding as it is."""
+    """Fill one pixel of a patch that has neighbours inside and outside the slice."""
     height, width = labels.shape
     at_y, at_x = y + matrix[0, 1] * column, x + matrix[1, 1] * column
-    if not (-1 < at_y < height and -1 < at_x < width):
-        return
     above, left = math.floor(at_y), math.floor(at_x)
     down, right = at_y - above, at_x - left
     weights = _weights(down, right)

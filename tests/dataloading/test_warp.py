@@ -14,6 +14,7 @@ from . import stock
 from .pictures import slice_of
 
 IMAGE, LABELS = slice_of((401, 453), channels=2, seed=0)
+WHOLE = (slice(None), slice(None))
 
 
 def turned(rotation_rad: float, scaling: float, mirrored: tuple[bool, bool] = (False, False)) -> Augmentation:
@@ -23,10 +24,12 @@ def turned(rotation_rad: float, scaling: float, mirrored: tuple[bool, bool] = (F
     )
 
 
-def nnunets(size: tuple[int, int], rotation_rad: float, scaling: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return what nnU-Net's spatial transform makes of the whole slice, about its centre."""
+def nnunets(
+    size: tuple[int, int], rotation_rad: float, scaling: float, part: tuple[slice, slice] = WHOLE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what nnU-Net's spatial transform makes of a part of the slice, about its centre."""
     transform = stock.spatial(size, rotation_rad, scaling)
-    image, labels = torch.from_numpy(IMAGE), torch.from_numpy(LABELS)[None]
+    image, labels = torch.from_numpy(IMAGE[:, part[0], part[1]]), torch.from_numpy(LABELS[part])[None]
     parameters = transform.get_parameters(image=image)
     return (
         transform._apply_to_image(image, **parameters).numpy(),
@@ -34,9 +37,12 @@ def nnunets(size: tuple[int, int], rotation_rad: float, scaling: float) -> tuple
     )
 
 
-def ours(size: tuple[int, int], augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
-    corner = tuple((length - side) / 2 for length, side in zip(LABELS.shape, size, strict=True))
-    return warp(IMAGE, LABELS, augmentation.matrix(corner, size), size)
+def ours(
+    size: tuple[int, int], augmentation: Augmentation, part: tuple[slice, slice] = WHOLE
+) -> tuple[np.ndarray, np.ndarray]:
+    image, labels = IMAGE[:, part[0], part[1]], LABELS[part]
+    corner = tuple((length - side) / 2 for length, side in zip(labels.shape, size, strict=True))
+    return warp(image, labels, augmentation.matrix(corner, size), size)
 
 
 @pytest.mark.parametrize("size", [(351, 401), (350, 350), (501, 461)])
@@ -49,6 +55,14 @@ def test_a_warp_is_that_of_nnunet(size: tuple[int, int], rotation_rad: float, sc
     assert differs.mean() < 1e-3
     borders = ndimage.maximum_filter(expected_labels, 3) != ndimage.minimum_filter(expected_labels, 3)
     assert not (differs & ~borders).any()
+
+
+@pytest.mark.parametrize("part", [np.s_[7:8, :60], np.s_[:50, 9:10], np.s_[3:6, 3:5], np.s_[9:10, 9:10]])
+def test_a_slice_of_few_pixels_is_warped_as_by_nnunet(part: tuple[slice, slice]) -> None:
+    image, labels = ours((40, 33), turned(0.4, 0.9), part)
+    expected, expected_labels = nnunets((40, 33), 0.4, 0.9, part)
+    assert np.abs(image - expected).max() < 1e-3 * np.ptp(expected)
+    np.testing.assert_array_equal(labels, expected_labels)
 
 
 @pytest.mark.parametrize("size", [(351, 401), (401, 453), (501, 461)])
