@@ -32,6 +32,11 @@ MEDDINO_BACKBONE = EnvironmentVariable(
     "MEDDINO_BACKBONE",
     "backbone architecture: tiny, vits16, vitb16 or vitl16; unset: what the weights hold",
 )
+MEDDINO_LOADER = EnvironmentVariable(
+    "MEDDINO_LOADER",
+    "what makes training batches: 'stock' is nnU-Net's loader, 'whole_slice' ours; unset: the trainer's own choice, "
+    "which is 'stock'",
+)
 NNUNET_EXT_TRAINER = EnvironmentVariable(
     "nnUNet_extTrainer",
     "folders where nnU-Net looks for trainers that it does not ship",

@@ -1,13 +1,12 @@
-"""Random numbers as a pure function of a seed and of counters: any one of them can be drawn again alone."""
+"""What a pretraining draws random numbers for, and the version of all these draws."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-import numpy as np
 import torch
 
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.counter_random import numpy_generator
 
 DRAWS_VERSION = 2
 """Of everything that a training draws from its seed; a run that was begun with another version cannot be resumed.
@@ -26,35 +25,7 @@ class Stream(IntEnum):
     MODEL = 5
 
 
-def numpy_generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
-    """Return a generator that draws the same whenever seed, stream and counters are the same.
-
-    Args:
-        seed: 0 to 2**32 - 1.
-        stream: What for.
-        counters: One or two whole numbers, such as a step and a slice.
-
-    Raises:
-        ConfigurationError: The seed is out of range.
-    """
-    check_seed(seed)
-    # the generator itself counts in the two lowest words, so that no two sequences ever overlap
-    counter = [0, 0, *counters, *[0] * (2 - len(counters))]
-    key = np.array([seed, stream], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array(counter, np.uint64)))
-
-
 def torch_generator(seed: int, stream: Stream, *counters: int) -> torch.Generator:
     """Return a generator on the CPU; see ``numpy_generator``."""
     state = numpy_generator(seed, stream, *counters).bit_generator.random_raw()
     return torch.Generator().manual_seed(state)
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is not a whole number of 32 bits.
-
-    Raises:
-        ConfigurationError: The seed is negative or 2**32 or more.
-    """
-    if not 0 <= seed < 2**32:
-        raise ConfigurationError(f"seed {seed} is out of range: choose a whole number from 0 to {2**32 - 1}")

@@ -77,6 +77,7 @@ def _notices(dataset: DatasetResults) -> Iterator[Notice]:
     union = {case for row in rows for case in row.scores.cases}
     yield from _differences(name, rows, "evaluated cases", lambda row: row.scores.cases, lambda row: _cases(row, union))
     yield from _differences(name, rows, "length of training", _iterations, _length)
+    yield from _differences(name, rows, "loaders of the training", _loaders, lambda row: _loaders(row) or "")
     yield from _differences(name, rows, "mirroring at test time", _mirroring, lambda row: _mirroring(row) or "")
     for row in rows:
         yield from _row_notices(dataset.name, row)
@@ -131,6 +132,10 @@ def _length(row: MethodResults) -> str:
     planned = {(t.epochs_planned, t.iterations_per_epoch) for t in row.trainings.values()}
     shown = [f"{epochs} epochs x {iterations} iterations" for epochs, iterations in sorted(planned, key=str) if epochs]
     return f"{' or '.join(shown)}, batch size {row.model.batch_size}"
+
+
+def _loaders(row: MethodResults) -> str | None:
+    return " or ".join(sorted({t.loader for t in row.trainings.values() if t.loader is not None})) or None
 
 
 def _mirroring(row: MethodResults) -> str | None:

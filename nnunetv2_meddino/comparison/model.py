@@ -73,6 +73,8 @@ class Training:
     """Axes mirrored at test time."""
     weights: dict[str, Any] | None
     """Provenance of pretrained weights, where the trainer kept it."""
+    loader: str | None = "stock"
+    """What made its batches; where the checkpoint does not say, it was nnU-Net's own."""
 
 
 def read_model(model_folder: Path, method: Method) -> ModelFacts:
@@ -147,6 +149,7 @@ def read_training(fold_folder: Path) -> Training:
     log = content.get("logging", {})
     starts, ends = log.get("epoch_start_timestamps", []), log.get("epoch_end_timestamps", [])
     durations = [float(end) - float(start) for start, end in zip(starts, ends, strict=False)]
+    kept = content.get("init_args", {}).get("meddino", {})
     mirroring = content.get("inference_allowed_mirroring_axes")
     return Training(
         finished=path is not None and path.name == CHECKPOINTS[0],
@@ -157,7 +160,8 @@ def read_training(fold_folder: Path) -> Training:
         ended=float(ends[-1]) if len(ends) else None,
         device=_device(debug),
         mirroring=None if path is None else tuple(int(axis) for axis in mirroring or ()),
-        weights=content.get("init_args", {}).get("meddino", {}).get("weights"),
+        weights=kept.get("weights"),
+        loader=None if path is None else kept.get("loader", {}).get("name", "stock"),
     )
 
 

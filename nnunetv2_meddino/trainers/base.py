@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
+from nnunetv2_meddino.dataloading.loader import BatchLoader
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.files import read_json
@@ -25,6 +26,7 @@ from nnunetv2_meddino.trainers.checkpoints import (
 from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_state
 from nnunetv2_meddino.trainers.lr_schedules import LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
+from nnunetv2_meddino.trainers.training_input import LOADER, STOCK, choose_loader, whole_slice_loaders
 from nnunetv2_meddino.trainers.validation import validate, why_not_slicewise
 from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.contamination import with_counts
@@ -62,6 +64,9 @@ class BaseTrainer(nnUNetTrainer):
 
     precision: ClassVar[str | None] = None
     """16-bit type on a GPU: ``bfloat16``, ``float16``, or what the hardware does best."""
+
+    loader: ClassVar[str] = STOCK
+    """Where batches come from, unless ``MEDDINO_LOADER`` says otherwise; nnU-Net's, so that rows are on equal terms."""
 
     epochs = 1000
     iterations_per_epoch = 250
@@ -199,9 +204,28 @@ class BaseTrainer(nnUNetTrainer):
                 f"in the plans file {self.plans_manager.plans_name}.json."
             )
             raise ConfigurationError(msg)
+        self.forced_foreground: float = self.oversample_foreground_percent  # nnU-Net makes a rank's share of it
         super()._set_batch_size_and_oversample()
         if batch_size == 1:  # nnU-Net forces foreground into a third of the batch, which is none of one
             self.probabilistic_oversampling = True
+
+    def get_dataloaders(self) -> tuple[Iterator[Any], Iterator[Any]]:
+        """Return the batches of training and validation; which loader makes them goes into the checkpoints.
+
+        Raises:
+            ConfigurationError: The loader is unknown, not that of the training that is resumed, or cannot do this.
+        """
+        kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
+        kept[LOADER] = loader = choose_loader(self.loader, kept.get(LOADER))
+        self.print_to_log_file("Loader:", ", seed ".join(map(str, loader.values())))
+        return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader["seed"])
+
+    def on_train_end(self) -> None:
+        """Save the last checkpoint as nnU-Net does, and end the processes of our loader, which it does not know."""
+        super().on_train_end()
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, BatchLoader):
+                loader.close()
 
     def train_step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Take one optimizer step, after checking that the labels exist; on a GPU a wrong one is an opaque crash.
@@ -279,5 +303,6 @@ class BaseTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         mend_logged_average(self.logger.get_checkpoint())
         self._forget_undefined_best()
+        self.my_init_kwargs.setdefault(PROVENANCE, {}).setdefault(LOADER, {"name": STOCK})  # older checkpoints
         if self.local_rank == 0:
             self._resumed_rng = self.my_init_kwargs.get(PROVENANCE, {}).get("rng")

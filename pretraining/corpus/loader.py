@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.shared_memory import check_shared_memory
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.sampler import Draw, SampleOrder, StepSampler, shares_of
 
 AHEAD = 2
 """Batches that each worker reads ahead; the default of torch's loader."""
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def slice_loader(
@@ -117,12 +115,5 @@ def _unchanged(batch: object) -> object:
 def _ring(shape: tuple[int, ...], *, shared: bool) -> Tensor:
     if not shared:
         return torch.empty(shape, dtype=torch.int16)
-    needed = int(np.prod(shape)) * 2
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else needed
-    if free < needed:
-        raise DataError(
-            f"the workers' buffers need {needed / 2**20:.0f} MiB of shared memory, {SHARED_MEMORY} has "
-            f"{free / 2**20:.0f}: use fewer workers or a smaller batch, or give the container more "
-            "(docker run --shm-size)"
-        )
+    check_shared_memory(int(np.prod(shape)) * 2)
     return torch.empty(shape, dtype=torch.int16).share_memory_()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunetv2_meddino.counter_random import check_seed, numpy_generator
 from nnunetv2_meddino.errors import ConfigurationError
-from pretraining.counter_random import Stream, check_seed, numpy_generator
+from pretraining.counter_random import Stream
 
 CYCLE = 2**16
 """Samples after which each source has had its exact share; the smallest share is one in this many."""

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretraining.counter_random import Stream, numpy_generator
+from nnunetv2_meddino.counter_random import numpy_generator
+from pretraining.counter_random import Stream
 from pretraining.views.config import ViewConfig
 
 TRIES = 10

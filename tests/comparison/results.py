@@ -136,6 +136,7 @@ def write_method(
     without: dict[int, int] | None = None,
     epochs: tuple[int, int] = (10, 10),
     weights: dict[str, Any] | None = None,
+    loader: str | None = None,
     labels: dict[str, Any] | None = None,
     architecture: dict[str, Any] = U_NET,
     **two_d: Any,
@@ -159,7 +160,7 @@ def write_method(
     rng = np.random.default_rng(len(method))
     errors = grow + spread * rng.normal(size=cases)
     for fold in range(folds):
-        write_fold(model / f"fold_{fold}", epochs=epochs, weights=weights)
+        write_fold(model / f"fold_{fold}", epochs=epochs, weights=weights, loader=loader)
         for case in range(fold, cases, folds):
             labels_of_case = anatomy(case, grow=errors[case], without=(without or {}).get(case))
             write_volume(model / f"fold_{fold}" / "validation" / f"case_{case:03d}.nii.gz", labels_of_case)
@@ -173,16 +174,24 @@ def write_splits(folders: Folders, dataset: str, validated: Sequence[Iterable[in
     (folders.preprocessed / dataset / "splits_final.json").write_text(json.dumps(splits))
 
 
-def write_fold(folder: Path, *, epochs: tuple[int, int] = (10, 10), weights: dict[str, Any] | None = None) -> None:
+def write_fold(
+    folder: Path,
+    *,
+    epochs: tuple[int, int] = (10, 10),
+    weights: dict[str, Any] | None = None,
+    loader: str | None = None,
+) -> None:
     """Write debug.json and a checkpoint with the keys that nnU-Net writes; each epoch lasts 90 s."""
     done, planned = epochs
     folder.mkdir(parents=True)
+    kept: dict[str, Any] = {"weights": weights} if weights else {}
+    kept |= {"loader": {"name": loader, "seed": 1}} if loader else {}
     starts = [1_700_000_000.0 + 100 * np.float64(epoch) for epoch in range(done)]
     checkpoint = {
         "network_weights": {"weight": torch.zeros(3)},
         "logging": {"epoch_start_timestamps": starts, "epoch_end_timestamps": [start + 90 for start in starts]},
         "current_epoch": done,
-        "init_args": {"meddino": {"weights": weights}} if weights else {},
+        "init_args": {"meddino": kept} if kept else {},
         "trainer_name": folder.parent.name.split("__")[0],
         "inference_allowed_mirroring_axes": (0, 1),
     }

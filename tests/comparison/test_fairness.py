@@ -59,6 +59,10 @@ def test_equal_circumstances_raise_no_warning():
         ),
         (row("B", training=replace(TRAINING, mirroring=())), "Different mirroring at test time.*all axes.*none"),
         (
+            row("B", training=replace(TRAINING, loader="whole_slice")),
+            r"Different loaders of the training. A__\S+: stock; B__\S+: whole_slice\.",
+        ),
+        (
             row("B", training=replace(TRAINING, finished=False, epochs_done=7)),
             r"B__\S+: the training of fold 0 is not finished \(7 of 1000 epochs, no checkpoint_final.pth\)",
         ),

@@ -92,6 +92,13 @@ def test_a_training_is_described_from_its_checkpoint_and_debug_file(folders):
     assert (training.device, training.mirroring, training.weights) == ("GPU X", (0, 1), weights)
 
 
+@pytest.mark.parametrize("loader", [None, "stock", "whole_slice"])
+def test_the_loader_of_a_training_is_that_of_its_checkpoint_and_stock_where_it_names_none(folders, loader):
+    write_method(folders, NAME, STOCK, folds=1, loader=loader)
+    (row,) = rows_of(folders)
+    assert row.trainings["0"].loader == (loader or "stock")
+
+
 def test_a_fold_without_checkpoint_is_unfinished_and_still_scored(folders):
     model = write_method(folders, NAME, STOCK, folds=1)
     (model / "fold_0" / "checkpoint_final.pth").unlink()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_meddino.counter_random import numpy_generator
 from nnunetv2_meddino.errors import ConfigurationError
 from pretraining.corpus.sampler import SampleOrder
-from pretraining.counter_random import Stream, numpy_generator, torch_generator
+from pretraining.counter_random import Stream, torch_generator
 from pretraining.views import MaskConfig, ViewConfig
 from pretraining.views.crops import draw_parameters
 from pretraining.views.masks import draw_masks

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunetv2_meddino.evaluation.surface.jit import jit, trailing_zeros
+from nnunetv2_meddino.compiled import jit
+from nnunetv2_meddino.evaluation.surface.instructions import trailing_zeros
 
 U = np.uint64
 

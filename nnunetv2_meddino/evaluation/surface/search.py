@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from nnunetv2_meddino.evaluation.surface.jit import count_ones, jit, leading_zeros, trailing_zeros
+from nnunetv2_meddino.compiled import jit
+from nnunetv2_meddino.evaluation.surface.instructions import count_ones, leading_zeros, trailing_zeros
 
 U = np.uint64
 

@@ -1,5 +1,6 @@
 import itertools
 import os
+import shutil
 import signal
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 
 from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from pretraining.corpus import loader as loader_module
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.corpus.loader import slice_loader
 from tests.pretraining.corpora import flip_silent_bit, write_corpus
@@ -112,7 +112,7 @@ def test_a_killed_worker_is_a_clear_error(corpus):
 
 def test_too_little_shared_memory_is_an_error_before_the_kernel_kills_a_worker(corpus, monkeypatch):
     full = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(DataError, match="shared memory"):
         slice_loader(corpus, batch_size=3, seed=1, workers=1)
     slice_loader(corpus, batch_size=3, seed=1)

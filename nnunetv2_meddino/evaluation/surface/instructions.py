@@ -1,21 +1,12 @@
-"""numba with a cache on disk, and three instructions on 64-bit words that numba lacks."""
+"""Three instructions on 64-bit words that numba lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
-
-
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function that runs without the interpreter lock; keep the result on disk if a folder is writable."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder for the cache: compile in every process
-        return njit(nogil=True)(function)
 
 
 def _trailing_zeros(typing_context: Any, word: Any) -> Any:

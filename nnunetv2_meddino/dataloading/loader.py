@@ -1,0 +1,184 @@
+"""Batches of whole slices for training, made by worker processes, in the same order whatever their number."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from nnunetv2_meddino.counter_random import numpy_generator
+from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings, augment, draw_augmentation, to_regions
+from nnunetv2_meddino.dataloading.cases import PreprocessedCases
+from nnunetv2_meddino.dataloading.draws import Draw, Draws, Stream
+from nnunetv2_meddino.dataloading.warp import source_box, warp
+from nnunetv2_meddino.environment import NNUNET_N_PROC_DA
+from nnunetv2_meddino.errors import MedDINOError, TrainingError
+from nnunetv2_meddino.shared_memory import check_shared_memory
+
+AHEAD = 2
+"""Batches that each worker makes ahead; the default of torch's loader."""
+
+Batch = dict[str, Any]
+"""``data`` ``(B, C, rows, columns)`` float32, ``target`` ``(B, 1 or regions, rows, columns)``, ``keys``: the cases."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What becomes of a slice on its way to the network."""
+
+    augmentation: AugmentationSettings | None
+    """None: a sample is its box as it is."""
+    masked: tuple[bool, ...]
+    """For each channel whether it is 0 outside of what nnU-Net normalised (``use_mask_for_norm``)."""
+    regions: tuple[int | tuple[int, ...], ...] | None
+    """The labels of each region, the ignore label as one more; None: the target is the label map."""
+
+
+class SliceBatches(Dataset):
+    """The batch of one rank at any step."""
+
+    def __init__(self, cases: PreprocessedCases, draws: Draws, settings: SampleSettings, places: range) -> None:
+        """Set up the batches.
+
+        Args:
+            cases: Where slices are read.
+            draws: Which slices and boxes.
+            settings: What becomes of them.
+            places: Those of the global batch that this rank makes.
+        """
+        self.cases, self.draws, self.settings, self.places = cases, draws, settings, places
+
+    def batch(self, step: int) -> Batch:
+        """Make the batch of a step.
+
+        Raises:
+            DataError: A case cannot be read.
+        """
+        drawn = [self.draws.draw(step, place) for place in self.places]
+        samples = [self._sample(draw, step, place) for draw, place in zip(drawn, self.places, strict=True)]
+        return {  # in a worker, torch stacks them in shared memory
+            "data": default_collate([torch.from_numpy(image) for image, _ in samples]),
+            "target": default_collate([torch.from_numpy(target) for _, target in samples]),
+            "keys": [draw.case for draw in drawn],
+        }
+
+    def __getitem__(self, step: int) -> Batch | MedDINOError:
+        """Make a batch in a worker; torch would bury the message of an error under the worker's traceback."""
+        try:
+            return self.batch(step)
+        except MedDINOError as error:
+            return error
+
+    def _sample(self, draw: Draw, step: int, place: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Return image ``(C, rows, columns)`` and target ``(1 or regions, rows, columns)``."""
+        size, settings = self.draws.size, self.settings
+        if settings.augmentation is None:
+            image, labels = warp(*self._read(draw, _shift(draw.corner)), size)
+            np.maximum(labels, 0, out=labels)
+        else:
+            rng = numpy_generator(self.draws.seed, Stream.AUGMENTATION, step, place)
+            augmentation = draw_augmentation(rng, settings.augmentation)
+            image, labels, matrix = self._read(draw, augmentation.matrix(draw.corner, size))
+            image, labels = augment(image, labels, augmentation, matrix, size, settings.masked)
+        return image, labels[None] if settings.regions is None else to_regions(labels, settings.regions)
+
+    def _read(
+        self, draw: Draw, matrix: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.float64]]:
+        """Read what a warp looks at, and return it with the matrix that begins there."""
+        shape = self.cases.shape(draw.case)[1:]
+        box = source_box(matrix, self.draws.size)
+        rows, columns = ((max(0, start), min(length, end)) for (start, end), length in zip(box, shape, strict=True))
+        image, labels = self.cases.read(draw.case, draw.slice_index, rows, columns)
+        return image, labels, matrix - [[0, 0, rows[0]], [0, 0, columns[0]]]
+
+
+def _shift(corner: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the matrix of a box as it is."""
+    return np.array([[1.0, 0.0, corner[0]], [0.0, 1.0, corner[1]]])
+
+
+class BatchLoader(Iterator[Batch]):
+    """The batches of a rank from a step on, without end; workers start with the first one that is asked for."""
+
+    def __init__(self, batches: SliceBatches, *, first_step: int, workers: int, pin_memory: bool) -> None:
+        """Set up the iteration.
+
+        Args:
+            batches: What to iterate over.
+            first_step: Step of the first batch; those from there on are those of an undisturbed training.
+            workers: Processes that make batches; 0 makes them in this one.
+            pin_memory: Put them into page-locked memory, for a GPU.
+        """
+        self.batches, self.first_step, self.workers, self.pin_memory = batches, first_step, workers, pin_memory
+        self._iterator: Iterator[Batch | MedDINOError] | None = None
+
+    def __next__(self) -> Batch:
+        """Return the next batch.
+
+        Raises:
+            DataError: A case cannot be read, or shared memory is too small.
+            TrainingError: A worker was killed; this takes seconds to be seen.
+        """
+        if self._iterator is None:
+            self._iterator = self._start()
+        try:
+            made = next(self._iterator)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self.workers or str(error).startswith("Caught "):  # how torch hands on what a worker has raised
+                raise
+            msg = (
+                f"A process that makes training batches is gone ({str(error).strip()}). Most likely memory ran out: "
+                f"use fewer of them ({NNUNET_N_PROC_DA.name}). Continue from the last checkpoint with --c."
+            )
+            raise TrainingError(msg) from error
+        if isinstance(made, MedDINOError):
+            raise made
+        return made
+
+    def close(self) -> None:
+        """End the workers."""
+        self._iterator = None
+
+    def _start(self) -> Iterator[Batch | MedDINOError]:
+        if self.workers:
+            check_shared_memory((self.workers * AHEAD + 1) * _bytes(self.batches.batch(self.first_step)))
+        loader = DataLoader(
+            self.batches,
+            sampler=itertools.count(self.first_step),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self.workers,
+            prefetch_factor=AHEAD if self.workers else None,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else it would draw from the one that the training draws from
+        )
+        handler = signal.getsignal(signal.SIGCHLD)
+        iterator = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's would raise in the middle of anything, even while the error of a killed worker is being handled
+            signal.signal(signal.SIGCHLD, handler)
+        return iterator
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # one process a core; and threads of OpenCV that a fork has left behind would be waited for
+
+
+def _unchanged(batch: object) -> object:
+    return batch
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
