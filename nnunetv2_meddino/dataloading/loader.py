@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -161,7 +160,6 @@ class BatchLoader(Iterator[Batch]):
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
             pin_memory=self.pin_memory,
-            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else it would draw from the one that the training draws from
         )
         handler = signal.getsignal(signal.SIGCHLD)
@@ -170,10 +168,6 @@ class BatchLoader(Iterator[Batch]):
             # torch's would raise in the middle of anything, even while the error of a killed worker is being handled
             signal.signal(signal.SIGCHLD, handler)
         return iterator
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # one process a core; and threads of OpenCV that a fork has left behind would be waited for
 
 
 def _unchanged(batch: object) -> object:
