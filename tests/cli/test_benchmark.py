@@ -1,4 +1,4 @@
-"""``meddino benchmark predict``: what it measures, shows and refuses."""
+"""``meddino benchmark``: what it measures, shows and refuses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.errors import CommandError
 from nnunetv2_meddino.inference import benchmark
 from nnunetv2_meddino.inference.benchmark import STEPS, Settings, Steps, Usage
+from nnunetv2_meddino.trainers.benchmark import Throughput
 from tests.inference.models import write_model
 
 
@@ -93,3 +94,47 @@ def test_refuses_models_that_it_cannot_measure(
     assert main(["benchmark", "predict", str(folder), "-device", "cpu"]) == 2
     assert re.match(f"ConfigurationError: .*{message}", capsys.readouterr().err)
     assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture
+def tiny_training(nnunet_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEDDINO_WEIGHTS", "none")
+    monkeypatch.setenv("MEDDINO_BACKBONE", "tiny")
+    return nnunet_home
+
+
+def test_measures_training_with_both_loaders_and_leaves_no_model(
+    tiny_training: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "train", "-d", "998", "-c", "2d", "-device", "cpu", "--steps", "2"]) == 0
+    table = rows(capsys.readouterr().out)
+    for loader in ("stock", "whole_slice"):
+        samples, network, both, waiting, processes, needed = table[loader]
+        assert float(samples) > 0
+        assert float(network) > 0
+        assert float(both) > 0
+        assert 0 <= int(waiting.removesuffix("%")) <= 100
+        assert int(processes) == 0  # nnUNet_n_proc_DA
+        assert int(needed) >= 1
+    assert list((tiny_training / "results").iterdir()) == []
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-c", "2d", "-tr", "nnUNetTrainer"], "no choice of loaders"),
+        (["-c", "2d", "-tr", "NoTrainer"], "NoTrainer"),
+        (["-c", "2d_896"], "Configuration 2d_896 is not in the plans"),
+    ],
+)
+def test_training_that_cannot_be_measured_is_refused(
+    tiny_training: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["benchmark", "train", "-d", "998", *options, "-device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_processes_needed_are_those_that_feed_every_step() -> None:
+    row = Throughput("stock", loader_s=0.081, step_s=0.010, both_s=0.02, wait_share=0.5, processes=4)
+    assert row.processes_needed == 9
