@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_meddino.process_tree import PeakMemory, descendants
+from nnunetv2_meddino.process_tree import descendants
 from tests.processes import FAMILY, family, has_ended, until
 
 HOLDS_MIB = 200
@@ -41,14 +41,27 @@ def test_finds_children_and_theirs(tmp_path: Path) -> None:
     assert not set(pids) & set(descendants())
 
 
+WATCHED = f"""
+import subprocess, sys, time
+from pathlib import Path
+from nnunetv2_meddino.process_tree import PeakMemory
+with PeakMemory() as memory:
+    child = subprocess.Popen([sys.executable, "-c", {FORKED!r}])
+    while len(list(Path().glob("ready*"))) < 3 or memory.mib < {HOLDS_MIB}:
+        time.sleep(0.01)
+print(memory.mib)
+"""
+
+
 def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
-    """Breaks with the sum of resident memory, which is 800 MiB here."""
-    with PeakMemory() as memory:
-        child = subprocess.Popen([sys.executable, "-c", FORKED], cwd=tmp_path, start_new_session=True)
-        try:
-            until(lambda: len(list(tmp_path.iterdir())) == 3)
-            until(lambda: memory.mib > HOLDS_MIB)
-        finally:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    assert memory.mib == pytest.approx(HOLDS_MIB, abs=60)
+    """Breaks with the sum of resident memory, which is 800 MiB here. In a process that has started nothing else."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", WATCHED], cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout is not None
+        mib = float(child.stdout.readline())
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+    assert mib == pytest.approx(HOLDS_MIB, abs=60)

@@ -69,7 +69,8 @@ def check_streamed_like(home: Path, stock: Path, *arguments: object, most: float
     """
     streamed = stock.with_name(f"{stock.name}_streamed")
     predict(home, streamed, *arguments, streamed=True)
-    assert {file.name for file in streamed.iterdir()} == {file.name for file in stock.iterdir()}
+    evaluated = {"summary.json"}  # of a test that may have run before
+    assert {file.name for file in streamed.iterdir()} == {file.name for file in stock.iterdir()} - evaluated
     mine, expected = labels_of(streamed), labels_of(stock)
     assert any(len(np.unique(labels)) > 1 for labels in expected.values())
     differ = {name: mine[name] != labels for name, labels in expected.items()}
