@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from nnunetv2_meddino.counter_random import numpy_generator
 from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings, augment, draw_augmentation, to_regions
@@ -162,11 +163,12 @@ class BatchLoader(Iterator[Batch]):
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else it would draw from the one that the training draws from
         )
-        handler = signal.getsignal(signal.SIGCHLD)
+        handler, is_set = signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set
         iterator = iter(loader)
         if threading.current_thread() is threading.main_thread():
             # torch's would raise in the middle of anything, even while the error of a killed worker is being handled
             signal.signal(signal.SIGCHLD, handler)
+            signal_handling._SIGCHLD_handler_set = is_set  # else torch would not set it for other loaders any more
         return iterator
 
 

@@ -21,6 +21,7 @@ from nnunetv2_meddino.dataloading.draws import Draws, Stream
 from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
 from nnunetv2_meddino.errors import DataError, TrainingError
 from tests.dataloading.datasets import CHANNELS, SHAPE, volume, write_dataset
+from tests.forked import run_code
 
 AUGMENTED = AugmentationSettings(CHANNELS, (-np.pi, np.pi))
 
@@ -161,6 +162,23 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(dataset):
     )
     with pytest.raises(TrainingError, match="is gone .*nnUNet_n_proc_DA.*--c"):
         list(itertools.islice(loader, 20))
+
+
+def test_other_loaders_of_the_process_still_learn_of_killed_workers(tmp_path):
+    """Torch sets its handler of dead workers once in a process; loaders with a timeout would wait for all of it."""
+    code = f"""
+import signal
+from pathlib import Path
+from torch.utils.data import DataLoader
+from tests.dataloading.test_loader import BatchLoader, batches, write_dataset
+loader = BatchLoader(batches(write_dataset(Path({str(tmp_path)!r}))), first_step=0, workers=1, pin_memory=False)
+next(loader)
+after_ours = signal.getsignal(signal.SIGCHLD)
+next(iter(DataLoader([1, 2], num_workers=1)))
+print(after_ours == signal.SIG_DFL, signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)
+"""
+    exit_code, printed = run_code(code, dict(os.environ))
+    assert (exit_code, printed.strip().splitlines()[-1]) == (0, "True False")
 
 
 def test_a_worker_killed_between_two_batches_is_an_error_too(dataset):
