@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import math
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_meddino.comparison.folders import Method
-from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, changed_environment, ext_trainer_value
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.files import read_json
+from nnunetv2_meddino.inference.model import build_network
 
 logger = logging.getLogger(__name__)
 
@@ -105,15 +102,10 @@ def read_model(model_folder: Path, method: Method) -> ModelFacts:
 
 
 def _count(
-    plans: PlansManager, configuration: ConfigurationManager, dataset_json: Mapping[str, Any], trainer: str
+    plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any], trainer: str
 ) -> Network:
-    with changed_environment({NNUNET_EXT_TRAINER.name: ext_trainer_value()}), contextlib.redirect_stdout(io.StringIO()):
-        trainer_class: Any = recursive_find_trainer_class_by_name(trainer)
-        channels = determine_num_input_channels(plans, configuration, dataset_json)
-        heads = plans.get_label_manager(dataset_json).num_segmentation_heads
-        network = trainer_class.build_network_architecture(
-            plans, configuration, channels, heads, enable_deep_supervision=False
-        ).eval()
+    network = build_network(trainer, plans, configuration, dataset_json).eval()
+    channels = determine_num_input_channels(plans, configuration, dataset_json)
     parameters = list(network.parameters())
     with (
         FakeTensorMode(allow_non_fake_inputs=True),

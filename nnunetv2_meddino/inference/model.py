@@ -95,7 +95,7 @@ def read_model(folder: Path, folds: Sequence[Fold] | None, checkpoint: str = FIN
         if not networks:
             configuration = plans.get_configuration(name)
             check_slicewise(configuration, folder)
-            networks.append(_build(trainer, plans, configuration, dataset_json))
+            networks.append(build_network(trainer, plans, configuration, dataset_json))
             mirror_axes = tuple(int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ())
         else:
             networks.append(deepcopy(networks[0]))
@@ -132,7 +132,7 @@ def chosen_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) ->
     return list(folds)
 
 
-def _build(
+def build_network(
     trainer: str, plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
 ) -> nn.Module:
     """Build the network as nnU-Net's prediction does.
