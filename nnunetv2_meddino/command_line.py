@@ -154,13 +154,9 @@ def describe_error(error: OSError | MemoryError) -> str:
 
 @contextmanager
 def _ending_signals(received: list[Terminated], unwinds: bool) -> Iterator[None]:
-    own = os.getpid()
-
     def handler(number: int, frame: FrameType | None) -> None:
-        forked = os.getpid() != own  # a worker, which ends as it would without this
-        if not forked:
-            _end_descendants()
-        if forked or not unwinds:
+        _end_descendants()
+        if not unwinds:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         received.append(Terminated(number))
@@ -171,11 +167,41 @@ def _ending_signals(received: list[Terminated], unwinds: bool) -> Iterator[None]
         handled = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
     for number in handled:
         signal.signal(number, handler)
+    _not_inherited.update(handled)
     try:
         yield
     finally:
+        _not_inherited.difference_update(handled)
         for number in handled:
             signal.signal(number, signal.SIG_DFL)
+
+
+_not_inherited: set[signal.Signals] = set()
+"""Signals whose handler is not for forked workers."""
+_masks = threading.local()
+
+
+def _hold_signals() -> None:
+    _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, _not_inherited)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before_fork)
+
+
+def _release_default_signals() -> None:
+    """In a forked worker, let the kernel end it: a handler of Python's never runs if the worker goes to sleep before.
+
+    A pool that is closed early sends SIGTERM to workers that are about to wait for their first task, and then waits
+    for them without end. Signals that come before this are held until here.
+    """
+    for number in _not_inherited:
+        signal.signal(number, signal.SIG_DFL)
+    _not_inherited.clear()
+    _release_signals()
+
+
+os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_release_default_signals)
 
 
 def _end_descendants() -> None:

@@ -162,3 +162,30 @@ sys.exit(exit_code_of(work, unwinds=False))
         assert process.wait(LIMIT_S) == -signal.SIGTERM
     until(lambda: has_ended(int((tmp_path / "worker").read_text())))
     assert not (tmp_path / "unwound").exists()
+
+
+def test_a_forked_worker_can_be_ended_from_its_first_moment_on():
+    """With a handler of Python's, a pool that is closed early would wait for ever for a worker that goes to sleep."""
+    script = """
+import os, signal, sys
+from signal import SIG_BLOCK, SIG_DFL, SIGHUP, SIGTERM, getsignal, pthread_sigmask
+
+os.register_at_fork(after_in_child=lambda: early.extend(pthread_sigmask(SIG_BLOCK, ())))
+from nnunetv2_meddino.command_line import exit_code_of
+
+early = []
+
+def work():
+    handler = getsignal(SIGTERM)
+    pid = os.fork()
+    if not pid:
+        held = {SIGTERM, SIGHUP} <= set(early)
+        ends = getsignal(SIGTERM) is getsignal(SIGHUP) is SIG_DFL and not pthread_sigmask(SIG_BLOCK, ())
+        os._exit(2 * held + ends)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert getsignal(SIGTERM) is handler is not SIG_DFL and not pthread_sigmask(SIG_BLOCK, ())
+    return code
+
+sys.exit(exit_code_of(work))
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=LIMIT_S, check=False).returncode == 3
