@@ -136,7 +136,7 @@ def warp(boxes: Boxes, size: tuple[int, int], device: torch.device) -> tuple[Ten
 
 def _places(
     matrices: NDArray[np.float64], size: tuple[int, int], device: torch.device
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return where each pixel of the patches lies: row and column of the pixel above left, and how far beyond it.
 
     A place is the sum of what its row and its column contribute. Whole pixels are split off from either in float64, so
@@ -154,8 +154,7 @@ def _places(
     pixel = pixels[:, :, :rows, None] + pixels[:, :, None, rows:]
     rest = rests[:, :, :rows, None] + rests[:, :, None, rows:]
     carried = rest.floor()
-    (above, left), (down, right) = (pixel + carried.long()).unbind(1), (rest - carried).unbind(1)
-    return (above, left), (down, right)
+    return (pixel + carried.long()).unbind(1), (rest - carried).unbind(1)
 
 
 def _on(device: torch.device, array: NDArray) -> Tensor:

@@ -118,6 +118,14 @@ def test_samples_that_are_only_shifted_or_mirrored_are_copied_to_the_bit(mirrore
         np.testing.assert_array_equal(target[0], expected_labels)
 
 
+@pytest.mark.parametrize("shift", [(0.5, 0.5), (0.5, 0.0), (0.0, 0.5), (0.25, 0.5)])
+def test_of_labels_of_the_same_weight_it_takes_the_one_that_the_worker_takes(shift: tuple[float, float]) -> None:
+    given = [box_of(shape, NOTHING, 1, seed) for seed, shape in enumerate(SLICES)]
+    given = [replace(box, matrix=box.matrix + [[0, 0, shift[0]], [0, 0, shift[1]]]) for box in given]
+    for box, target in zip(given, on_device(given)["target"].numpy(), strict=True):
+        np.testing.assert_array_equal(target[0], in_worker(box)[1])
+
+
 def test_a_sample_without_augmentation_is_its_box() -> None:
     box = box_of(SLICES[0], NOTHING, 2, 0)
     (image,) = on_device([replace(box, augmentation=None)])["data"].numpy()
