@@ -50,10 +50,7 @@ def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
         ConfigurationError: The loader or the place of augmentation is unknown, not that of the training that is
             resumed, or one cannot be had with the other.
     """
-    loader, augmentation = MEDDINO_LOADER.get(), MEDDINO_AUGMENT.get()
-    if (name := loader or own) not in LOADERS:
-        msg = f"{MEDDINO_LOADER.name if loader else 'The loader of this trainer'} is {name!r}; it must be one of"
-        raise ConfigurationError(f"{msg} {', '.join(LOADERS)}.")
+    name, augmentation = loader_name(own), MEDDINO_AUGMENT.get()
     if augmentation not in (None, *AUGMENTATIONS):
         msg = f"{MEDDINO_AUGMENT.name} is {augmentation!r}; it must be one of {', '.join(AUGMENTATIONS)}."
         raise ConfigurationError(msg)
@@ -70,6 +67,19 @@ def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
         )
         raise ConfigurationError(msg)
     return {"name": STOCK}
+
+
+def loader_name(own: str) -> str:
+    """Return the loader of a fresh training: ``MEDDINO_LOADER``, else the trainer's own.
+
+    Raises:
+        ConfigurationError: There is no such loader.
+    """
+    wanted = MEDDINO_LOADER.get()
+    if (name := wanted or own) not in LOADERS:
+        msg = f"{MEDDINO_LOADER.name if wanted else 'The loader of this trainer'} is {name!r}; it must be one of"
+        raise ConfigurationError(f"{msg} {', '.join(LOADERS)}.")
+    return name
 
 
 def _check_same(variable: EnvironmentVariable, what: str, begun: str) -> None:
