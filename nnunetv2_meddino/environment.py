@@ -37,6 +37,11 @@ MEDDINO_LOADER = EnvironmentVariable(
     "what makes training batches: 'stock' is nnU-Net's loader, 'whole_slice' ours; unset: the trainer's own choice, "
     "which is 'stock'",
 )
+MEDDINO_AUGMENT = EnvironmentVariable(
+    "MEDDINO_AUGMENT",
+    "where the loader 'whole_slice' augments: 'worker' in its processes, 'device' on the GPU that trains; unset: "
+    "'worker'",
+)
 NNUNET_EXT_TRAINER = EnvironmentVariable(
     "nnUNet_extTrainer",
     "folders where nnU-Net looks for trainers that it does not ship",

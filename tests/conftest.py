@@ -70,4 +70,5 @@ def nnunet_home(preprocessed_home: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("MEDDINO_WEIGHTS", raising=False)
     monkeypatch.delenv("MEDDINO_BACKBONE", raising=False)
     monkeypatch.delenv("MEDDINO_LOADER", raising=False)
+    monkeypatch.delenv("MEDDINO_AUGMENT", raising=False)
     return tmp_path

@@ -190,13 +190,13 @@ def change_intensities(image: NDArray[np.float32], augmentation: Augmentation) -
 
 def blur(channel: NDArray[np.float32], sigma_px: Range) -> None:
     """Blur a channel in place along rows and columns, reflected about the centres of its outermost pixels."""
-    down, across = (_half_gaussian(sigma) for sigma in sigma_px)
+    down, across = (half_gaussian(sigma) for sigma in sigma_px)
     rows = np.pad(np.arange(channel.shape[0]), len(down) - 1, mode="reflect")
     columns = np.pad(np.arange(channel.shape[1]), len(across) - 1, mode="reflect")
     _convolve(channel, rows, columns, down, across)
 
 
-def _half_gaussian(sigma_px: float) -> NDArray[np.float32]:
+def half_gaussian(sigma_px: float) -> NDArray[np.float32]:
     """Return weights from the centre outwards: 6 sigma + 0.5 taps, to the nearest odd number, as batchgeneratorsv2."""
     weights = np.exp(-0.5 * (np.arange(int(3 * sigma_px + 0.25) + 1) / sigma_px) ** 2)
     return (weights / (2 * weights.sum() - weights[0])).astype(np.float32)

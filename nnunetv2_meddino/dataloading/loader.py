@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data._utils import signal_handling
 
 from nnunetv2_meddino.counter_random import numpy_generator
-from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings, augment, draw_augmentation, to_regions
+from nnunetv2_meddino.dataloading.augmentation import (
+    Augmentation,
+    AugmentationSettings,
+    augment,
+    draw_augmentation,
+    to_regions,
+)
 from nnunetv2_meddino.dataloading.cases import PreprocessedCases
 from nnunetv2_meddino.dataloading.draws import Draw, Draws, Stream
 from nnunetv2_meddino.dataloading.warp import source_box, warp
@@ -44,6 +50,22 @@ class SampleSettings:
     """The labels of each region, the ignore label as one more; None: the target is the label map."""
 
 
+@dataclass(frozen=True)
+class Box:
+    """The part of a slice that the warp of one sample looks at, and what is to happen to it."""
+
+    case: str
+    """Where it is from."""
+    image: NDArray[np.float32]
+    """``(C, H, W)``."""
+    labels: NDArray[np.int16]
+    """``(H, W)``."""
+    matrix: NDArray[np.float64]
+    """As for ``warp``."""
+    augmentation: Augmentation | None
+    """None: nothing."""
+
+
 class SliceBatches(Dataset):
     """The batch of one rank at any step."""
 
@@ -64,32 +86,50 @@ class SliceBatches(Dataset):
         Raises:
             DataError: A case cannot be read.
         """
-        drawn = [self.draws.draw(step, place) for place in self.places]
-        samples = [self._sample(draw, step, place) for draw, place in zip(drawn, self.places, strict=True)]
-        return {  # in a worker, torch stacks them in shared memory
-            "data": default_collate([torch.from_numpy(image) for image, _ in samples]),
-            "target": default_collate([torch.from_numpy(target) for _, target in samples]),
-            "keys": [draw.case for draw in drawn],
-        }
+        cases, images, targets = [], [], []
+        for box in self.boxes(step):
+            image, target = self._sample(box)
+            cases.append(box.case)
+            images.append(torch.from_numpy(image))
+            targets.append(torch.from_numpy(target))
+        # in a worker, torch stacks them in shared memory
+        return {"data": default_collate(images), "target": default_collate(targets), "keys": cases}
 
-    def __getitem__(self, step: int) -> Batch | MedDINOError:
-        """Make a batch in a worker; torch would bury the message of an error under the worker's traceback."""
+    def boxes(self, step: int) -> Iterator[Box]:
+        """Read what the samples of a step are made of; raises as ``batch``."""
+        for place in self.places:
+            draw = self.draws.draw(step, place)
+            if self.settings.augmentation is None:
+                augmentation, matrix = None, _shift(draw.corner)
+            else:
+                rng = numpy_generator(self.draws.seed, Stream.AUGMENTATION, step, place)
+                augmentation = draw_augmentation(rng, self.settings.augmentation)
+                matrix = augmentation.matrix(draw.corner, self.draws.size)
+            yield Box(draw.case, *self._read(draw, matrix), augmentation)
+
+    def hand_over(self, step: int) -> Any:
+        """Return what a worker gives to the training process for a step: here the batch; raises as ``batch``."""
+        return self.batch(step)
+
+    def most_bytes(self) -> int:
+        """Return how much of shared memory a step takes at most; raises as ``batch``."""
+        return sum(value.nbytes for value in self.batch(0).values() if isinstance(value, Tensor))
+
+    def __getitem__(self, step: int) -> Any:
+        """Run in a worker; torch would bury the message of an error under the worker's traceback."""
         try:
-            return self.batch(step)
+            return self.hand_over(step)
         except MedDINOError as error:
             return error
 
-    def _sample(self, draw: Draw, step: int, place: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    def _sample(self, box: Box) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Return image ``(C, rows, columns)`` and target ``(1 or regions, rows, columns)``."""
         size, settings = self.draws.size, self.settings
-        if settings.augmentation is None:
-            image, labels = warp(*self._read(draw, _shift(draw.corner)), size)
+        if box.augmentation is None:
+            image, labels = warp(box.image, box.labels, box.matrix, size)
             np.maximum(labels, 0, out=labels)
         else:
-            rng = numpy_generator(self.draws.seed, Stream.AUGMENTATION, step, place)
-            augmentation = draw_augmentation(rng, settings.augmentation)
-            image, labels, matrix = self._read(draw, augmentation.matrix(draw.corner, size))
-            image, labels = augment(image, labels, augmentation, matrix, size, settings.masked)
+            image, labels = augment(box.image, box.labels, box.augmentation, box.matrix, size, settings.masked)
         return image, labels[None] if settings.regions is None else to_regions(labels, settings.regions)
 
     def _read(
@@ -111,7 +151,15 @@ def _shift(corner: tuple[int, int]) -> NDArray[np.float64]:
 class BatchLoader(Iterator[Batch]):
     """The batches of a rank from a step on, without end; workers start with the first one that is asked for."""
 
-    def __init__(self, batches: SliceBatches, *, first_step: int, workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        batches: SliceBatches,
+        *,
+        first_step: int,
+        workers: int,
+        pin_memory: bool,
+        finish: Callable[[Any], Batch] | None = None,
+    ) -> None:
         """Set up the iteration.
 
         Args:
@@ -119,9 +167,11 @@ class BatchLoader(Iterator[Batch]):
             first_step: Step of the first batch; those from there on are those of an undisturbed training.
             workers: Processes that make batches; 0 makes them in this one.
             pin_memory: Put them into page-locked memory, for a GPU.
+            finish: What this process makes a batch with of what ``batches`` hand over; None where that is the batch.
         """
         self.batches, self.first_step, self.workers, self.pin_memory = batches, first_step, workers, pin_memory
-        self._iterator: Iterator[Batch | MedDINOError] | None = None
+        self.finish = _unchanged if finish is None else finish
+        self._iterator: Iterator[Any] | None = None
 
     def __next__(self) -> Batch:
         """Return the next batch.
@@ -144,15 +194,15 @@ class BatchLoader(Iterator[Batch]):
             raise TrainingError(msg) from error
         if isinstance(made, MedDINOError):
             raise made
-        return made
+        return self.finish(made)
 
     def close(self) -> None:
         """End the workers."""
         self._iterator = None
 
-    def _start(self) -> Iterator[Batch | MedDINOError]:
+    def _start(self) -> Iterator[Any]:
         if self.workers:
-            check_shared_memory((self.workers * AHEAD + 1) * _bytes(self.batches.batch(self.first_step)))
+            check_shared_memory((self.workers * AHEAD + 1) * self.batches.most_bytes())
         loader = DataLoader(
             self.batches,
             sampler=itertools.count(self.first_step),
@@ -172,9 +222,5 @@ class BatchLoader(Iterator[Batch]):
         return iterator
 
 
-def _unchanged(batch: object) -> object:
-    return batch
-
-
-def _bytes(batch: Batch) -> int:
-    return sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+def _unchanged(made: Any) -> Any:
+    return made

@@ -217,8 +217,9 @@ class BaseTrainer(nnUNetTrainer):
         """
         kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
         kept[LOADER] = loader = choose_loader(self.loader, kept.get(LOADER))
-        self.print_to_log_file("Loader:", ", seed ".join(map(str, loader.values())))
-        return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader["seed"])
+        details = [f"{key} {value}" for key, value in loader.items() if key != "name"]
+        self.print_to_log_file(f"Loader: {', '.join([loader['name'], *details])}")
+        return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader)
 
     def on_train_end(self) -> None:
         """Save the last checkpoint as nnU-Net does, and end the processes of our loader, which it does not know."""

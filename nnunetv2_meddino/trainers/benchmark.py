@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_meddino.environment import MEDDINO_LOADER, NNUNET_N_PROC_DA, changed_environment
+from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_LOADER, NNUNET_N_PROC_DA, changed_environment
 from nnunetv2_meddino.trainers.base import BaseTrainer
-from nnunetv2_meddino.trainers.training_input import LOADERS
+from nnunetv2_meddino.trainers.training_input import LOADERS, STOCK
 
 WARM_UP = 2
 """Batches before each measurement: files are opened, code is compiled, memory is taken."""
@@ -91,7 +91,8 @@ def measure(make: Callable[[], BaseTrainer], steps: int, on_step: OnStep = lambd
 @contextmanager
 def _ready(make: Callable[[], BaseTrainer], loader: str, changes: Mapping[str, str]) -> Iterator[tuple[Any, Any]]:
     """Yield a trainer that is ready for its first step, and its batches, whose processes end with the block."""
-    with changed_environment({MEDDINO_LOADER.name: loader, **changes}):
+    only_ours = {MEDDINO_AUGMENT.name: None} if loader == STOCK else {}
+    with changed_environment({MEDDINO_LOADER.name: loader, **only_ours, **changes}):
         trainer = make()
         trainer.initialize()
         trainer.network.train()

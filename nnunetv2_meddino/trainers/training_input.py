@@ -11,9 +11,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings
 from nnunetv2_meddino.dataloading.cases import PreprocessedCases
+from nnunetv2_meddino.dataloading.device_augmentation import BoxBatches, DeviceAugmentation
 from nnunetv2_meddino.dataloading.draws import Draws, Stream
 from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
-from nnunetv2_meddino.environment import MEDDINO_LOADER
+from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_LOADER, EnvironmentVariable
 from nnunetv2_meddino.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ WHOLE_SLICE = "whole_slice"
 LOADERS = (STOCK, WHOLE_SLICE)
 """Values of ``MEDDINO_LOADER`` and of a trainer's ``loader``."""
 
+WORKER, DEVICE = "worker", "device"
+AUGMENTATIONS = (WORKER, DEVICE)
+"""Values of ``MEDDINO_AUGMENT``: where whole slices are augmented."""
+
 LOADER = "loader"
-"""Key of the loader in the provenance that a checkpoint keeps: its ``name`` and, where it has one, its ``seed``."""
+"""Key of the loader in the provenance that a checkpoint keeps: what ``choose_loader`` returned."""
 
 
 def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return name and seed of the loader of a training: ``MEDDINO_LOADER``, else the trainer's own.
+    """Return the loader of a training: that of ``MEDDINO_LOADER``, else the trainer's own.
 
     A training that is resumed keeps the loader that it began with. The seed is that of torch's generator:
     ``torch.manual_seed`` decides it, else chance.
@@ -38,23 +43,54 @@ def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
         own: The trainer's.
         kept: What this function returned when the training began; None for a fresh one.
 
+    Returns:
+        Its ``name`` and, of our own loader, ``seed`` and ``augmentation``: the value of ``MEDDINO_AUGMENT``.
+
     Raises:
-        ConfigurationError: The loader is unknown, or not that of the training that is resumed.
+        ConfigurationError: The loader or the place of augmentation is unknown, not that of the training that is
+            resumed, or one cannot be had with the other.
+    """
+    name, augmentation = loader_name(own), MEDDINO_AUGMENT.get()
+    if augmentation not in (None, *AUGMENTATIONS):
+        msg = f"{MEDDINO_AUGMENT.name} is {augmentation!r}; it must be one of {', '.join(AUGMENTATIONS)}."
+        raise ConfigurationError(msg)
+    if kept is not None:
+        _check_same(MEDDINO_LOADER, "loader", kept["name"])
+        _check_same(MEDDINO_AUGMENT, "augmentation", kept.get("augmentation", WORKER))
+        return dict(kept)
+    if name != STOCK:
+        return {"name": name, "seed": _seed(), "augmentation": augmentation or WORKER}
+    if augmentation == DEVICE:
+        msg = (
+            f"{MEDDINO_AUGMENT.name} is {DEVICE}, and the loader {STOCK} augments in its processes only. Set "
+            f"{MEDDINO_LOADER.name}={WHOLE_SLICE}, or unset {MEDDINO_AUGMENT.name}."
+        )
+        raise ConfigurationError(msg)
+    return {"name": STOCK}
+
+
+def loader_name(own: str) -> str:
+    """Return the loader of a fresh training: ``MEDDINO_LOADER``, else the trainer's own.
+
+    Raises:
+        ConfigurationError: There is no such loader.
     """
     wanted = MEDDINO_LOADER.get()
     if (name := wanted or own) not in LOADERS:
         msg = f"{MEDDINO_LOADER.name if wanted else 'The loader of this trainer'} is {name!r}; it must be one of"
         raise ConfigurationError(f"{msg} {', '.join(LOADERS)}.")
-    if kept is not None:
-        if wanted not in (None, kept["name"]):
-            msg = (
-                f"This training was begun with the loader {kept['name']}, and {MEDDINO_LOADER.name} is {wanted}: half "
-                f"a training with each would be comparable with neither. Unset {MEDDINO_LOADER.name} to go on as it "
-                "began, or start anew, without --c."
-            )
-            raise ConfigurationError(msg)
-        return dict(kept)
-    return {"name": STOCK} if name == STOCK else {"name": name, "seed": _seed()}
+    return name
+
+
+def _check_same(variable: EnvironmentVariable, what: str, begun: str) -> None:
+    """Refuse a variable that says something else than what a training was begun with."""
+    if (wanted := variable.get()) not in (None, begun):
+        msg = (
+            f"This training was begun with the {what} {begun}, and {variable.name} is {wanted}: half a training with "
+            f"each would be comparable with neither. Unset {variable.name} to go on as it began, or start anew, "
+            "without --c."
+        )
+        raise ConfigurationError(msg)
 
 
 def _seed() -> int:
@@ -65,8 +101,12 @@ def _seed() -> int:
     return seed[0]
 
 
-def whole_slice_loaders(trainer: BaseTrainer, seed: int) -> tuple[BatchLoader, BatchLoader]:
+def whole_slice_loaders(trainer: BaseTrainer, loader: Mapping[str, Any]) -> tuple[BatchLoader, BatchLoader]:
     """Return the batches of training and validation from the trainer's current epoch on.
+
+    Args:
+        trainer: Whose.
+        loader: From ``choose_loader``.
 
     Raises:
         ConfigurationError: The configuration needs the segmentation of a previous one, or the trainer several
@@ -81,13 +121,16 @@ def whole_slice_loaders(trainer: BaseTrainer, seed: int) -> tuple[BatchLoader, B
         raise ConfigurationError(msg)
     training, validation = (PreprocessedCases(dataset) for dataset in trainer.get_tr_and_val_datasets())
     processes = get_allowed_n_proc_DA()
+    fewer = max(1, processes // 2) if processes else 0  # as nnU-Net
     return (
-        _loader(trainer, training, seed, Stream.TRAINING, processes),
-        _loader(trainer, validation, seed, Stream.VALIDATION, max(1, processes // 2) if processes else 0),  # as nnU-Net
+        _loader(trainer, training, loader, Stream.TRAINING, processes),
+        _loader(trainer, validation, loader, Stream.VALIDATION, fewer),
     )
 
 
-def _loader(trainer: BaseTrainer, cases: PreprocessedCases, seed: int, stream: Stream, workers: int) -> BatchLoader:
+def _loader(
+    trainer: BaseTrainer, cases: PreprocessedCases, loader: Mapping[str, Any], stream: Stream, workers: int
+) -> BatchLoader:
     configuration, labels = trainer.configuration_manager, trainer.label_manager
     is_training = stream is Stream.TRAINING
     steps = trainer.num_iterations_per_epoch if is_training else trainer.num_val_iterations_per_epoch
@@ -97,7 +140,7 @@ def _loader(trainer: BaseTrainer, cases: PreprocessedCases, seed: int, stream: S
         (rows, columns),
         batch_size=configuration.batch_size,
         forced=trainer.forced_foreground,
-        seed=seed,
+        seed=loader["seed"],
         stream=stream,
         annotated=(-1, *labels.all_labels) if labels.has_ignore_label else None,
     )
@@ -108,11 +151,14 @@ def _loader(trainer: BaseTrainer, cases: PreprocessedCases, seed: int, stream: S
         regions=(*labels.foreground_regions, *ignored) if labels.has_regions else None,
     )
     rank = dist.get_rank() if trainer.is_ddp else 0
+    places = range(rank * trainer.batch_size, (rank + 1) * trainer.batch_size)
+    on_device = is_training and loader.get("augmentation") == DEVICE
     return BatchLoader(
-        SliceBatches(cases, draws, settings, range(rank * trainer.batch_size, (rank + 1) * trainer.batch_size)),
+        (BoxBatches if on_device else SliceBatches)(cases, draws, settings, places),
         first_step=trainer.current_epoch * steps,
         workers=workers,
         pin_memory=trainer.device.type == "cuda",
+        finish=DeviceAugmentation(draws.size, settings, trainer.device) if on_device else None,
     )
 
 

@@ -103,9 +103,15 @@ def tiny_training(nnunet_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return nnunet_home
 
 
+@pytest.mark.parametrize("augmentation", ["worker", "device"])
 def test_measures_training_with_both_loaders_and_leaves_no_model(
-    tiny_training: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+    tiny_training: Path,
+    scratch: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    augmentation: str,
 ) -> None:
+    monkeypatch.setenv("MEDDINO_AUGMENT", augmentation)
     assert main(["benchmark", "train", "-d", "998", "-c", "2d", "-device", "cpu", "--steps", "2"]) == 0
     table = rows(capsys.readouterr().out)
     for loader in ("stock", "whole_slice"):

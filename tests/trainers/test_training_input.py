@@ -15,9 +15,11 @@ import torch.multiprocessing as mp
 from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from nnunetv2_meddino.dataloading.device_augmentation import BoxBatches
 from nnunetv2_meddino.dataloading.loader import BatchLoader
 from nnunetv2_meddino.errors import ConfigurationError, TrainingError
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+from nnunetv2_meddino.trainers.training_input import choose_loader
 from tests.nnunet import make_trainer
 
 SIZE = [40, 32]
@@ -32,6 +34,11 @@ def random_tiny(nnunet_home, monkeypatch):
 @pytest.fixture
 def whole_slice(monkeypatch):
     monkeypatch.setenv("MEDDINO_LOADER", "whole_slice")
+
+
+@pytest.fixture
+def on_device(whole_slice, monkeypatch):
+    monkeypatch.setenv("MEDDINO_AUGMENT", "device")
 
 
 def short_trainer(home: Path, *, epochs: int = 1, **plans_changes):
@@ -112,8 +119,12 @@ def test_an_unknown_loader_is_refused(nnunet_home, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_resumed_training_is_given_what_it_would_have_been_given(nnunet_home, monkeypatch, whole_slice, workers):
+@pytest.mark.parametrize("augmentation", ["worker", "device"])
+def test_a_resumed_training_is_given_what_it_would_have_been_given(
+    nnunet_home, monkeypatch, whole_slice, augmentation, workers
+):
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    monkeypatch.setenv("MEDDINO_AUGMENT", augmentation)
     torch.manual_seed(8)
     straight = short_trainer(nnunet_home, epochs=3)
     expected = note_batches(straight)
@@ -125,13 +136,14 @@ def test_a_resumed_training_is_given_what_it_would_have_been_given(nnunet_home, 
     given = note_batches(begun)
     begun.run_training()
     torch.manual_seed(1234)
-    monkeypatch.delenv("MEDDINO_LOADER")  # as a job script that forgets it
+    monkeypatch.delenv("MEDDINO_LOADER")  # as a job script that forgets them
+    monkeypatch.delenv("MEDDINO_AUGMENT")
     resumed = short_trainer(nnunet_home, epochs=3)
     resumed.load_checkpoint(str(Path(begun.output_folder) / "checkpoint_final.pth"))
     given_later = note_batches(resumed)
     resumed.run_training()
     assert_same(given + given_later, expected)
-    assert kept_loader(resumed) == {"name": "whole_slice", "seed": 8}
+    assert kept_loader(resumed) == {"name": "whole_slice", "seed": 8, "augmentation": augmentation}
 
 
 def test_another_loader_is_refused_on_resume_and_a_checkpoint_that_names_none_is_stock(nnunet_home, monkeypatch):
@@ -152,6 +164,62 @@ def test_another_loader_is_refused_on_resume_and_a_checkpoint_that_names_none_is
     resumed.load_checkpoint(str(path))
     resumed.on_train_start()
     assert not isinstance(resumed.dataloader_train, BatchLoader)
+
+
+def test_a_training_that_augments_on_the_device_is_given_what_workers_would_make_and_says_so(
+    nnunet_home, monkeypatch, on_device
+):
+    given = {}
+    for augmentation in ("device", "worker"):
+        monkeypatch.setenv("MEDDINO_AUGMENT", augmentation)
+        torch.manual_seed(8)
+        trainer = short_trainer(nnunet_home)
+        given[augmentation] = note_batches(trainer)
+        trainer.run_training()
+        assert kept_loader(trainer) == {"name": "whole_slice", "seed": 8, "augmentation": augmentation}
+        assert f"Loader: whole_slice, seed 8, augmentation {augmentation}" in Path(trainer.log_file).read_text()
+        assert isinstance(trainer.dataloader_train.batches, BoxBatches) == (augmentation == "device")
+        assert not isinstance(trainer.dataloader_val.batches, BoxBatches)
+    assert len(given["device"]) == 4
+    rounded = []
+    for (step, batch), (its_step, its) in zip(given["device"], given["worker"], strict=True):
+        assert (step, batch["keys"]) == (its_step, its["keys"])
+        assert (batch["target"] != its["target"]).float().mean() < 1e-3
+        torch.testing.assert_close(batch["data"], its["data"], rtol=0, atol=1e-3)
+        rounded.append(not torch.equal(batch["data"], its["data"]))
+    assert any(rounded), "it was not augmented by torch"
+
+
+def test_augmentation_in_an_unknown_place_or_by_the_stock_loader_is_refused(nnunet_home, monkeypatch):
+    monkeypatch.setenv("MEDDINO_AUGMENT", "device")
+    with pytest.raises(ConfigurationError, match="MEDDINO_AUGMENT is device, .* Set MEDDINO_LOADER=whole_slice"):
+        short_trainer(nnunet_home).on_train_start()
+    monkeypatch.setenv("MEDDINO_AUGMENT", "gpu")
+    with pytest.raises(ConfigurationError, match="MEDDINO_AUGMENT is 'gpu'; it must be one of worker, device"):
+        short_trainer(nnunet_home).on_train_start()
+    monkeypatch.setenv("MEDDINO_AUGMENT", "worker")
+    trainer = short_trainer(nnunet_home)
+    trainer.on_train_start()
+    assert trainer.my_init_kwargs["meddino"]["loader"] == {"name": "stock"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "begun"),
+    [
+        ({"name": "whole_slice", "seed": 1, "augmentation": "worker"}, "device", "worker"),
+        ({"name": "whole_slice", "seed": 1, "augmentation": "device"}, "worker", "device"),
+        ({"name": "whole_slice", "seed": 1}, "device", "worker"),  # begun before there was a choice
+        ({"name": "stock"}, "device", "worker"),
+    ],
+)
+def test_another_augmentation_is_refused_on_resume(monkeypatch, kept, wanted, begun):
+    monkeypatch.setenv("MEDDINO_AUGMENT", wanted)
+    with pytest.raises(ConfigurationError, match=f"with the augmentation {begun}, and MEDDINO_AUGMENT is {wanted}"):
+        choose_loader("stock", kept)
+    monkeypatch.setenv("MEDDINO_AUGMENT", begun)
+    assert choose_loader("stock", kept) == kept
+    monkeypatch.delenv("MEDDINO_AUGMENT")
+    assert choose_loader("stock", kept) == kept
 
 
 def test_trainings_differ_unless_they_are_seeded(nnunet_home, whole_slice):
@@ -244,8 +312,9 @@ def test_regions_and_the_ignore_label_reach_the_loss_as_nnunet_makes_them(nnunet
     labels = {"background": 0, "disc": [1, 2], "core": 2, "ignore": 3}
     dataset = json.loads(file.read_text()) | {"labels": labels, "regions_class_order": [1, 2]}
     given, loaders = [], []
-    for loader in ("whole_slice", "stock"):
+    for loader, augmentation in (("whole_slice", "worker"), ("whole_slice", "device"), ("stock", "worker")):
         monkeypatch.setenv("MEDDINO_LOADER", loader)
+        monkeypatch.setenv("MEDDINO_AUGMENT", augmentation)
         plans = json.loads(file.with_name("nnUNetPlans.json").read_text()) | {"continue_training": False}
         plans["configurations"]["2d"].update(patch_size=SIZE, batch_size=3)
         trainer = MedDINOv3Trainer(plans, "2d", 0, dataset, torch.device("cpu"))
@@ -254,6 +323,6 @@ def test_regions_and_the_ignore_label_reach_the_loss_as_nnunet_makes_them(nnunet
         given.append(next(trainer.dataloader_train))
         trainer.on_train_epoch_start()
         assert math.isfinite(trainer.train_step(given[-1])["loss"])
-    assert loaders[0].batches.draws.annotated == loaders[1].data_loader.annotated_classes_key
-    ours, stock = (batch["target"] for batch in given)
-    assert (ours.shape, ours.dtype) == (stock.shape, stock.dtype) == ((3, 3, *SIZE), torch.bool)
+    assert loaders[0].batches.draws.annotated == loaders[2].data_loader.annotated_classes_key
+    assert [batch["target"].dtype for batch in given] == [torch.bool] * 3
+    assert [batch["target"].shape for batch in given] == [(3, 3, *SIZE)] * 3
