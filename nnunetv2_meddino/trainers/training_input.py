@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings
 from nnunetv2_meddino.dataloading.cases import PreprocessedCases
 from nnunetv2_meddino.dataloading.draws import Draws, Stream
 from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
+from nnunetv2_meddino.dataloading.resampled_cases import ResampledCases
 from nnunetv2_meddino.environment import MEDDINO_LOADER
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -41,10 +43,7 @@ def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         ConfigurationError: The loader is unknown, or not that of the training that is resumed.
     """
-    wanted = MEDDINO_LOADER.get()
-    if (name := wanted or own) not in LOADERS:
-        msg = f"{MEDDINO_LOADER.name if wanted else 'The loader of this trainer'} is {name!r}; it must be one of"
-        raise ConfigurationError(f"{msg} {', '.join(LOADERS)}.")
+    wanted, name = MEDDINO_LOADER.get(), loader_name(own)
     if kept is not None:
         if wanted not in (None, kept["name"]):
             msg = (
@@ -55,6 +54,19 @@ def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
             raise ConfigurationError(msg)
         return dict(kept)
     return {"name": STOCK} if name == STOCK else {"name": name, "seed": _seed()}
+
+
+def loader_name(own: str) -> str:
+    """Return the loader of a fresh training: ``MEDDINO_LOADER``, else the trainer's own.
+
+    Raises:
+        ConfigurationError: There is no such loader.
+    """
+    wanted = MEDDINO_LOADER.get()
+    if (name := wanted or own) not in LOADERS:
+        msg = f"{MEDDINO_LOADER.name if wanted else 'The loader of this trainer'} is {name!r}; it must be one of"
+        raise ConfigurationError(f"{msg} {', '.join(LOADERS)}.")
+    return name
 
 
 def _seed() -> int:
@@ -79,7 +91,7 @@ def whole_slice_loaders(trainer: BaseTrainer, seed: int) -> tuple[BatchLoader, B
             f"{MEDDINO_LOADER.name}={STOCK}."
         )
         raise ConfigurationError(msg)
-    training, validation = (PreprocessedCases(dataset) for dataset in trainer.get_tr_and_val_datasets())
+    training, validation = (_cases(trainer, dataset) for dataset in trainer.get_tr_and_val_datasets())
     processes = get_allowed_n_proc_DA()
     return (
         _loader(trainer, training, seed, Stream.TRAINING, processes),
@@ -114,6 +126,11 @@ def _loader(trainer: BaseTrainer, cases: PreprocessedCases, seed: int, stream: S
         workers=workers,
         pin_memory=trainer.device.type == "cuda",
     )
+
+
+def _cases(trainer: BaseTrainer, dataset: nnUNetBaseDataset) -> PreprocessedCases:
+    resampling = trainer.slice_resampling
+    return PreprocessedCases(dataset) if resampling is None else ResampledCases(dataset, resampling)
 
 
 def _augmentation(trainer: BaseTrainer) -> AugmentationSettings:
