@@ -29,7 +29,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--lazy-resample",
         action="store_true",
-        help="store no slices at this size: train with the data of 2d and MEDDINO_LOADER=whole_slice, which enlarges it",
+        help="store no slices of this size: MEDDINO_LOADER=whole_slice enlarges those of 2d as it reads them",
     )
 
 

@@ -1,4 +1,4 @@
-"""The cases of a configuration that stores nothing: each slice is resampled from another configuration's when it is read."""
+"""The cases of a configuration that stores nothing: slices of another one, resampled as they are read."""
 
 from __future__ import annotations
 

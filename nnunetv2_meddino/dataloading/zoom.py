@@ -18,7 +18,7 @@ Interval = tuple[int, int]
 """The first pixel and the one after the last."""
 
 POLE = 3**0.5 - 2
-"""Of the recursive filter that gives the coefficients of cubic splines (Unser, IEEE Signal Processing Magazine 1999)."""
+"""Of the filter that gives the coefficients of cubic splines (Unser, IEEE Signal Processing Magazine 16, 1999)."""
 
 GAIN = (1 - POLE) * (1 - 1 / POLE)
 
@@ -204,7 +204,7 @@ def _take_heaviest(
 
 @jit
 def _heaviest(corners: tuple[int, int, int, int], down: float, right: float) -> int:
-    """Return the label with most weight; of several the one that is nearest, or the lowest where that is none of them."""
+    """Return the label with most weight; of several the nearest, or the lowest where the nearest is none of them."""
     weights = ((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right)
     nearest = corners[(2 if down >= 0.5 else 0) + (1 if right >= 0.5 else 0)]
     best, most = nearest, 0.0

@@ -19,7 +19,7 @@ SOURCE = "2d"
 def resampled_while_training(
     configuration: Mapping[str, Any], source: ConfigurationManager, fingerprint: Path
 ) -> dict[str, Any]:
-    """Return a configuration of axial slices with a folder of its own, which need not exist, and where its data is from.
+    """Return a configuration with the name of the one that it is trained with, and of a folder that need not exist.
 
     The folder has another name than that of stored data, so that what does not know the key finds no data, instead of
     data in another spacing.

@@ -35,9 +35,9 @@ def find_data(trainer: BaseTrainer, loader: str) -> tuple[str | None, SliceResam
     if source is None or trainer.preprocessed_dataset_folder_base is None:
         return trainer.preprocessed_dataset_folder, None
     base, name = Path(trainer.preprocessed_dataset_folder_base), trainer.configuration_name
-    own, sources = base / configuration.data_identifier, base / plans.get_configuration(source).data_identifier
+    own, sources = (base / c.data_identifier for c in (configuration, plans.get_configuration(source)))
     preprocess = f"nnUNetv2_preprocess -d {int(plans.dataset_name[7:10])} -plans_name {plans.plans_name} -c"
-    if loader == STOCK and not own.is_dir():
+    if not has_data(trainer, loader):
         msg = (
             f"Configuration {name} was planned with --lazy-resample: no data of it is stored, and the loader {STOCK} "
             f"cannot resample that of {source}. Set {MEDDINO_LOADER.name}={WHOLE_SLICE}; or, for the loader {STOCK}, "
@@ -50,3 +50,11 @@ def find_data(trainer: BaseTrainer, loader: str) -> tuple[str | None, SliceResam
         msg = f"Configuration {name} is trained with the data of {source}, and {sources} is missing. Run: {preprocess}"
         raise ConfigurationError(f"{msg} {source}")
     return str(sources), SliceResampling.of(configuration.configuration, plans.transpose_forward)
+
+
+def has_data(trainer: BaseTrainer, loader: str) -> bool:
+    """Whether a loader finds data; nnU-Net's does not where a configuration is only resampled, and not stored."""
+    configuration = trainer.configuration_manager
+    if loader != STOCK or RESAMPLED_FROM not in configuration.configuration:
+        return True
+    return (Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier).is_dir()
