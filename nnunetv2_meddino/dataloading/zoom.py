@@ -204,7 +204,7 @@ def _take_heaviest(
 
 @jit
 def _heaviest(corners: tuple[int, int, int, int], down: float, right: float) -> int:
-    """Return the label with most weight; of several the nearest, or the lowest where the nearest is none of them."""
+    """Return the label with most weight; of several the nearest, which is one of them: no other pixel weighs more."""
     weights = ((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right)
     nearest = corners[(2 if down >= 0.5 else 0) + (1 if right >= 0.5 else 0)]
     best, most = nearest, 0.0
@@ -216,6 +216,6 @@ def _heaviest(corners: tuple[int, int, int, int], down: float, right: float) -> 
         for corner in range(4):
             if corners[corner] == corners[candidate]:
                 weight += weights[corner]
-        if weight > most or (weight == most and best != nearest and corners[candidate] < best):
+        if weight > most:
             best, most = corners[candidate], weight
     return best
