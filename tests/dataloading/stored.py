@@ -53,6 +53,7 @@ def scan(number: int, shape: tuple[int, int, int] = (4, 44, 52)) -> tuple[np.nda
     radius = np.hypot(y - shape[1] * (0.4 + 0.05 * number), x - shape[2] * 0.6) + z
     labels = ((radius < 13).astype(np.int16) + (radius < 6))[None]
     image = labels * 90.0 + 20 + gaussian_filter(rng.normal(0, 60, shape), (0, 0.7, 0.7))
+    image *= np.linspace(0.4, 1, shape[0])[:, None, None]  # so that slices have ranges of their own
     image[..., :2, :], image[..., -1] = 0, 0
     return image.astype(np.float32), labels
 
