@@ -26,6 +26,11 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace a configuration of the same name with other settings"
     )
+    command.add_argument(
+        "--lazy-resample",
+        action="store_true",
+        help="store no slices of this size: MEDDINO_LOADER=whole_slice enlarges those of 2d as it reads them",
+    )
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -38,6 +43,7 @@ def _plan(options: argparse.Namespace) -> int:
         gpu_memory_gb=options.gpu_memory,
         overlay=options.overlay,
         overwrite=options.overwrite,
+        lazy_resample=options.lazy_resample,
     )
     say(str(result))
     return 0

@@ -46,6 +46,17 @@ class PreprocessedCases:
         slices, rows, columns = self._arrays(case)[1].shape[-3:]
         return int(slices), int(rows), int(columns)
 
+    def properties(self, case: str) -> dict[str, Any]:
+        """Return what nnU-Net's preprocessing noted of a case.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        try:
+            return load_pickle(self._file(case, ".pkl"))
+        except Exception as error:  # damaged pickles raise anything
+            raise self._unreadable(case, error) from error
+
     def channels(self, case: str) -> int:
         """Return the number of channels; raises as ``shape``."""
         return int(self._arrays(case)[0].shape[0])
@@ -96,11 +107,18 @@ class PreprocessedCases:
     def _read_foreground(self, case: str) -> dict[Label, NDArray[np.unsignedinteger]]:
         shape = self.shape(case)
         index_type = np.uint32 if np.prod(shape) < 2**32 else np.uint64
+        properties = self.properties(case)
         try:
-            locations = load_pickle(self._file(case, ".pkl"))["class_locations"]
-            return {label: _flat(voxels, shape).astype(index_type) for label, voxels in locations.items()}
-        except Exception as error:  # damaged pickles raise anything
+            return {
+                label: np.ravel_multi_index(self._places(case, voxels), shape).astype(index_type)
+                for label, voxels in properties["class_locations"].items()
+            }
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise self._unreadable(case, error) from error
+
+    def _places(self, case: str, voxels: Any) -> tuple[NDArray[np.intp], ...]:
+        """Return slice, row and column of rows of channel, slice, row and column; no rows are an empty list."""
+        return tuple(np.asarray(voxels, np.intp).reshape(-1, 4).T[1:])
 
     def _arrays(self, case: str) -> tuple[Any, Any]:
         """Return image ``(C, z, y, x)`` and labels ``(1, z, y, x)``, of which nothing is read yet."""
@@ -135,12 +153,6 @@ class PreprocessedCases:
             f"({type(error).__name__}: {error}). Run nnUNetv2_preprocess for this dataset again."
         )
         return DataError(msg)
-
-
-def _flat(voxels: Any, shape: tuple[int, int, int]) -> NDArray[np.intp]:
-    """Turn rows of channel, slice, row and column into indices; no rows are an empty list in nnU-Net's files."""
-    places = np.asarray(voxels, np.intp).reshape(-1, 4)
-    return np.ravel_multi_index((places[:, 1], places[:, 2], places[:, 3]), shape)
 
 
 def _bytes(foreground: Mapping[Label, NDArray[np.unsignedinteger]]) -> int:

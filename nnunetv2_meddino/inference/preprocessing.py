@@ -23,7 +23,7 @@ from torch import Tensor
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.inference.images import CaseImage
 from nnunetv2_meddino.inference.plans import find_normalization
-from nnunetv2_meddino.inference.resampling import resampling_of
+from nnunetv2_meddino.inference.resampling import Resampling, resampling_of
 
 ELEMENTWISE = (CTNormalization, NoNormalization, RGBTo01Normalization)
 """Schemes that treat each value alone and keep their order, so that slices can be normalised one by one."""
@@ -123,22 +123,37 @@ class StoredSlices:
 
     dicom: tuple[Path, ...] = ()
 
-    def __init__(self, data: Any, properties: dict[str, Any], device: torch.device) -> None:
+    def __init__(
+        self, data: Any, properties: dict[str, Any], device: torch.device, resampling: Resampling | None = None
+    ) -> None:
         """Keep the case.
 
         Args:
             data: ``(C, slices, rows, columns)``, an array or what reads slices of one from a file.
             properties: Of the case.
             device: Of the network.
+            resampling: Of each slice, where they are stored at another size than the network sees.
         """
         self._data, self.properties, self._device = data, properties, device
-        _, depth, rows, columns = data.shape
+        _, depth, *stored = data.shape
+        rows, columns = stored if resampling is None else resampling.target
         self.shape = (int(depth), int(rows), int(columns))
+        self._resampling = resampling
+        self._limits = self._find_limits()
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return slices, ``(B, C, rows, columns)`` float32 on the device."""
         values = np.asarray(self._data[:, start:stop], np.float32)
-        return torch.from_numpy(values.swapaxes(0, 1).copy()).to(self._device)
+        slices = torch.from_numpy(values.swapaxes(0, 1).copy()).to(self._device)
+        return slices if self._resampling is None else self._resampling(slices, *self._limits)
+
+    def _find_limits(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the range of the volume, each ``(C, 1, 1)``, where resampled slices are clipped to it."""
+        if self._resampling is None or self._resampling.clipped_to != "volume":
+            return None, None
+        slices = [np.asarray(self._data[:, z], np.float32) for z in range(self.shape[0])]
+        low, high = (np.stack([reduce(s, axis=(1, 2), keepdims=True) for s in slices]) for reduce in (np.min, np.max))
+        return torch.from_numpy(low.min(axis=0)), torch.from_numpy(high.max(axis=0))
 
 
 def nonzero_box(channels: Sequence[NDArray[Any]]) -> list[list[int]]:

@@ -36,6 +36,7 @@ from nnunetv2_meddino.environment import (
 from nnunetv2_meddino.errors import DataError, PlanError
 from nnunetv2_meddino.files import is_of_the_disk, naming, read_json, write_json
 from nnunetv2_meddino.imaging.io import read_grid
+from nnunetv2_meddino.planning.lazy_resampling import resampled_while_training
 from nnunetv2_meddino.planning.presets import (
     SAME_FIELD_OF_VIEW,
     TOKEN_PX,
@@ -107,6 +108,7 @@ def plan_dataset(
     gpu_memory_gb: float = 24.0,
     overlay: str | Path | None = None,
     overwrite: bool = False,
+    lazy_resample: bool = False,
     num_processes: int | None = None,
 ) -> PlanResult:
     """Add the configuration ``2d_<patch_size>`` to the plans of a dataset; make the plans first where there are none.
@@ -123,6 +125,7 @@ def plan_dataset(
         gpu_memory_gb: Memory of the GPU that the batch size is planned for.
         overlay: Name (``amos22``, ``mixed512``) or path of an overlay with settings for a benchmark or any dataset.
         overwrite: Replace a configuration of the same name that differs.
+        lazy_resample: Store no data of the configuration; train it with that of ``2d``, resampled slice by slice.
         num_processes: Worker processes for checking the data and extracting its fingerprint; nnU-Net's default if None.
 
     Raises:
@@ -147,6 +150,8 @@ def plan_dataset(
     base = _usable_2d(plans, plans_file, dataset_id)
     dataset_json = read_json(preprocessed / "dataset.json", DataError, COPY_OF_RAW)
     new = _high_resolution(plans, base, dataset_json, name, patch_size, gpu_memory_gb, laid_over)
+    if lazy_resample:
+        new = resampled_while_training(new, base, preprocessed / "dataset_fingerprint.json")
 
     old = plans["configurations"].get(name, {})
     differing = sorted(key for key in {*old, *new} - {PROVENANCE_KEY} if old.get(key) != new.get(key))
@@ -169,8 +174,10 @@ def plan_dataset(
         median_image_size_px=tuple(shown.median_image_size_in_voxels),
         batch_size=shown.batch_size,
         next_commands=(
-            f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {name} -np {workers}",
-            f"meddino train {dataset_id} {name} 0 -tr MedDINOv3Trainer -p {plans_name}",
+            f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c {'2d' if lazy_resample else name} "
+            f"-np {workers}",
+            ("MEDDINO_LOADER=whole_slice " if lazy_resample else "")
+            + f"meddino train {dataset_id} {name} 0 -tr MedDINOv3Trainer -p {plans_name}",
         ),
     )
 

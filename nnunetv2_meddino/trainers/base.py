@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunetv2_meddino.dataloading.loader import BatchLoader
+from nnunetv2_meddino.dataloading.resampled_cases import SliceResampling
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.files import read_json
@@ -22,11 +23,13 @@ from nnunetv2_meddino.trainers.checkpoints import (
     check_other_folds,
     check_two_dimensional,
     checkpoint_architecture,
+    checkpoint_loader,
 )
 from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_state
 from nnunetv2_meddino.trainers.lr_schedules import LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
-from nnunetv2_meddino.trainers.training_input import LOADER, STOCK, choose_loader, whole_slice_loaders
+from nnunetv2_meddino.trainers.stored_data import find_data
+from nnunetv2_meddino.trainers.training_input import LOADER, STOCK, choose_loader, loader_name, whole_slice_loaders
 from nnunetv2_meddino.trainers.validation import validate, why_not_slicewise
 from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.contamination import with_counts
@@ -73,6 +76,9 @@ class BaseTrainer(nnUNetTrainer):
     validation_iterations_per_epoch = 50
     """Length of the training (nnU-Net's)."""
 
+    slice_resampling: SliceResampling | None = None
+    """How stored slices become those of the configuration; None where they are."""
+
     _best_ema: float | None
     """Best moving average of the pseudo Dice so far (nnU-Net's, which declares no type)."""
 
@@ -97,6 +103,7 @@ class BaseTrainer(nnUNetTrainer):
         if not needs_loss_scaling(self.device.type, self.precision):
             self.grad_scaler = None
         self._architecture: dict[str, Any] | None = None
+        self._begun_with: str | None = None
         self._initial_version = 0
         self._resumed_rng: dict[str, Tensor] | None = None
 
@@ -127,12 +134,17 @@ class BaseTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """Write the architecture into the plans, where nnU-Net finds it here and at prediction, and build it."""
         if not self.was_initialized:
+            self._use_data_of(self._begun_with or loader_name(self.loader))
             self._architecture = self._architecture or self.new_architecture()
             self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = self._architecture
             self.plans_manager.get_configuration.cache_clear()
             self.configuration_manager = self.plans_manager.get_configuration(self.configuration_name)
         super().initialize()
         self._initial_version = self._encoder_version()
+
+    def _use_data_of(self, loader: str) -> None:
+        """Let nnU-Net's trainer find the data that a loader reads."""
+        self.preprocessed_dataset_folder, self.slice_resampling = find_data(self, loader)
 
     def _encoder_version(self) -> int:
         """Count the writes to the encoder: it stands still until somebody loads weights into it."""
@@ -217,6 +229,7 @@ class BaseTrainer(nnUNetTrainer):
         """
         kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
         kept[LOADER] = loader = choose_loader(self.loader, kept.get(LOADER))
+        self._use_data_of(loader["name"])
         details = [f"{key} {value}" for key, value in loader.items() if key != "name"]
         self.print_to_log_file(f"Loader: {', '.join([loader['name'], *details])}")
         return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader)
@@ -263,6 +276,8 @@ class BaseTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate slice by slice with nnU-Net's files, then write surface metrics beside its ``summary.json``."""
         reason = why_not_slicewise(self)
+        if reason is not None and self.slice_resampling is not None:
+            raise ConfigurationError(f"Stored slices cannot be resampled for nnU-Net's own validation: {reason}")
         if reason is None:
             validate(self, save_probabilities)
         else:
@@ -301,9 +316,11 @@ class BaseTrainer(nnUNetTrainer):
         """
         if not self.was_initialized:
             self._architecture = checkpoint_architecture(Path(filename_or_checkpoint), self.configuration_name)
+            self._begun_with = checkpoint_loader(Path(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
         mend_logged_average(self.logger.get_checkpoint())
         self._forget_undefined_best()
-        self.my_init_kwargs.setdefault(PROVENANCE, {}).setdefault(LOADER, {"name": STOCK})  # older checkpoints
+        loader = self.my_init_kwargs.setdefault(PROVENANCE, {}).setdefault(LOADER, {"name": STOCK})  # older checkpoints
+        self._use_data_of(loader["name"])
         if self.local_rank == 0:
             self._resumed_rng = self.my_init_kwargs.get(PROVENANCE, {}).get("rng")

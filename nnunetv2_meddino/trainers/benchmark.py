@@ -14,6 +14,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_LOADER, NNUNET_N_PROC_DA, changed_environment
 from nnunetv2_meddino.trainers.base import BaseTrainer
+from nnunetv2_meddino.trainers.stored_data import has_data
 from nnunetv2_meddino.trainers.training_input import LOADERS, STOCK
 
 WARM_UP = 2
@@ -46,7 +47,7 @@ class Throughput:
 
 
 def measure(make: Callable[[], BaseTrainer], steps: int, on_step: OnStep = lambda _: None) -> list[Throughput]:
-    """Measure the training of a model with each loader.
+    """Measure the training of a model with each loader, except nnU-Net's where no data of the configuration is stored.
 
     Args:
         make: Builds the trainer anew; nothing that it has trained is used.
@@ -57,7 +58,8 @@ def measure(make: Callable[[], BaseTrainer], steps: int, on_step: OnStep = lambd
         ConfigurationError: The model cannot be trained with one of the loaders.
     """
     found = []
-    for loader in LOADERS:
+    trainer = make()
+    for loader in (name for name in LOADERS if has_data(trainer, name)):
         on_step(f"{loader}: the loader alone")
         with _ready(make, loader, {NNUNET_N_PROC_DA.name: "0"}) as (trainer, batches):
             threads = torch.get_num_threads()

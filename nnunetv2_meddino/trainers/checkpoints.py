@@ -11,6 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.errors import ConfigurationError, PlanError
 from nnunetv2_meddino.files import read_json
+from nnunetv2_meddino.trainers.training_input import LOADER, STOCK
+from nnunetv2_meddino.weights.trained import PROVENANCE
 
 
 def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None:
@@ -40,6 +42,12 @@ def checkpoint_architecture(checkpoint: Path, configuration: str) -> dict[str, A
     """Return the ``architecture`` entry of the network whose weights a checkpoint holds."""
     content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
     return PlansManager(content["init_args"]["plans"]).get_configuration(configuration).configuration["architecture"]
+
+
+def checkpoint_loader(checkpoint: Path) -> str:
+    """Return the name of the loader that made the batches of a checkpoint's training."""
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
+    return content["init_args"].get(PROVENANCE, {}).get(LOADER, {}).get("name", STOCK)
 
 
 def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[str, Any] | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_meddino.dataloading.augmentation import AugmentationSettings
@@ -14,6 +15,7 @@ from nnunetv2_meddino.dataloading.cases import PreprocessedCases
 from nnunetv2_meddino.dataloading.device_augmentation import BoxBatches, DeviceAugmentation
 from nnunetv2_meddino.dataloading.draws import Draws, Stream
 from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
+from nnunetv2_meddino.dataloading.resampled_cases import ResampledCases
 from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_LOADER, EnvironmentVariable
 from nnunetv2_meddino.errors import ConfigurationError
 
@@ -119,7 +121,7 @@ def whole_slice_loaders(trainer: BaseTrainer, loader: Mapping[str, Any]) -> tupl
             f"{MEDDINO_LOADER.name}={STOCK}."
         )
         raise ConfigurationError(msg)
-    training, validation = (PreprocessedCases(dataset) for dataset in trainer.get_tr_and_val_datasets())
+    training, validation = (_cases(trainer, dataset) for dataset in trainer.get_tr_and_val_datasets())
     processes = get_allowed_n_proc_DA()
     fewer = max(1, processes // 2) if processes else 0  # as nnU-Net
     return (
@@ -160,6 +162,11 @@ def _loader(
         pin_memory=trainer.device.type == "cuda",
         finish=DeviceAugmentation(draws.size, settings, trainer.device) if on_device else None,
     )
+
+
+def _cases(trainer: BaseTrainer, dataset: nnUNetBaseDataset) -> PreprocessedCases:
+    resampling = trainer.slice_resampling
+    return PreprocessedCases(dataset) if resampling is None else ResampledCases(dataset, resampling)
 
 
 def _augmentation(trainer: BaseTrainer) -> AugmentationSettings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from nnunetv2.configuration import default_num_processes
@@ -15,7 +16,7 @@ from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.plans import check_slicewise
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import StoredSlices
-from nnunetv2_meddino.inference.resampling import check_resampling
+from nnunetv2_meddino.inference.resampling import Resampling, check_resampling, resampling_of
 
 if TYPE_CHECKING:
     from nnunetv2_meddino.trainers.base import BaseTrainer
@@ -59,7 +60,7 @@ def validate(trainer: BaseTrainer, save_probabilities: bool) -> None:
         for number, key in enumerate(dataset.identifiers, start=1):
             trainer.print_to_log_file(f"predicting {key}")
             data, _, _, properties = dataset.load_case(key)
-            slices = StoredSlices(data, properties, trainer.device)
+            slices = StoredSlices(data, properties, trainer.device, _resampling(trainer, key, data.shape, properties))
             predict_into(writer, predictor, key, slices, save_probabilities)
             if trainer.is_ddp and number <= len(keys) // ranks:
                 dist.barrier()  # the processes stay together: NCCL gives up on one that is waited for too long
@@ -67,6 +68,23 @@ def validate(trainer: BaseTrainer, save_probabilities: bool) -> None:
         dist.barrier()
     if trainer.local_rank == 0:
         _score(trainer, folder, len(keys))
+
+
+def _resampling(
+    trainer: BaseTrainer, case: str, stored: Sequence[int], properties: Mapping[str, Any]
+) -> Resampling | None:
+    """Return what makes the slices of a case those that the network sees; None where they are stored as such."""
+    if trainer.slice_resampling is None:
+        return None
+    spacing = trainer.slice_resampling.spacing_of(properties)
+    return resampling_of(
+        trainer.configuration_manager.configuration,
+        "data",
+        stored[1:],
+        trainer.slice_resampling.shape(case, properties),
+        spacing,
+        (spacing[0], *trainer.slice_resampling.spacing_mm),
+    )
 
 
 def _score(trainer: BaseTrainer, folder: Path, cases: int) -> None:

@@ -35,6 +35,8 @@ import pretraining.engine.stages
 from nnunetv2_meddino.inference import Predictor
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.trainers.base import BaseTrainer
+from nnunetv2_meddino.trainers.stored_data import find_data
+from nnunetv2_meddino.trainers.training_input import loader_name
 from nnunetv2_meddino.weights.catalog import CATALOG
 from nnunetv2_meddino.weights.load import write_weights
 from nnunetv2_meddino.weights.resolve import resolve
@@ -167,7 +169,10 @@ def _train(
     assert fold == "all" or int(fold) in range(5), f"fold {fold}"
     cpu = torch.device("cpu")
     trainer = training_entries.get_trainer_from_args(dataset, configuration, fold, trainer_name, plans, go_on, cpu)
-    data = Path(trainer.preprocessed_dataset_folder)
+    folder = trainer.preprocessed_dataset_folder
+    if isinstance(trainer, BaseTrainer):
+        folder, _ = find_data(trainer, loader_name(trainer.loader))
+    data = Path(folder)
     assert data.is_dir(), f"nothing is preprocessed in {data.name}"
     trainer.initialize()
     if isinstance(trainer, BaseTrainer):

@@ -63,6 +63,10 @@ def faults_of(trial: Trial, text: str, language: str = "bash", page: str = "docs
             "meddino plan -d 900 --patch-size 512\nnnUNetv2_train 900 2d_512 0 -tr DINOv3Trainer",
             "nothing is preprocessed",
         ),
+        (
+            "meddino plan -d 900 --patch-size 512 --lazy-resample\nmeddino train 900 2d_512 0 -tr DINOv3Trainer",
+            "Set MEDDINO_LOADER=whole_slice",
+        ),
         ("nnUNetv2_preprocess -d 900 --plans nnUNetPlans -c 2d_896", "unrecognized arguments: --plans"),
         ("nnUNetv2_preprocess -d 900 -c 2d_1024", "2d_1024"),
         ("nnUNetv2_predict -d 900 -c 2d -f 0 -tr MedDINOv3Trainer -i IMAGES -o OUT", "No such file"),
