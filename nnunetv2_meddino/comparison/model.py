@@ -153,8 +153,13 @@ def read_training(fold_folder: Path) -> Training:
         device=_device(debug),
         mirroring=None if path is None else tuple(int(axis) for axis in mirroring or ()),
         weights=kept.get("weights"),
-        loader=None if path is None else kept.get("loader", {}).get("name", "stock"),
+        loader=None if path is None else _loader(kept.get("loader", {})),
     )
+
+
+def _loader(kept: Mapping[str, Any]) -> str:
+    name, source = kept.get("name", "stock"), kept.get("slices_of")
+    return f"{name}, which resamples slices of {source}" if source else name
 
 
 def _debug(fold_folder: Path) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunetv2_meddino.dataloading.loader import BatchLoader
-from nnunetv2_meddino.dataloading.resampled_cases import SliceResampling
+from nnunetv2_meddino.dataloading.resampled_cases import RESAMPLED_FROM, SliceResampling
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.files import read_json
@@ -29,7 +29,14 @@ from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_sta
 from nnunetv2_meddino.trainers.lr_schedules import LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
 from nnunetv2_meddino.trainers.stored_data import find_data
-from nnunetv2_meddino.trainers.training_input import LOADER, STOCK, choose_loader, loader_name, whole_slice_loaders
+from nnunetv2_meddino.trainers.training_input import (
+    LOADER,
+    SLICES_OF,
+    STOCK,
+    choose_loader,
+    loader_name,
+    whole_slice_loaders,
+)
 from nnunetv2_meddino.trainers.validation import validate, why_not_slicewise
 from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.contamination import with_counts
@@ -230,6 +237,8 @@ class BaseTrainer(nnUNetTrainer):
         kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
         kept[LOADER] = loader = choose_loader(self.loader, kept.get(LOADER))
         self._use_data_of(loader["name"])
+        if self.slice_resampling is not None:
+            loader[SLICES_OF] = self.configuration_manager.configuration[RESAMPLED_FROM]
         details = [f"{key} {value}" for key, value in loader.items() if key != "name"]
         self.print_to_log_file(f"Loader: {', '.join([loader['name'], *details])}")
         return super().get_dataloaders() if loader["name"] == STOCK else whole_slice_loaders(self, loader)

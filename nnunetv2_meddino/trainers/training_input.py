@@ -34,6 +34,9 @@ AUGMENTATIONS = (WORKER, DEVICE)
 LOADER = "loader"
 """Key of the loader in the provenance that a checkpoint keeps: what ``choose_loader`` returned."""
 
+SLICES_OF = "slices_of"
+"""Key, in that, of the configuration whose slices are resampled as they are read, if any."""
+
 
 def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the loader of a training: that of ``MEDDINO_LOADER``, else the trainer's own.

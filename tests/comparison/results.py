@@ -137,6 +137,7 @@ def write_method(
     epochs: tuple[int, int] = (10, 10),
     weights: dict[str, Any] | None = None,
     loader: str | None = None,
+    slices_of: str | None = None,
     labels: dict[str, Any] | None = None,
     architecture: dict[str, Any] = U_NET,
     **two_d: Any,
@@ -160,7 +161,7 @@ def write_method(
     rng = np.random.default_rng(len(method))
     errors = grow + spread * rng.normal(size=cases)
     for fold in range(folds):
-        write_fold(model / f"fold_{fold}", epochs=epochs, weights=weights, loader=loader)
+        write_fold(model / f"fold_{fold}", epochs=epochs, weights=weights, loader=loader, slices_of=slices_of)
         for case in range(fold, cases, folds):
             labels_of_case = anatomy(case, grow=errors[case], without=(without or {}).get(case))
             write_volume(model / f"fold_{fold}" / "validation" / f"case_{case:03d}.nii.gz", labels_of_case)
@@ -180,12 +181,13 @@ def write_fold(
     epochs: tuple[int, int] = (10, 10),
     weights: dict[str, Any] | None = None,
     loader: str | None = None,
+    slices_of: str | None = None,
 ) -> None:
     """Write debug.json and a checkpoint with the keys that nnU-Net writes; each epoch lasts 90 s."""
     done, planned = epochs
     folder.mkdir(parents=True)
     kept: dict[str, Any] = {"weights": weights} if weights else {}
-    kept |= {"loader": {"name": loader, "seed": 1}} if loader else {}
+    kept |= {"loader": {"name": loader, "seed": 1, "slices_of": slices_of}} if loader else {}
     starts = [1_700_000_000.0 + 100 * np.float64(epoch) for epoch in range(done)]
     checkpoint = {
         "network_weights": {"weight": torch.zeros(3)},

@@ -99,6 +99,12 @@ def test_the_loader_of_a_training_is_that_of_its_checkpoint_and_stock_where_it_n
     assert row.trainings["0"].loader == (loader or "stock")
 
 
+def test_a_training_on_resampled_slices_of_another_configuration_has_another_loader(folders):
+    write_method(folders, NAME, STOCK, folds=1, loader="whole_slice", slices_of="2d")
+    (row,) = rows_of(folders)
+    assert row.trainings["0"].loader == "whole_slice, which resamples slices of 2d"
+
+
 def test_a_fold_without_checkpoint_is_unfinished_and_still_scored(folders):
     model = write_method(folders, NAME, STOCK, folds=1)
     (model / "fold_0" / "checkpoint_final.pth").unlink()

@@ -22,6 +22,8 @@ from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.planning.planner import plan_dataset
 from nnunetv2_meddino.trainers.benchmark import measure
 from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+from nnunetv2_meddino.trainers.training_input import LOADER
+from nnunetv2_meddino.weights.trained import PROVENANCE
 from tests.nnunet import command, make_trainer, nnunet_environment
 from tests.trainers.test_training_input import assert_same, note_batches
 
@@ -72,9 +74,11 @@ def data_of(home: Path, name: str) -> str:
     return str(home / "preprocessed/Dataset998_Discs" / name)
 
 
-def test_it_is_given_the_samples_of_stored_slices(home, monkeypatch):
+@pytest.mark.parametrize("augmentation", ["worker", "device"])
+def test_it_is_given_the_samples_of_stored_slices(home, monkeypatch, augmentation):
     """Catches slices that are not resampled, or counted in the spacing that they are stored in."""
     monkeypatch.setenv("MEDDINO_LOADER", "whole_slice")
+    monkeypatch.setenv("MEDDINO_AUGMENT", augmentation)
     given = []
     for plans in ("nnUNetPlans", "Stored"):
         torch.manual_seed(5)
@@ -139,6 +143,8 @@ def test_a_training_is_resumed_exactly_and_validated_without_the_variable(home, 
     resumed = trainer_of(home, epochs=2)
     resumed.load_checkpoint(str(Path(begun.output_folder) / "checkpoint_final.pth"))
     assert resumed.preprocessed_dataset_folder == data_of(home, "nnUNetPlans_2d")
+    assert resumed.my_init_kwargs[PROVENANCE][LOADER] == begun.my_init_kwargs[PROVENANCE][LOADER]
+    assert resumed.my_init_kwargs[PROVENANCE][LOADER]["slices_of"] == "2d"
     later = note_batches(resumed)
     resumed.run_training()
     assert_same(given + later, expected)
