@@ -19,9 +19,9 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import RESULTS, write_results
+from raw_datasets import write_ct_dataset
 
 from nnunetv2_meddino.environment import NNUNET_PREPROCESSED, changed_environment, nnunet_folders, one_thread_each
-from nnunetv2_meddino.files import write_json
 from nnunetv2_meddino.inference.benchmark import Usage, run_measured, synthetic_ct
 
 CASES, CLASSES, IMAGE_PX, PATCH_PX, SPACING_MM = 2, 16, 512, 896, 0.75
@@ -39,25 +39,11 @@ NOTES = (
 def prepare(home: Path, slices: int) -> None:
     """Write a raw dataset, preprocess it at high resolution, and leave a checkpoint of random weights."""
     import numpy as np
-    import SimpleITK as sitk
 
-    folder = home / "raw" / "Dataset896_Large"
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    for number in range(CASES):
-        values = synthetic_ct(slices, IMAGE_PX)
-        labels = (np.indices(values.shape).sum(axis=0) // 40 % CLASSES).astype(np.uint8) * (values > -500)
-        for part, name, array in (("imagesTr", f"c{number}_0000", values), ("labelsTr", f"c{number}", labels)):
-            image = sitk.GetImageFromArray(array)
-            image.SetSpacing((SPACING_MM, SPACING_MM, 3.0))
-            sitk.WriteImage(image, folder / part / f"{name}.nii.gz")
-    content = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **{f"organ {i}": i for i in range(1, CLASSES)}},
-        "numTraining": CASES,
-        "file_ending": ".nii.gz",
-    }
-    write_json(content, folder / "dataset.json")
+    values = synthetic_ct(slices, IMAGE_PX)
+    labels = (np.indices(values.shape).sum(axis=0) // 40 % CLASSES).astype(np.uint8) * (values > -500)
+    spacing_mm = (3.0, SPACING_MM, SPACING_MM)
+    write_ct_dataset(home / "raw" / "Dataset896_Large", [(values, labels)] * CASES, CLASSES, spacing_mm)
     for command in (
         "nnUNetv2_plan_and_preprocess -d 896 -c 2d --no_pp -npfp 1",
         f"meddino plan -d 896 --patch-size {PATCH_PX}",
