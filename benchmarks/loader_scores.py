@@ -166,6 +166,7 @@ def table(work: Path, datasets: Sequence[str], loaders: Sequence[str]) -> list[d
 
     from nnunetv2_meddino.comparison.statistics import estimate, paired
 
+    half = stats.t.ppf(0.975, SEEDS - 1) / SEEDS**0.5
     rows = []
     for dataset in datasets:
         runs = {
@@ -183,10 +184,8 @@ def table(work: Path, datasets: Sequence[str], loaders: Sequence[str]) -> list[d
                 "epochs": EPOCHS[dataset],
                 "loader": loader,
                 "held-out": _interval(estimate(scores)),
-                "test": "",
+                "test": f"{100 * test[loader].mean():.1f} ± {100 * half * test[loader].std(ddof=1):.1f}",
             }
-            half = stats.t.ppf(0.975, SEEDS - 1) / SEEDS**0.5
-            row["test"] = f"{100 * test[loader].mean():.1f} ± {100 * half * test[loader].std(ddof=1):.1f}"
             if loader != loaders[0]:
                 apart = paired(scores, stock, higher_is_better=True)
                 row["held-out difference"] = f"{apart.mean:+.1f} ({_range(apart.mean_interval)}), p {apart.p:.2g}"

@@ -20,6 +20,7 @@ MIXED = -(2**31)
 """What stands for four neighbours whose labels are not the same; no int16 label is as low."""
 
 Interval = tuple[int, int]
+"""The first pixel and the one after the last."""
 
 
 def warp(
@@ -194,22 +195,29 @@ def _take(source: NDArray[np.int32], place: NDArray[np.int32], out: NDArray[np.i
 
 
 @jit
-def _weights(down: float, right: float) -> tuple[float, float, float, float]:
+def corner_weights(down: float, right: float) -> tuple[float, float, float, float]:
     """Return the bilinear weights of what is above left, above right, below left and below right."""
     d, r = np.float64(down), np.float64(right)
     return (1 - d) * (1 - r), (1 - d) * r, d * (1 - r), d * r
 
 
 @jit
+def weight_of(label: int, corners: tuple[int, int, int, int], weights: tuple[float, float, float, float]) -> float:
+    """Return the weight of the corners that have a label."""
+    weight = 0.0
+    for corner in range(4):
+        if corners[corner] == label:
+            weight += weights[corner]
+    return weight
+
+
+@jit
 def _heaviest(corners: tuple[int, int, int, int], down: float, right: float) -> int:
     """Return the label with most weight of those above left, above right, below left and below right."""
-    weights = _weights(down, right)
+    weights = corner_weights(down, right)
     best, most = corners[0], -1.0
     for candidate in range(4):
-        weight = 0.0
-        for corner in range(4):
-            if corners[corner] == corners[candidate]:
-                weight += weights[corner]
+        weight = weight_of(corners[candidate], corners, weights)
         if weight > most:
             best, most = corners[candidate], weight
     return best
@@ -232,7 +240,7 @@ def _sample_at_edge(
     at_y, at_x = y + matrix[0, 1] * column, x + matrix[1, 1] * column
     above, left = math.floor(at_y), math.floor(at_x)
     down, right = at_y - above, at_x - left
-    weights = _weights(down, right)
+    weights = corner_weights(down, right)
     corners = [np.int16(OUTSIDE)] * 4
     for corner in range(4):
         i, j = above + corner // 2, left + corner % 2

@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.compiled import jit
-
-Interval = tuple[int, int]
-"""The first pixel and the one after the last."""
+from nnunetv2_meddino.dataloading.warp import Interval, corner_weights, weight_of
 
 POLE = 3**0.5 - 2
 """Of the filter that gives the coefficients of cubic splines (Unser, IEEE Signal Processing Magazine 16, 1999)."""
@@ -205,17 +203,11 @@ def _take_heaviest(
 @jit
 def _heaviest(corners: tuple[int, int, int, int], down: float, right: float) -> int:
     """Return the label with most weight; of several the nearest, which is one of them: no other pixel weighs more."""
-    weights = ((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right)
-    nearest = corners[(2 if down >= 0.5 else 0) + (1 if right >= 0.5 else 0)]
-    best, most = nearest, 0.0
-    for corner in range(4):
-        if corners[corner] == nearest:
-            most += weights[corner]
+    weights = corner_weights(down, right)
+    best = corners[(2 if down >= 0.5 else 0) + (1 if right >= 0.5 else 0)]
+    most = weight_of(best, corners, weights)
     for candidate in range(4):
-        weight = 0.0
-        for corner in range(4):
-            if corners[corner] == corners[candidate]:
-                weight += weights[corner]
+        weight = weight_of(corners[candidate], corners, weights)
         if weight > most:
             best, most = corners[candidate], weight
     return best
