@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from measure import RESULTS, in_fresh_process, interleaved, speedup, write_results
-from raw_datasets import write_ct_dataset
-from scipy import ndimage
+from raw_datasets import write_ct_with_organs
 
 from nnunetv2_meddino.dataloading.loader import BatchLoader
 from nnunetv2_meddino.environment import (
@@ -34,7 +33,7 @@ from nnunetv2_meddino.environment import (
     nnunet_folders,
     one_thread_each,
 )
-from nnunetv2_meddino.inference.benchmark import run_measured, synthetic_ct
+from nnunetv2_meddino.inference.benchmark import run_measured
 from nnunetv2_meddino.process_tree import descendants
 from nnunetv2_meddino.trainers import find_trainer
 from nnunetv2_meddino.trainers.base import BaseTrainer
@@ -54,35 +53,27 @@ NOTES = (
 
 def prepare(home: Path) -> None:
     """Write a raw dataset and preprocess it at each size."""
-    values = synthetic_ct(SLICES, IMAGE_PX)
-    body = ndimage.gaussian_filter(values, (0, 3, 3)) > -500
-    cases = []
-    for seed in range(CASES):
-        noise = np.random.default_rng(seed).standard_normal((CLASSES, SLICES, 64, 64))
-        organs = ndimage.zoom(
-            ndimage.gaussian_filter(noise, (0, 1, 4, 4)), (1, 1, IMAGE_PX / 64, IMAGE_PX / 64), order=1
-        )
-        cases.append((values, (organs.argmax(0) * body).astype(np.uint8)))
-    write_ct_dataset(home / "raw" / "Dataset897_Loading", cases, CLASSES, (3.0, 0.75, 0.75))
+    write_ct_with_organs(home / "raw" / "Dataset897_Loading", CASES, SLICES, IMAGE_PX, CLASSES)
     run_measured(["nnUNetv2_plan_and_preprocess", "-d", "897", "-c", "2d", "--no_pp", "-npfp", "1"], home)
     for size in SIZES_PX:
         run_measured(f"meddino plan -d 897 --patch-size {size}".split(), home)
         run_measured(f"nnUNetv2_preprocess -d 897 -plans_name nnUNetPlans -c 2d_{size} -np 2".split(), home)
 
 
-def a_trainer(size: int) -> BaseTrainer:
-    preprocessed = nnunet_folders(NNUNET_PREPROCESSED)[0] / "Dataset897_Loading"
-    plans, dataset = (json.loads((preprocessed / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
-    plans["configurations"][f"2d_{size}"]["batch_size"] = BATCH_SIZE
+def a_trainer(dataset_name: str, plans_name: str, configuration: str) -> BaseTrainer:
+    """Return a trainer of a preprocessed dataset, with the batch size of the benchmark."""
+    preprocessed = nnunet_folders(NNUNET_PREPROCESSED)[0] / dataset_name
+    plans, dataset = (json.loads((preprocessed / f"{name}.json").read_text()) for name in (plans_name, "dataset"))
+    plans["configurations"][configuration]["batch_size"] = BATCH_SIZE
     plans["continue_training"] = False
-    trainer = find_trainer("MedDINOv3Trainer")(plans, f"2d_{size}", "all", dataset, torch.device("cpu"))
+    trainer = find_trainer("MedDINOv3Trainer")(plans, configuration, "all", dataset, torch.device("cpu"))
     trainer.initialize()
     return trainer
 
 
 def loaders(loader: str, size: int, workers: int) -> tuple[Iterator[Any], Iterator[Any]]:
     with changed_environment({MEDDINO_LOADER.name: loader, NNUNET_N_PROC_DA.name: str(workers)}):
-        return a_trainer(size).get_dataloaders()
+        return a_trainer("Dataset897_Loading", "nnUNetPlans", f"2d_{size}").get_dataloaders()
 
 
 def speed(size: int, batches: int, repeats: int) -> dict[str, float]:

@@ -152,7 +152,7 @@ def _total(terms: dict[str, Tensor], views: Views, losses: LossConfig, values: S
 
 def sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
     """Divide prototypes, then samples, by their sums, in turn."""
-    q = torch.exp(logits.float() / temperature).T
+    q = torch.exp((logits.float() - logits.max()) / temperature).T  # less the largest: nothing overflows
     prototypes, samples = q.shape
     q = q / q.sum()
     for _ in range(iterations):

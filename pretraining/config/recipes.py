@@ -113,43 +113,78 @@ def single_gpu(stage: str) -> RunConfig:
     )
 
 
-def smoke(stage: str) -> RunConfig:
-    """Return minutes on a CPU: a tiny ViT from random weights on small crops. It shows that everything works."""
-    config = meddinov3(stage)
-    heads = HeadConfig(prototypes=512, bottleneck=64, hidden=128)
-    steps = {"stage1": 60, "stage2": 20, "stage3": 20}[stage]
-    gram = 96 if stage != "stage1" else None
-    high = (Resolution(96, 32, 144, 0.5), Resolution(128, 48, 192, 0.5)) if stage == "stage3" else ()
-    optim = replace(
-        config.optim,
-        lr=Schedule(1e-3 if stage == "stage1" else 2e-4, warmup_steps=steps // 10),
-        freeze_last_layer_steps=0,
+def small(stage: str) -> RunConfig:
+    """Return hundreds of slices or volumes from random weights: a tiny ViT in an hour of a CPU.
+
+    Untrained heads take hold only where views of a slice are alike enough for the teacher's temperature
+    (docs/pretraining.md, "Heads that learn nothing"). So crops show most of the slice, brightness and contrast change
+    little, and the teacher is colder than DINOv3's. ``benchmarks/learning.py`` measures what each choice does.
+    """
+    config = _from_random_weights(stage, {"stage1": 1000, "stage2": 200, "stage3": 200}[stage], gram_teacher_step=400)
+    gram_size = None if stage == "stage1" else 160
+    return replace(
+        config,
+        views=replace(config.views, global_size=112, local_size=48, gram_size=gram_size),
+        resolutions=(Resolution(160, 48, 224, 0.5), Resolution(224, 64, 320, 0.5)) if stage == "stage3" else (),
+        data=DataConfig(batch_size=64, group_size=16 if stage == "stage3" else 64),
+        engine=replace(config.engine, checkpoint_every=50, teacher_every=200),
+        monitor=MonitorConfig(check_every=20, picture_every=200, probe_every=200),
     )
+
+
+def smoke(stage: str) -> RunConfig:
+    """Return minutes on a CPU: ``small`` on smaller crops, and faster. It shows that everything works."""
+    config = _from_random_weights(stage, {"stage1": 200, "stage2": 20, "stage3": 20}[stage], gram_teacher_step=100)
+    gram_size = None if stage == "stage1" else 96
+    optim = replace(config.optim, momentum=Schedule(0.95))
     if stage == "stage1":
-        optim = replace(optim, teacher_temperature=Schedule(0.07, start=0.04, warmup_steps=steps // 3))
-    losses = config.losses
+        optim = replace(optim, lr=replace(optim.lr, peak=3e-3))
+    return replace(
+        config,
+        views=replace(config.views, global_size=64, local_size=32, gram_size=gram_size),
+        resolutions=(Resolution(96, 32, 144, 0.5), Resolution(128, 48, 192, 0.5)) if stage == "stage3" else (),
+        optim=optim,
+        data=DataConfig(batch_size=32, group_size=8 if stage == "stage3" else 32, workers=0),
+        engine=replace(config.engine, checkpoint_every=10, teacher_every=20),
+        monitor=MonitorConfig(log_every=1, check_every=10, picture_every=20),
+    )
+
+
+def _from_random_weights(stage: str, steps: int, *, gram_teacher_step: int) -> RunConfig:
+    """Return what ``small`` and ``smoke`` share: a tiny ViT, few prototypes, and views that are alike."""
+    config = meddinov3(stage)
+    heads = HeadConfig(prototypes=256, bottleneck=64, hidden=128)
+    losses, teacher = config.losses, config.gram_teacher.teacher
     if stage == "stage2":
         ramps = {name: replace(weight, warmup_steps=steps // 4) for name, weight in scheduled(losses).items()}
         losses = replace(losses, **ramps)  # type: ignore[arg-type]
-    teacher = f"{PREVIOUS}:40" if stage == "stage2" else config.gram_teacher.teacher
+        teacher = f"{PREVIOUS}:{gram_teacher_step}"
     return replace(
         config,
         model=ModelConfig(backbone="tiny", weights=RANDOM_WEIGHTS, drop_path=0.1, dino_head=heads, ibot_head=heads),
-        views=replace(config.views, global_size=64, local_size=32, num_local=4, gram_size=gram),
-        resolutions=high,
-        losses=losses,
-        optim=optim,
-        gram_teacher=replace(config.gram_teacher, teacher=teacher),
-        data=DataConfig(batch_size=16, group_size=8, workers=0),
-        engine=EngineConfig(
-            steps=steps, precision="float32", compile=False, checkpoint_every=10, keep_checkpoints=2, teacher_every=20
+        views=replace(
+            config.views,
+            global_scale=(0.5, 1.0),
+            local_scale=(0.2, 0.5),
+            num_local=2,
+            brightness=0.2,
+            contrast=0.2,
         ),
-        monitor=MonitorConfig(log_every=1, picture_every=20),
+        losses=losses,
+        optim=OptimConfig(
+            lr=Schedule(1e-3 if stage == "stage1" else 2e-4, warmup_steps=steps // 50),
+            momentum=Schedule(0.98),
+            teacher_temperature=Schedule(0.015),
+            freeze_last_layer_steps=0,
+            betas=(0.9, 0.95),
+        ),
+        gram_teacher=replace(config.gram_teacher, teacher=teacher),
+        engine=EngineConfig(steps=steps, precision="float32", compile=False, keep_checkpoints=2),
     )
 
 
 RECIPES: dict[str, Callable[[str], RunConfig]] = {
-    recipe.__name__: recipe for recipe in (meddinov3, im1k, linear_warmup_cosine, single_gpu, smoke)
+    recipe.__name__: recipe for recipe in (meddinov3, im1k, linear_warmup_cosine, single_gpu, small, smoke)
 }
 
 

@@ -71,7 +71,7 @@ def test_help_after_a_stage_lists_its_settings(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main([command, "stage2", "--recipe", "smoke", "--help"])
     shown = capsys.readouterr().out
-    for text in ("--corpus CORPUS", "--optim.lr NUMBER", "Learning rate", "(default: 0.0002)", "previous:40"):
+    for text in ("--corpus CORPUS", "--optim.lr NUMBER", "Learning rate", "(default: 0.0002)", "previous:100"):
         assert text in shown
 
 

@@ -91,11 +91,11 @@ def test_every_setting_can_be_typed():
         ("data.source-weights", "[[a, 1]]", (("a", 1.0),)),
         ("data.source-weights", "[]", ()),
         ("resolutions", RESOLUTIONS, (Resolution(96, 32, None, 1.0),)),
-        ("optim.lr", "1e-4", Schedule(1e-4, warmup_steps=6)),
-        ("optim.lr.peak", "1e-4", Schedule(1e-4, warmup_steps=6)),
-        ("optim.lr.warmup-steps", "5", Schedule(1e-3, warmup_steps=5)),
-        ("optim.lr.end", "none", Schedule(1e-3, warmup_steps=6)),
-        ("optim.lr", "{peak: 2, end: 1}", Schedule(2.0, end=1.0, warmup_steps=6)),
+        ("optim.lr", "1e-4", Schedule(1e-4, warmup_steps=4)),
+        ("optim.lr.peak", "1e-4", Schedule(1e-4, warmup_steps=4)),
+        ("optim.lr.warmup-steps", "5", Schedule(3e-3, warmup_steps=5)),
+        ("optim.lr.end", "none", Schedule(3e-3, warmup_steps=4)),
+        ("optim.lr", "{peak: 2, end: 1}", Schedule(2.0, end=1.0, warmup_steps=4)),
         ("optim.clip-norm", "inf", math.inf),
         ("optim.clip-norm", ".inf", math.inf),
     ],
@@ -120,7 +120,7 @@ def test_command_line_outweighs_file_and_file_the_recipe(in_file):
     arguments = ["--data.batch-size", "64", "--stage2.data.seed=3"]
     first, second = in_file(text, "stage1", "stage2", arguments=arguments)
     assert (first.optim.lr.peak, second.optim.lr.peak) == (1e-3, 7e-4)
-    assert first.optim.lr.warmup_steps == 6, "the rest of a schedule stays"
+    assert first.optim.lr.warmup_steps == 4, "the rest of a schedule stays"
     assert (first.optim.clip_norm, first.data.batch_size) == (5.0, 64)
     assert (first.data.seed, second.data.seed) == (0, 3)
     assert (first.stage, second.stage) == ("stage1", "stage2")
@@ -251,6 +251,6 @@ def test_help_explains_every_setting(capsys, monkeypatch):
         entry = entries[name.removesuffix(".peak").replace("_", "-")]
         assert len(entry.split(" ", 2)[2].partition("(default: ")[0]) > 10, name
     assert "default: 0.0002" in entries["optim.lr"], "values are the recipe's"
-    assert "default: 0.9,0.999" in entries["optim.betas"].replace(", ", ",")
+    assert "default: 0.9,0.95" in entries["optim.betas"].replace(", ", ",")
     assert "default: false" in entries["engine.compile"]
     assert "default: none" in entries["monitor.wandb"]

@@ -1,0 +1,135 @@
+"""Whether a small pretraining learns, and what decides it: the recipe ``small`` with one setting changed at a time.
+
+    python benchmarks/learning.py --corpus FOLDER --probe DATASET --work FOLDER [--variants ...] [--seeds N]
+        [--steps N] [--out FOLDER]
+
+The corpus must hold no case of DATASET, the labelled dataset of the linear probe. Each training is a process and a
+folder of its own, two at a time, on one core each: the same command continues where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measure import RESULTS, write_results
+
+from nnunetv2_meddino.commands import run_command
+from nnunetv2_meddino.environment import one_thread_each, run_environment
+
+SMALL = "small"
+VARIANTS: dict[str, str] = {
+    SMALL: "",
+    "KoLeo alone": "--losses.dino-weight 0 --losses.ibot-weight 0",
+    "without KoLeo": "--losses.koleo-weight 0",
+    "teacher temperature 0.04": "--optim.teacher-temperature 0.04",
+    "teacher temperature 0.07": "--optim.teacher-temperature 0.07",
+    "student temperature 0.3, teacher 0.04": "--losses.student-temperature 0.3 --optim.teacher-temperature 0.04",
+    "crops of DINOv3": "--views.global-scale 0.32,1 --views.local-scale 0.05,0.32 --views.num-local 8",
+    "brightness and contrast 0.4": "--views.brightness 0.4 --views.contrast 0.4",
+    "momentum 0.994": "--optim.momentum 0.994",
+    "betas 0.9, 0.999": "--optim.betas 0.9,0.999",
+    "learning rate 2e-4": "--optim.lr 2e-4",
+    "last layers frozen for 200 steps": "--optim.freeze-last-layer-steps 200",
+    "batch 16": "--data.batch-size 16 --data.group-size 16",
+    "K 4096": "--model.dino-head.prototypes 4096 --model.ibot-head.prototypes 4096",
+}
+INFORMATION, RANK, PROBE = "collapse/target_information", "collapse/class_rank", "probe/dice"
+STEPS_SHOWN = (100, 200, 400, 600, 1000)
+NOTES = (
+    "Means over seeds (in brackets the smallest and the largest). Information: of the teacher's targets about their "
+    "image, as a share of the most it can be, after so many steps. Below log K: how far the DINO losses are, in %, "
+    "mean of the last records. Probe: mean Dice of a linear classifier on the frozen patch features of the teacher, on "
+    "patients that are not in the corpus."
+)
+
+
+def arguments(corpus: Path, probe: Path, work: Path, variant: str, seed: int, steps: int | None) -> list[str]:
+    """Return what ``meddino-pretrain train`` is given."""
+    fixed = f"--data.seed {seed} --data.workers 0 --monitor.log-every 5 --monitor.tensorboard false"
+    length = f"--engine.steps {steps}" if steps else ""
+    overrides = [*VARIANTS[variant].split(), *fixed.split(), *length.split(), "--monitor.probe-dataset", str(probe)]
+    where = ["--corpus", str(corpus), "--out", str(run_folder(work, variant, seed))]
+    return ["stage1", *where, "--recipe", SMALL, "-device", "cpu", *overrides]
+
+
+def run_folder(work: Path, variant: str, seed: int) -> Path:
+    return work / f"{variant.replace(' ', '_').replace(',', '')}_{seed}"
+
+
+def run_all(corpus: Path, probe: Path, work: Path, variants: Sequence[str], seeds: int, steps: int | None) -> None:
+    """Train what is not finished, all variants of a seed before the next seed."""
+
+    def one(run: tuple[str, int]) -> None:
+        given = arguments(corpus, probe, work, *run, steps)
+        log = run_folder(work, *run).with_suffix(".log")
+        command = ["meddino-pretrain", "train", *given]
+        run_command(command, {**os.environ, **run_environment()}, log, lambda line: None)
+        print(*run, "finished", flush=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(one, [(variant, seed) for seed in range(seeds) for variant in variants]):
+            pass
+
+
+def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
+    """Return a metric of a run by the number of finished steps."""
+    lines = (run_folder(work, variant, seed) / "stage1" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"] + 1: record[name] for record in records if name in record}
+
+
+def row(work: Path, variant: str, seeds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"variant": variant, "seeds": seeds}
+    information = [curve(work, variant, seed, INFORMATION) for seed in range(seeds)]
+    for step in STEPS_SHOWN:
+        if all(step in of for of in information):
+            found[f"information at {step}"] = _spread([of[step] for of in information], "{:.2g}")
+    found["class rank"] = _spread([last(curve(work, variant, seed, RANK)) for seed in range(seeds)], "{:.2f}")
+    for name in ("dino_local", "dino_global"):
+        losses = [list(curve(work, variant, seed, f"loss/{name}").values())[-10:] for seed in range(seeds)]
+        log_k = math.log(4096 if variant.startswith("K ") else 256)
+        found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
+    probes = [curve(work, variant, seed, PROBE) for seed in range(seeds)]
+    found["probe"] = _spread([last(of) for of in probes], "{:.3f}")
+    return found
+
+
+def last(values: dict[int, float]) -> float:
+    return values[max(values)]
+
+
+def _spread(values: list[float], form: str) -> str:
+    text = form.format(mean(values))
+    return text if len(values) == 1 else f"{text} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--probe", type=Path, required=True, help="labelled dataset in nnU-Net's raw format")
+    parser.add_argument("--work", type=Path, required=True, help="for everything that is written; continued")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    with one_thread_each():
+        run_all(options.corpus, options.probe, options.work, options.variants, options.seeds, options.steps)
+    rows = [row(options.work, variant, options.seeds) for variant in options.variants]
+    write_results("learning", "cpu", rows, options.out, NOTES)
+
+
+if __name__ == "__main__":
+    main()

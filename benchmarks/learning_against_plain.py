@@ -1,0 +1,176 @@
+"""Whether a training of ours and one by the plain step of ``plain_dinov3.py`` learn alike: 300 steps from one state.
+
+    python benchmarks/learning_against_plain.py --corpus FOLDER --work FOLDER [--steps N] [--seeds N] [--out FOLDER]
+
+The recipe ``small`` on a corpus, at its teacher temperature and at the usual one, with nothing random in the networks:
+stochastic depth and the rescaling of coordinates draw their numbers in other ways. Each training is a process of its
+own on one core, two at a time, whose result is a file in the work folder: the same command continues where it was
+stopped. Takes an hour and a half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from measure import RESULTS, write_results
+from plain_dinov3 import PlainStep, sinkhorn
+from torch import Tensor
+
+from nnunetv2_meddino.commands import run_command
+from nnunetv2_meddino.environment import one_thread_each, run_environment
+from nnunetv2_meddino.errors import MedDINOError
+from nnunetv2_meddino.files import read_json, write_json
+from pretraining.config import RunConfig
+from pretraining.config.recipes import recipe
+from pretraining.corpus.dataset import SliceDataset
+from pretraining.corpus.loader import slice_loader
+from pretraining.engine.monitoring.collapse import target_measures
+from pretraining.engine.step import TrainingStep
+from pretraining.model.student_teacher import StudentTeacher
+from pretraining.optim import build_optimizer
+from pretraining.schedules import Schedule
+from pretraining.views import make_views
+
+PLAIN, OURS = "plain", "ours"
+TEMPERATURES = (0.015, 0.04)
+TOLERANCE, MEASURE_EVERY, LAST = 1e-4, 10, 50
+TERMS = ("total", "dino_local", "dino_global", "koleo", "ibot")
+NOTES = (
+    "The recipe small without stochastic depth and rescaled coordinates, float32, the same weights, slices and views "
+    f"for both. Agree: steps before the first in which a loss differs by more than {TOLERANCE:g} of itself. Then: mean "
+    f"of the last {LAST} steps, plain / ours; of the information of the teacher's targets (share of the most it can "
+    "be), the last value."
+)
+
+
+def settings(temperature: float, seed: int, steps: int) -> RunConfig:
+    config = recipe("small", "stage1")
+    return replace(
+        config,
+        model=replace(config.model, drop_path=0.0, rope_rescale=None),
+        optim=replace(config.optim, teacher_temperature=Schedule(temperature)),
+        data=replace(config.data, seed=seed, workers=0),
+        engine=replace(config.engine, steps=max(steps, config.optim.lr.warmup_steps)),
+    )
+
+
+class Training:
+    """Our step or the plain one, with its teacher.
+
+    Args:
+        method: ``PLAIN`` or ``OURS``.
+        config: Of the training; its seed decides the weights.
+    """
+
+    def __init__(self, method: str, config: RunConfig) -> None:
+        torch.manual_seed(config.data.seed)
+        model = StudentTeacher(config.model, gram=False)
+        self.schedules, self.iterations = config.schedules(), config.losses.sinkhorn_iterations
+        if method == PLAIN:
+            plain = PlainStep(model, config, None)
+            self.teacher, self.take = plain.teacher, plain
+            return
+        optimizer = build_optimizer(model.student, config.optim, torch.device("cpu"))
+        step = TrainingStep(model, model.student, optimizer, losses=config.losses, clip_norm=config.optim.clip_norm)
+
+        def take(views: Any, values: Any) -> dict[str, Tensor]:
+            result = step([views], values, [None])
+            return {"total": result.total, **result.terms}
+
+        self.teacher, self.take = model.teacher, take
+
+    @torch.no_grad()
+    def information(self, crops: Tensor, temperature: float) -> float:
+        """Return how much the teacher's targets of global crops say about them."""
+        cls = self.teacher.backbone(crops)[0]
+        targets = sinkhorn(self.teacher.dino_head(cls), temperature, self.iterations)
+        return float(target_measures(targets)["collapse/target_information"])
+
+
+def train(corpus: Path, method: str, temperature: float, seed: int, steps: int, result: Path) -> None:
+    """Train in this process and write all losses."""
+    torch.set_num_threads(1)
+    config = settings(temperature, seed, steps)
+    training, losses, information = Training(method, config), [], {}
+    slices_of = slice_loader(
+        SliceDataset(corpus), batch_size=config.data.batch_size, seed=seed, rank=0, world_size=1, workers=0
+    )
+    for step, slices in slices_of:
+        views = make_views(slices, config.views, seed=seed, step=step)
+        terms = training.take(views, training.schedules.at(step))
+        losses.append([float(terms[name]) for name in TERMS])
+        if (step + 1) % MEASURE_EVERY == 0 or step + 1 == steps:
+            information[step + 1] = training.information(views.global_crops, temperature)
+        if step + 1 == steps:
+            break
+    write_json({"losses": losses, "information": information}, result)
+
+
+def result_file(work: Path, method: str, temperature: float, seed: int) -> Path:
+    return work / f"{method}_{temperature:g}_{seed}.json"
+
+
+def run_all(corpus: Path, work: Path, seeds: int, steps: int) -> None:
+    """Train what has no result yet."""
+    order = [(method, t, seed) for seed in range(seeds) for t in TEMPERATURES for method in (PLAIN, OURS)]
+    waiting = [run for run in order if not result_file(work, *run).exists()]
+
+    def one(run: tuple[str, float, int]) -> None:
+        file = result_file(work, *run)
+        command = [sys.executable, __file__, "--run", *map(str, run)]
+        command += ["--corpus", str(corpus), "--work", str(work), "--steps", str(steps)]
+        run_command(command, {**os.environ, **run_environment()}, file.with_suffix(".log"), lambda line: None)
+        print(file.stem, "done", flush=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(one, waiting):
+            pass
+
+
+def row(work: Path, temperature: float, seed: int) -> dict[str, Any]:
+    both = {m: read_json(result_file(work, m, temperature, seed), MedDINOError, "Delete it.") for m in (PLAIN, OURS)}
+    plain, ours = (np.array(both[method]["losses"]) for method in (PLAIN, OURS))
+    apart = np.abs(ours / plain - 1).max(axis=1) > TOLERANCE
+    found: dict[str, Any] = {
+        "teacher temperature": temperature,
+        "seed": seed,
+        "agree, steps": int(apart.argmax()) if apart.any() else len(apart),
+    }
+    for place, name in enumerate(TERMS):
+        found[name] = f"{plain[-LAST:, place].mean():.4f} / {ours[-LAST:, place].mean():.4f}"
+    last = [list(both[method]["information"].values())[-1] for method in (PLAIN, OURS)]
+    return {**found, "information": f"{last[0]:.2g} / {last[1]:.2g}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="for everything that is written; continued")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.run:
+        run = options.run[0], float(options.run[1]), int(options.run[2])
+        train(options.corpus, *run, options.steps, result_file(options.work, *run))
+        return
+    with one_thread_each():
+        run_all(options.corpus, options.work, options.seeds, options.steps)
+    rows = [row(options.work, temperature, seed) for temperature in TEMPERATURES for seed in range(options.seeds)]
+    write_results("learning_against_plain", "cpu", rows, options.out, NOTES)
+
+
+if __name__ == "__main__":
+    main()
