@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from nnunetv2_meddino.networks.vit import ViTConfig
+from nnunetv2_meddino.trainers.fine_tuning import FULL, network_options
 from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
 
 
@@ -29,13 +30,15 @@ class MedDINOv3Trainer(ViTTrainer):
 
     network_class = "nnunetv2_meddino.networks.meddinov3.MedDINOv3"
 
+    fine_tuning: ClassVar[str | None] = FULL  # paper, code
+
     drop_path = 0.2
     """Stochastic depth of the ViT (code)."""
 
     def network_options(self, backbone: ViTConfig) -> dict[str, Any]:
-        """Return the blocks, stochastic depth, how tokens are aggregated (paper: concatenated) and the precision."""
+        """Return the blocks, stochastic depth, how tokens are aggregated (paper: concatenated), the precision and more."""
         own = {"drop_path": self.drop_path, "aggregation": "concat", "precision": self.precision}
-        return super().network_options(backbone) | own
+        return super().network_options(backbone) | own | network_options(self.chosen_fine_tuning())
 
 
 class DINOv3Trainer(MedDINOv3Trainer):

@@ -99,6 +99,13 @@ def test_the_loader_of_a_training_is_that_of_its_checkpoint_and_stock_where_it_n
     assert row.trainings["0"].loader == (loader or "stock")
 
 
+@pytest.mark.parametrize("fine_tuning", [None, "frozen"])
+def test_the_fine_tuning_of_a_training_is_what_its_checkpoint_names(folders, fine_tuning):
+    write_method(folders, NAME, STOCK, folds=1, fine_tuning=fine_tuning)
+    (row,) = rows_of(folders)
+    assert row.trainings["0"].fine_tuning == fine_tuning
+
+
 def test_a_training_on_resampled_slices_of_another_configuration_has_another_loader(folders):
     write_method(folders, NAME, STOCK, folds=1, loader="whole_slice", slices_of="2d")
     (row,) = rows_of(folders)
