@@ -1,7 +1,7 @@
 """Low-rank adapters: a frozen ViT changed by a product of two narrow matrices in every attention layer.
 
-"LoRA", Hu et al. 2021, arXiv:2106.09685. The sum takes the place of the layer's weight (``torch.nn.utils.parametrize``),
-so whatever reads ``weight`` reads it: timm's attention with biases does, past the layer's own ``forward``.
+"LoRA", Hu et al. 2021, arXiv:2106.09685. The sum takes the place of the layer's weight (torch's parametrizations), so
+whatever reads ``weight`` reads it: timm's attention with biases does, past the layer's own ``forward``.
 """
 
 from __future__ import annotations

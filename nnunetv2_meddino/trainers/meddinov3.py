@@ -36,7 +36,7 @@ class MedDINOv3Trainer(ViTTrainer):
     """Stochastic depth of the ViT (code)."""
 
     def network_options(self, backbone: ViTConfig) -> dict[str, Any]:
-        """Return the blocks, stochastic depth, how tokens are aggregated (paper: concatenated), the precision and more."""
+        """Return the blocks, stochastic depth, aggregation (paper: concatenated), precision, and what is trained."""
         own = {"drop_path": self.drop_path, "aggregation": "concat", "precision": self.precision}
         return super().network_options(backbone) | own | network_options(self.chosen_fine_tuning())
 
