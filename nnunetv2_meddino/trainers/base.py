@@ -22,7 +22,7 @@ from nnunetv2_meddino.files import read_json
 from nnunetv2_meddino.networks.lora import is_adapter
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
 from nnunetv2_meddino.trainers.checkpoints import check_other_folds, check_two_dimensional, read_beginning
-from nnunetv2_meddino.trainers.fine_tuning import FINE_TUNING, FROZEN, FULL, LORA, choose_fine_tuning
+from nnunetv2_meddino.trainers.fine_tuning import FINE_TUNING, FROZEN, FULL, LORA, choose_fine_tuning, fine_tuned
 from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_state
 from nnunetv2_meddino.trainers.lr_schedules import LR_SCALE, LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
@@ -77,7 +77,8 @@ class BaseTrainer(nnUNetTrainer):
     """Where batches come from, unless ``MEDDINO_LOADER`` says otherwise; nnU-Net's, so that rows are on equal terms."""
 
     fine_tuning: ClassVar[str | None] = None
-    """How the encoder is fine-tuned, unless ``MEDDINO_FINETUNE`` says otherwise; None: as the trainer defines it."""
+    """How the encoder is fine-tuned, unless ``MEDDINO_FINETUNE`` says otherwise; None: as the network defines it. Of a
+    trainer with a choice, the network takes what ``fine_tuned`` returns."""
 
     epochs = 1000
     iterations_per_epoch = 250
@@ -123,9 +124,10 @@ class BaseTrainer(nnUNetTrainer):
     def new_architecture(self) -> dict[str, Any]:
         """Return nnU-Net's ``architecture`` entry of the network that a fresh training builds."""
         backbone = choose_backbone(self.pretrained, self.family).config
+        options = self.network_options(backbone) | fine_tuned(self.chosen_fine_tuning())
         return {
             "network_class_name": self.network_class,
-            "arch_kwargs": {self.family.argument: backbone.to_dict(), **self.network_options(backbone)},
+            "arch_kwargs": {self.family.argument: backbone.to_dict(), **options},
             "_kw_requires_import": [],
         }
 
@@ -154,7 +156,6 @@ class BaseTrainer(nnUNetTrainer):
         """Write the architecture into the plans, where nnU-Net finds it here and at prediction, and build it."""
         if not self.was_initialized:
             self._use_data_of(self._begun_with or loader_name(self.loader))
-            self.chosen_fine_tuning()  # trainers without a choice refuse the variable here
             self._architecture = self._architecture or self.new_architecture()
             self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = self._architecture
             self.plans_manager.get_configuration.cache_clear()

@@ -57,8 +57,8 @@ def choose_fine_tuning(own: str | None, trainer: str) -> dict[str, Any]:
     return {"name": name, **SETTINGS[name]}
 
 
-def network_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``MedDINOv3`` that a fine-tuning asks for, as JSON values.
+def fine_tuned(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network, ``MedDINOv3``, that a fine-tuning asks for, as JSON values.
 
     Features of a frozen encoder are those of its pretrained network, in training as in prediction: without stochastic
     depth, whose noise is there for what is trained.

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from nnunetv2_meddino.networks.vit import ViTConfig
-from nnunetv2_meddino.trainers.fine_tuning import FULL, network_options
+from nnunetv2_meddino.trainers.fine_tuning import FULL
 from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
 
 
@@ -36,9 +36,9 @@ class MedDINOv3Trainer(ViTTrainer):
     """Stochastic depth of the ViT (code)."""
 
     def network_options(self, backbone: ViTConfig) -> dict[str, Any]:
-        """Return the blocks, stochastic depth, aggregation (paper: concatenated), precision, and what is trained."""
+        """Return the blocks, stochastic depth, how tokens are aggregated (paper: concatenated) and the precision."""
         own = {"drop_path": self.drop_path, "aggregation": "concat", "precision": self.precision}
-        return super().network_options(backbone) | own | network_options(self.chosen_fine_tuning())
+        return super().network_options(backbone) | own
 
 
 class DINOv3Trainer(MedDINOv3Trainer):
