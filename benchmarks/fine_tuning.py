@@ -3,7 +3,7 @@
 The step is that of ``training_step.py``. Layer-wise decay costs what full fine-tuning does. Needs torch and timm; no
 nnU-Net.
 
-    python benchmarks/fine_tuning.py [--out FOLDER] [--size 448] [--batch 1] [--repeats N]
+    python benchmarks/fine_tuning.py [--out FOLDER] [--size 320] [--batch 1] [--repeats N]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def peak(name: str, size: int, batch: int, device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--size", type=int, default=448)
+    parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
