@@ -42,6 +42,11 @@ MEDDINO_AUGMENT = EnvironmentVariable(
     "where the loader 'whole_slice' augments: 'worker' in its processes, 'device' on the GPU that trains; unset: "
     "'worker'",
 )
+MEDDINO_FINETUNE = EnvironmentVariable(
+    "MEDDINO_FINETUNE",
+    "what is trained of a pretrained ViT: 'full' everything, 'frozen' nothing, 'lora' low-rank adapters, 'layer_decay' "
+    "everything, the first blocks least; unset: the trainer's own choice, which is 'full'",
+)
 NNUNET_EXT_TRAINER = EnvironmentVariable(
     "nnUNet_extTrainer",
     "folders where nnU-Net looks for trainers that it does not ship",
@@ -75,6 +80,26 @@ _THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+
+
+def require_unchanged(variable: EnvironmentVariable, what: str, begun: str) -> None:
+    """Refuse a variable that says something else than what a training was begun with.
+
+    Args:
+        variable: May be unset.
+        what: It chooses, for the message.
+        begun: Its value when the training began.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    if (wanted := variable.get()) not in (None, begun):
+        msg = (
+            f"This training was begun with the {what} {begun}, and {variable.name} is {wanted}: half a training with "
+            f"each would be comparable with neither. Unset {variable.name} to go on as it began, or start anew, "
+            "without --c."
+        )
+        raise ConfigurationError(msg)
 
 
 def ext_trainer_folder() -> Path:

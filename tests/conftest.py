@@ -69,6 +69,7 @@ def nnunet_home(preprocessed_home: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.delenv("MEDDINO_WEIGHTS", raising=False)
     monkeypatch.delenv("MEDDINO_BACKBONE", raising=False)
+    monkeypatch.delenv("MEDDINO_FINETUNE", raising=False)
     monkeypatch.delenv("MEDDINO_LOADER", raising=False)
     monkeypatch.delenv("MEDDINO_AUGMENT", raising=False)
     return tmp_path

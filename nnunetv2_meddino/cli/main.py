@@ -23,7 +23,13 @@ from nnunetv2_meddino.cli.plan import add_plan
 from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
 from nnunetv2_meddino.cli.weights import add_weights
 from nnunetv2_meddino.command_line import exit_code_of
-from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_BACKBONE, MEDDINO_LOADER, MEDDINO_WEIGHTS
+from nnunetv2_meddino.environment import (
+    MEDDINO_AUGMENT,
+    MEDDINO_BACKBONE,
+    MEDDINO_FINETUNE,
+    MEDDINO_LOADER,
+    MEDDINO_WEIGHTS,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shown = (MEDDINO_WEIGHTS, MEDDINO_BACKBONE, MEDDINO_LOADER, MEDDINO_AUGMENT)
+    shown = (MEDDINO_WEIGHTS, MEDDINO_BACKBONE, MEDDINO_FINETUNE, MEDDINO_LOADER, MEDDINO_AUGMENT)
     variables = [f"{v.name:18}{v.meaning}" for v in shown]
     lines = [textwrap.fill(text, 79, initial_indent="  ", subsequent_indent=" " * 20) for text in variables]
     parser = argparse.ArgumentParser(

@@ -78,6 +78,7 @@ def _notices(dataset: DatasetResults) -> Iterator[Notice]:
     yield from _differences(name, rows, "evaluated cases", lambda row: row.scores.cases, lambda row: _cases(row, union))
     yield from _differences(name, rows, "length of training", _iterations, _length)
     yield from _differences(name, rows, "loaders of the training", _loaders, lambda row: _loaders(row) or "")
+    yield from _differences(name, rows, "fine-tuning", _fine_tunings, lambda row: _fine_tunings(row) or "")
     yield from _differences(name, rows, "mirroring at test time", _mirroring, lambda row: _mirroring(row) or "")
     for row in rows:
         yield from _row_notices(dataset.name, row)
@@ -136,6 +137,12 @@ def _length(row: MethodResults) -> str:
 
 def _loaders(row: MethodResults) -> str | None:
     return " or ".join(sorted({t.loader for t in row.trainings.values() if t.loader is not None})) or None
+
+
+def _fine_tunings(row: MethodResults) -> str | None:
+    """Say how the encoder was fine-tuned; None: the row has no pretrained one."""
+    known = {t.fine_tuning or "as its trainer defines it" for t in row.trainings.values() if t.weights}
+    return " or ".join(sorted(known)) or None
 
 
 def _mirroring(row: MethodResults) -> str | None:

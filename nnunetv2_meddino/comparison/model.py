@@ -72,6 +72,8 @@ class Training:
     """Provenance of pretrained weights, where the trainer kept it."""
     loader: str | None = "stock"
     """What made its batches; where the checkpoint does not say, it was nnU-Net's own."""
+    fine_tuning: str | None = None
+    """How its pretrained encoder was fine-tuned, if another way than its trainer's was chosen."""
 
 
 def read_model(model_folder: Path, method: Method) -> ModelFacts:
@@ -154,6 +156,7 @@ def read_training(fold_folder: Path) -> Training:
         mirroring=None if path is None else tuple(int(axis) for axis in mirroring or ()),
         weights=kept.get("weights"),
         loader=None if path is None else _loader(kept.get("loader", {})),
+        fine_tuning=kept.get("fine_tuning", {}).get("name"),
     )
 
 

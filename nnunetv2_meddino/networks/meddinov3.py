@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.networks.layers import refuse_deep_supervision
+from nnunetv2_meddino.networks.lora import add_adapters
 from nnunetv2_meddino.networks.precision import network_autocast
 from nnunetv2_meddino.networks.token_decoder import TokenDecoder
 from nnunetv2_meddino.networks.vit import VisionTransformer, ViTConfig
@@ -30,6 +31,8 @@ class MedDINOv3(nn.Module):
         aggregation: ``concat`` or ``project``, see ``TokenDecoder``.
         checkpointing: Trade decoder memory for time in training, see ``TokenDecoder``.
         precision: ``bfloat16`` or ``float16`` under autocast; None chooses by the hardware.
+        frozen: Whether the ViT is not trained.
+        lora: ``rank`` and ``alpha`` of low-rank adapters, which are then all that is trained of the ViT; None: none.
         deep_supervision: Must be False; there because nnU-Net passes it.
 
     Raises:
@@ -47,6 +50,8 @@ class MedDINOv3(nn.Module):
         aggregation: str = "concat",
         checkpointing: bool = False,
         precision: str | None = None,
+        frozen: bool = False,
+        lora: Mapping[str, Any] | None = None,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -61,6 +66,10 @@ class MedDINOv3(nn.Module):
         self.encoder = VisionTransformer(config, input_channels, drop_path)
         if self.encoder.cls_norm is not None:  # acts on tokens that are not decoded: no gradient ever reaches it
             self.encoder.cls_norm.requires_grad_(False)
+        if frozen:
+            self.encoder.requires_grad_(False)
+        if lora is not None:
+            add_adapters(self.encoder, **lora)
         self.decoder = TokenDecoder(
             config.embed_dim,
             len(blocks),

@@ -103,6 +103,24 @@ def evenly_spaced_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
     return tuple(round(depth * (i + 1) / count) - 1 for i in range(count))
 
 
+def layer_index(name: str, depth: int) -> int:
+    """Return which layer of a ViT, counted from its input, a parameter belongs to.
+
+    Learning rates that shrink towards the input shrink by it ("ELECTRA", Clark et al. 2020, arXiv:2003.10555; "BEiT",
+    Bao et al. 2021, arXiv:2106.08254).
+
+    Args:
+        name: Of the parameter, in the ViT.
+        depth: Number of blocks.
+
+    Returns:
+        0 for what makes tokens, 1 for the first block, ``depth + 1`` for what follows the last block.
+    """
+    if name.startswith(("patch_embed", "cls_token", "reg_token", "mask_token")):  # the last is pretraining's
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
+
+
 class VisionTransformer(nn.Module):
     """DINOv3 ViT with register tokens and rotary position embedding.
 

@@ -15,18 +15,16 @@ from torch import Tensor, nn
 
 from nnunetv2_meddino.dataloading.loader import BatchLoader
 from nnunetv2_meddino.dataloading.resampled_cases import RESAMPLED_FROM, SliceResampling
+from nnunetv2_meddino.environment import MEDDINO_FINETUNE, require_unchanged
 from nnunetv2_meddino.errors import ConfigurationError, DataError, print_errors_without_traceback
 from nnunetv2_meddino.evaluation.validation import LOGGED, evaluate_validation, mean_lines
 from nnunetv2_meddino.files import read_json
+from nnunetv2_meddino.networks.lora import is_adapter
 from nnunetv2_meddino.networks.precision import needs_loss_scaling
-from nnunetv2_meddino.trainers.checkpoints import (
-    check_other_folds,
-    check_two_dimensional,
-    checkpoint_architecture,
-    checkpoint_loader,
-)
+from nnunetv2_meddino.trainers.checkpoints import check_other_folds, check_two_dimensional, read_beginning
+from nnunetv2_meddino.trainers.fine_tuning import FINE_TUNING, FROZEN, FULL, LORA, choose_fine_tuning, fine_tuned
 from nnunetv2_meddino.trainers.gradient_accumulation import restore_rng, rng_state
-from nnunetv2_meddino.trainers.lr_schedules import LRCurve, LRScheduler, polynomial
+from nnunetv2_meddino.trainers.lr_schedules import LR_SCALE, LRCurve, LRScheduler, polynomial
 from nnunetv2_meddino.trainers.moving_average import mend_logged_average
 from nnunetv2_meddino.trainers.stored_data import find_data
 from nnunetv2_meddino.trainers.training_input import (
@@ -38,7 +36,7 @@ from nnunetv2_meddino.trainers.training_input import (
     whole_slice_loaders,
 )
 from nnunetv2_meddino.trainers.validation import validate, why_not_slicewise
-from nnunetv2_meddino.weights.backbones import BackboneFamily, choose_backbone
+from nnunetv2_meddino.weights.backbones import NO_WEIGHTS, BackboneFamily, choose_backbone
 from nnunetv2_meddino.weights.contamination import with_counts
 from nnunetv2_meddino.weights.trained import PROVENANCE
 
@@ -64,7 +62,7 @@ class BaseTrainer(nnUNetTrainer):
     """Learning rate of the encoder."""
 
     decoder_lr: ClassVar[float]
-    """Learning rate of all other, new, parameters."""
+    """Learning rate of all other, new, parameters: the decoder's, and adapters in the encoder."""
 
     betas: ClassVar[tuple[float, float]]
     """Of AdamW."""
@@ -77,6 +75,10 @@ class BaseTrainer(nnUNetTrainer):
 
     loader: ClassVar[str] = STOCK
     """Where batches come from, unless ``MEDDINO_LOADER`` says otherwise; nnU-Net's, so that rows are on equal terms."""
+
+    fine_tuning: ClassVar[str | None] = None
+    """How the encoder is fine-tuned, unless ``MEDDINO_FINETUNE`` says otherwise; None: as the network defines it. Of a
+    trainer with a choice, the network takes what ``fine_tuned`` returns."""
 
     epochs = 1000
     iterations_per_epoch = 250
@@ -111,6 +113,7 @@ class BaseTrainer(nnUNetTrainer):
             self.grad_scaler = None
         self._architecture: dict[str, Any] | None = None
         self._begun_with: str | None = None
+        self._fine_tuning: dict[str, Any] | None = None
         self._initial_version = 0
         self._resumed_rng: dict[str, Tensor] | None = None
 
@@ -121,11 +124,22 @@ class BaseTrainer(nnUNetTrainer):
     def new_architecture(self) -> dict[str, Any]:
         """Return nnU-Net's ``architecture`` entry of the network that a fresh training builds."""
         backbone = choose_backbone(self.pretrained, self.family).config
+        options = self.network_options(backbone) | fine_tuned(self.chosen_fine_tuning())
         return {
             "network_class_name": self.network_class,
-            "arch_kwargs": {self.family.argument: backbone.to_dict(), **self.network_options(backbone)},
+            "arch_kwargs": {self.family.argument: backbone.to_dict(), **options},
             "_kw_requires_import": [],
         }
+
+    def chosen_fine_tuning(self) -> dict[str, Any]:
+        """Return what ``choose_fine_tuning`` returned when the training began.
+
+        Raises:
+            ConfigurationError: It is unknown, or this trainer has no choice.
+        """
+        if self._fine_tuning is None:
+            self._fine_tuning = choose_fine_tuning(self.fine_tuning, type(self).__name__)
+        return self._fine_tuning
 
     def weights(self) -> str | None:
         """Return the weights that ``MEDDINO_WEIGHTS`` names, else this trainer's own; None is random, on purpose."""
@@ -161,6 +175,7 @@ class BaseTrainer(nnUNetTrainer):
         """Load pretrained weights at the start of a fresh training, then start as nnU-Net does."""
         if not self.was_initialized:
             self.initialize()
+        require_unchanged(MEDDINO_FINETUNE, "fine-tuning", self.chosen_fine_tuning()["name"])
         if self.local_rank == 0:
             check_other_folds(Path(self.output_folder), self.configuration_name, self._architecture)
         if self._encoder_version() == self._initial_version:
@@ -168,10 +183,23 @@ class BaseTrainer(nnUNetTrainer):
         kept = self.my_init_kwargs.setdefault(PROVENANCE, {})
         kept.setdefault("weights", {"name": "an nnU-Net checkpoint given by -pretrained_weights"})
         self.print_to_log_file(f"Encoder weights: {with_counts(kept['weights'])}")
+        self._note_fine_tuning(kept)
         super().on_train_start()
         if self._resumed_rng is not None:
             restore_rng(self._resumed_rng, self.device)
             self._resumed_rng = None
+
+    def _note_fine_tuning(self, kept: dict[str, Any]) -> None:
+        """Write into the log how the encoder is fine-tuned, and into ``kept``, the provenance, where not in full."""
+        if self.fine_tuning is None:
+            return
+        chosen = self.chosen_fine_tuning()
+        if chosen["name"] != FULL:
+            kept[FINE_TUNING] = chosen
+        details = [f"{key} {value}" for key, value in chosen.items() if key != "name"]
+        self.print_to_log_file(f"Fine-tuning: {', '.join([chosen['name'], *details])}")
+        if chosen["name"] in (FROZEN, LORA) and kept["weights"]["name"] == NO_WEIGHTS:
+            self.print_to_log_file("The weights that are not trained are random: a baseline for pretrained ones.")
 
     def _load_pretrained_weights(self) -> None:
         """Copy the pretrained weights into the encoder and note where they came from."""
@@ -186,16 +214,32 @@ class BaseTrainer(nnUNetTrainer):
         for name, reason in report.dropped.items():
             self.print_to_log_file(f"Not used: {name}: {reason}", also_print_to_console=False)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Return AdamW over what is trained, new parameters first, each group at its rate, and its schedule."""
-        encoder: list[nn.Parameter] = []
+    def encoder_lr_scale(self, name: str) -> float:
+        """Return what the encoder's learning rate is multiplied with for its parameter of this name."""
+        return 1.0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained, each group with its rate: new parameters first, adapters among them."""
         new: list[nn.Parameter] = []
+        encoder: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.plain_network.named_parameters():
-            if parameter.requires_grad:
-                (encoder if name.startswith("encoder.") else new).append(parameter)
-        groups = [{"params": new, "lr": self.initial_lr}, {"params": encoder, "lr": self.encoder_lr}]
+            if not parameter.requires_grad:
+                continue
+            if name.startswith("encoder.") and not is_adapter(name):
+                encoder.setdefault(self.encoder_lr_scale(name.removeprefix("encoder.")), []).append(parameter)
+            else:
+                new.append(parameter)
+        groups: list[dict[str, Any]] = [{"params": new, "lr": self.initial_lr}]
+        for scale, parameters in encoder.items():
+            groups.append({"params": parameters, "lr": self.encoder_lr * scale})
+            if scale != 1:
+                groups[-1][LR_SCALE] = scale
+        return groups
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Return AdamW over what is trained, and its schedule."""
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            self.parameter_groups(),
             betas=self.betas,
             weight_decay=self.weight_decay,
             fused=self.device.type == "cuda",
@@ -324,8 +368,8 @@ class BaseTrainer(nnUNetTrainer):
         mended, so that ``checkpoint_best`` is written again.
         """
         if not self.was_initialized:
-            self._architecture = checkpoint_architecture(Path(filename_or_checkpoint), self.configuration_name)
-            self._begun_with = checkpoint_loader(Path(filename_or_checkpoint))
+            begun = read_beginning(Path(filename_or_checkpoint), self.configuration_name)
+            self._architecture, self._begun_with, self._fine_tuning = begun
         super().load_checkpoint(filename_or_checkpoint)
         mend_logged_average(self.logger.get_checkpoint())
         self._forget_undefined_best()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_meddino.errors import ConfigurationError, PlanError
 from nnunetv2_meddino.files import read_json
+from nnunetv2_meddino.trainers.fine_tuning import FINE_TUNING, FULL
 from nnunetv2_meddino.trainers.training_input import LOADER, STOCK
 from nnunetv2_meddino.weights.trained import PROVENANCE
 
@@ -38,16 +39,26 @@ def check_two_dimensional(plans: dict, configuration: str, trainer: str) -> None
         raise ConfigurationError(msg)
 
 
-def checkpoint_architecture(checkpoint: Path, configuration: str) -> dict[str, Any]:
-    """Return the ``architecture`` entry of the network whose weights a checkpoint holds."""
-    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
-    return PlansManager(content["init_args"]["plans"]).get_configuration(configuration).configuration["architecture"]
+class Beginning(NamedTuple):
+    """What a training was begun with and keeps to."""
+
+    architecture: dict[str, Any]
+    """nnU-Net's entry of the network."""
+    loader: str
+    """Name of what makes its batches."""
+    fine_tuning: dict[str, Any]
+    """As ``choose_fine_tuning`` returned it."""
 
 
-def checkpoint_loader(checkpoint: Path) -> str:
-    """Return the name of the loader that made the batches of a checkpoint's training."""
-    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
-    return content["init_args"].get(PROVENANCE, {}).get(LOADER, {}).get("name", STOCK)
+def read_beginning(checkpoint: Path, configuration: str) -> Beginning:
+    """Return what the training of a checkpoint was begun with."""
+    arguments = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["init_args"]
+    kept = arguments.get(PROVENANCE, {})
+    return Beginning(
+        PlansManager(arguments["plans"]).get_configuration(configuration).configuration["architecture"],
+        kept.get(LOADER, {}).get("name", STOCK),
+        kept.get(FINE_TUNING, {"name": FULL}),
+    )
 
 
 def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[str, Any] | None) -> None:
@@ -66,7 +77,7 @@ def check_other_folds(fold_folder: Path, configuration: str, architecture: dict[
     if saved != json.loads(json.dumps(architecture)):
         msg = (
             f"{sisters[0].name} in {fold_folder.parent} was trained with another architecture than this fold would "
-            "have (MEDDINO_BACKBONE or MEDDINO_WEIGHTS differ), and nnU-Net keeps one plans.json for all folds. Train "
-            "this fold with the settings of the others, or move that folder away to start anew."
+            "have (MEDDINO_BACKBONE, MEDDINO_WEIGHTS or MEDDINO_FINETUNE differ), and nnU-Net keeps one plans.json for "
+            "all folds. Train this fold with the settings of the others, or move that folder away to start anew."
         )
         raise ConfigurationError(msg)

@@ -17,11 +17,16 @@ LRCurve = Callable[[float, float], float]
 """Base rate of a group and position in the training, from 0 to 1 -> rate."""
 
 
+LR_SCALE = "lr_scale"
+"""Key of a parameter group whose rate is that of its kind times this factor (timm's name)."""
+
+
 class LRScheduler:
     """Learning rates that follow the position in the training.
 
     Args:
-        optimizer: Its groups' present rates are their base rates.
+        optimizer: Its groups' present rates are their base rates. One with ``LR_SCALE`` follows the curve of its base
+            rate without that factor, times the factor, to the end of the curve.
         num_epochs: Epochs of the training.
         iterations_per_epoch: Iterations of each.
         curve: The rates.
@@ -40,7 +45,8 @@ class LRScheduler:
         """Set the rates of an iteration, both counted from 0; nnU-Net calls it with the epoch alone."""
         position = (epoch + iteration / self.iterations_per_epoch) / self.num_epochs
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = self.curve(base, position)
+            scale = group.get(LR_SCALE, 1.0)
+            group["lr"] = scale * self.curve(base / scale, position)
 
 
 def polynomial(power: float = 1.0, *, warmup: float = 0.0) -> LRCurve:

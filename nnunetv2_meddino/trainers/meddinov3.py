@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from nnunetv2_meddino.networks.vit import ViTConfig
+from nnunetv2_meddino.trainers.fine_tuning import FULL
 from nnunetv2_meddino.trainers.vit import DINOV3_WEIGHTS, ViTTrainer
 
 
@@ -28,6 +29,8 @@ class MedDINOv3Trainer(ViTTrainer):
     pretrained: ClassVar[Mapping[str, str]] = MappingProxyType({"vitb16": "meddinov3_vitb16_ct3m"})
 
     network_class = "nnunetv2_meddino.networks.meddinov3.MedDINOv3"
+
+    fine_tuning: ClassVar[str | None] = FULL  # paper, code
 
     drop_path = 0.2
     """Stochastic depth of the ViT (code)."""

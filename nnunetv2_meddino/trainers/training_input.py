@@ -16,7 +16,7 @@ from nnunetv2_meddino.dataloading.device_augmentation import BoxBatches, DeviceA
 from nnunetv2_meddino.dataloading.draws import Draws, Stream
 from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
 from nnunetv2_meddino.dataloading.resampled_cases import ResampledCases
-from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_LOADER, EnvironmentVariable
+from nnunetv2_meddino.environment import MEDDINO_AUGMENT, MEDDINO_LOADER, require_unchanged
 from nnunetv2_meddino.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def choose_loader(own: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
         msg = f"{MEDDINO_AUGMENT.name} is {augmentation!r}; it must be one of {', '.join(AUGMENTATIONS)}."
         raise ConfigurationError(msg)
     if kept is not None:
-        _check_same(MEDDINO_LOADER, "loader", kept["name"])
-        _check_same(MEDDINO_AUGMENT, "augmentation", kept.get("augmentation", WORKER))
+        require_unchanged(MEDDINO_LOADER, "loader", kept["name"])
+        require_unchanged(MEDDINO_AUGMENT, "augmentation", kept.get("augmentation", WORKER))
         return dict(kept)
     if name != STOCK:
         return {"name": name, "seed": _seed(), "augmentation": augmentation or WORKER}
@@ -85,17 +85,6 @@ def loader_name(own: str) -> str:
         msg = f"{MEDDINO_LOADER.name if wanted else 'The loader of this trainer'} is {name!r}; it must be one of"
         raise ConfigurationError(f"{msg} {', '.join(LOADERS)}.")
     return name
-
-
-def _check_same(variable: EnvironmentVariable, what: str, begun: str) -> None:
-    """Refuse a variable that says something else than what a training was begun with."""
-    if (wanted := variable.get()) not in (None, begun):
-        msg = (
-            f"This training was begun with the {what} {begun}, and {variable.name} is {wanted}: half a training with "
-            f"each would be comparable with neither. Unset {variable.name} to go on as it began, or start anew, "
-            "without --c."
-        )
-        raise ConfigurationError(msg)
 
 
 def _seed() -> int:

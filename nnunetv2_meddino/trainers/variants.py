@@ -5,6 +5,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunetv2_meddino.trainers.baselines import DINOUNetTrainer, SegFormerTrainer
+from nnunetv2_meddino.trainers.fine_tuning import choose_fine_tuning
 from nnunetv2_meddino.trainers.gradient_accumulation import GradientAccumulation
 from nnunetv2_meddino.trainers.losses import DiceAndBalancedCrossEntropy
 from nnunetv2_meddino.trainers.lr_schedules import IterationSchedule, LRCurve, warmup_cosine
@@ -86,6 +87,7 @@ class nnUNetTrainer_demo(nnUNetTrainer):  # noqa: N801
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net compares this signature)
     ) -> None:
+        choose_fine_tuning(None, type(self).__name__)  # refuses the variable
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = DemoLength.epochs
         self.num_iterations_per_epoch = DemoLength.iterations_per_epoch

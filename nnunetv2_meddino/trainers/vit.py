@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from nnunetv2_meddino.networks.vit import ViTConfig, evenly_spaced_blocks
+from nnunetv2_meddino.networks.vit import ViTConfig, evenly_spaced_blocks, layer_index
 from nnunetv2_meddino.trainers.base import BaseTrainer
+from nnunetv2_meddino.trainers.fine_tuning import LAYER_DECAY
 from nnunetv2_meddino.weights.backbones import VIT
 
 DINOV3_WEIGHTS: Mapping[str, str] = MappingProxyType(
@@ -39,3 +40,11 @@ class ViTTrainer(BaseTrainer):
         """Return the blocks whose tokens the network reads."""
         depth = backbone.depth
         return {"blocks": list(evenly_spaced_blocks(depth) if self.multi_scale else (depth - 1,))}
+
+    def encoder_lr_scale(self, name: str) -> float:
+        """Return 1, or with layer-wise decay that of a parameter's layer: 1 for the final norm, least for the stem."""
+        chosen = self.chosen_fine_tuning()
+        if chosen["name"] != LAYER_DECAY:
+            return 1.0
+        depth = self.plain_network.encoder.config.depth
+        return chosen["decay"] ** (depth + 1 - layer_index(name, depth))

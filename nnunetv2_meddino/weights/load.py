@@ -15,6 +15,7 @@ from torch import Tensor
 from nnunetv2_meddino.environment import MEDDINO_BACKBONE
 from nnunetv2_meddino.errors import ConfigurationError, WeightsError
 from nnunetv2_meddino.networks.layers import STEM_CHANNELS, adapt_stem
+from nnunetv2_meddino.networks.lora import base_tensors
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.catalog import CatalogEntry
 from nnunetv2_meddino.weights.contamination import with_counts
@@ -126,7 +127,7 @@ def load_into(vit: VisionTransformer, weights: PretrainedWeights) -> LoadReport:
     the network's channels (``adapt_stem``).
 
     Args:
-        vit: The network, as built (not wrapped by ``torch.compile`` or DDP).
+        vit: The network, as built (not wrapped by ``torch.compile`` or DDP); adapters on it stay as they are.
         weights: What to copy.
 
     Raises:
@@ -134,7 +135,7 @@ def load_into(vit: VisionTransformer, weights: PretrainedWeights) -> LoadReport:
             something else with it (number of heads).
     """
     source, dropped = dict(weights.tensors), dict(weights.dropped)
-    target = vit.state_dict()
+    target = base_tensors(vit)
     require_finite(source)
     if not vit.config.qkv_bias:
         dropped |= drop_zero_biases(source)

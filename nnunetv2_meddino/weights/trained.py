@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunetv2_meddino.errors import WeightsError
+from nnunetv2_meddino.networks.lora import merge_adapters
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.formats import unwrapped
 
@@ -30,7 +31,7 @@ class TrainedModel:
     architecture: dict[str, Any]
     """Of the encoder, as JSON values."""
     tensors: dict[str, Tensor]
-    """The encoder's state dict."""
+    """The encoder's state dict, adapters merged into its weights."""
     dropped: dict[str, str]
     """Other tensors of the network -> why they were left behind."""
     provenance: dict[str, Any]
@@ -77,6 +78,8 @@ def _read(content: Mapping[str, Any], path: Path, family: str) -> TrainedModel:
         raise WeightsError(msg)
     network_weights = {unwrapped(name): tensor for name, tensor in content["network_weights"].items()}
     tensors = {n.removeprefix(ENCODER): t for n, t in network_weights.items() if n.startswith(ENCODER)}
+    if lora := options.get("lora"):
+        tensors = merge_adapters(tensors, lora["alpha"])
     others = [name for name in network_weights if not name.startswith(ENCODER)]
     return TrainedModel(
         architecture=options[family],

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.networks.vit import layer_index
 
 BACKBONE = "backbone"
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "module"})
 """Parts of parameter names that torch.compile, activation checkpointing and DDP put in."""
 
-_FIRST_LAYER = ("patch_embed", "cls_token", "reg_token", "mask_token")
 _UNDECAYED = ("norm", "gamma")
 
 
@@ -63,7 +63,7 @@ def parameter_groups(
         for name, parameter in parameters.items():
             lr = 1.0
             if part == BACKBONE:
-                lr = layer_decay ** (num_blocks + 1 - _layer(name, num_blocks))
+                lr = layer_decay ** (num_blocks + 1 - layer_index(name, num_blocks))
                 lr *= patch_embed_lr_multiplier if name.startswith("patch_embed") else 1
             groups[part, Multipliers(lr, _weight_decay(name), "last_layer" in name)].append(parameter)
     return [
@@ -83,15 +83,6 @@ def _num_blocks(backbone: dict[str, nn.Parameter]) -> int:
         msg = f"The student has no parameters named {BACKBONE}.blocks.*; give the module that holds backbone and heads."
         raise ConfigurationError(msg)
     return len(blocks)
-
-
-def _layer(name: str, num_blocks: int) -> int:
-    """Return 0 for what makes tokens, 1 for the first block, and one after the last block for final norms."""
-    if name.startswith(_FIRST_LAYER):
-        return 0
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return num_blocks + 1
 
 
 def _weight_decay(name: str) -> float:

@@ -138,6 +138,7 @@ def write_method(
     weights: dict[str, Any] | None = None,
     loader: str | None = None,
     slices_of: str | None = None,
+    fine_tuning: str | None = None,
     labels: dict[str, Any] | None = None,
     architecture: dict[str, Any] = U_NET,
     **two_d: Any,
@@ -161,7 +162,8 @@ def write_method(
     rng = np.random.default_rng(len(method))
     errors = grow + spread * rng.normal(size=cases)
     for fold in range(folds):
-        write_fold(model / f"fold_{fold}", epochs=epochs, weights=weights, loader=loader, slices_of=slices_of)
+        kept = {"weights": weights, "loader": loader, "slices_of": slices_of, "fine_tuning": fine_tuning}
+        write_fold(model / f"fold_{fold}", epochs=epochs, **kept)
         for case in range(fold, cases, folds):
             labels_of_case = anatomy(case, grow=errors[case], without=(without or {}).get(case))
             write_volume(model / f"fold_{fold}" / "validation" / f"case_{case:03d}.nii.gz", labels_of_case)
@@ -182,12 +184,14 @@ def write_fold(
     weights: dict[str, Any] | None = None,
     loader: str | None = None,
     slices_of: str | None = None,
+    fine_tuning: str | None = None,
 ) -> None:
     """Write debug.json and a checkpoint with the keys that nnU-Net writes; each epoch lasts 90 s."""
     done, planned = epochs
     folder.mkdir(parents=True)
     kept: dict[str, Any] = {"weights": weights} if weights else {}
     kept |= {"loader": {"name": loader, "seed": 1, "slices_of": slices_of}} if loader else {}
+    kept |= {"fine_tuning": {"name": fine_tuning}} if fine_tuning else {}
     starts = [1_700_000_000.0 + 100 * np.float64(epoch) for epoch in range(done)]
     checkpoint = {
         "network_weights": {"weight": torch.zeros(3)},

@@ -77,6 +77,14 @@ def test_each_inequality_is_told_with_its_rows_and_values(other, expected):
     assert re.search(expected, text)
 
 
+def test_rows_whose_pretrained_encoders_were_fine_tuned_in_different_ways_are_named():
+    plain = replace(TRAINING, weights={"name": "none"})
+    rows = row("A"), row("B", training=plain), row("C", training=replace(plain, fine_tuning="lora"))
+    (text,) = texts(*rows)
+    assert text == ("Different fine-tuning. B__nnUNetPlans__2d: as its trainer defines it; C__nnUNetPlans__2d: lora.")
+    assert texts(row("A"), row("B", training=plain)) == []
+
+
 def test_folds_that_stopped_at_the_same_epoch_are_told_together():
     stopped = replace(TRAINING, finished=False, epochs_done=7)
     assert "folds 0, 1, 2 is not finished" in texts(row("A", training=stopped, folds="0 1 2"))[0]

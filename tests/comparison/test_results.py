@@ -15,7 +15,7 @@ from nnunetv2_meddino.comparison.report.report import short_names
 from nnunetv2_meddino.comparison.results import Selection, collect
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.evaluation.validation import evaluate_validation
-from nnunetv2_meddino.networks.vit import BACKBONES
+from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
 from tests.comparison.results import VIT, anatomy, make_folders, write_dataset, write_method, write_splits, write_volume
 
 NAME = "Dataset701_Abdomen"
@@ -99,6 +99,13 @@ def test_the_loader_of_a_training_is_that_of_its_checkpoint_and_stock_where_it_n
     assert row.trainings["0"].loader == (loader or "stock")
 
 
+@pytest.mark.parametrize("fine_tuning", [None, "frozen"])
+def test_the_fine_tuning_of_a_training_is_what_its_checkpoint_names(folders, fine_tuning):
+    write_method(folders, NAME, STOCK, folds=1, fine_tuning=fine_tuning)
+    (row,) = rows_of(folders)
+    assert row.trainings["0"].fine_tuning == fine_tuning
+
+
 def test_a_training_on_resampled_slices_of_another_configuration_has_another_loader(folders):
     write_method(folders, NAME, STOCK, folds=1, loader="whole_slice", slices_of="2d")
     (row,) = rows_of(folders)
@@ -127,6 +134,17 @@ def test_the_size_of_a_network_is_counted_by_hand(folders):
     assert (model.network.parameters, model.network.trainable) == (3 * 9 + 7, 3 * 9)
     assert model.network.gflops * 1e9 == pytest.approx(2 * 48 * 32 * 9 * 3)
     assert (model.patch_size, model.spacing_mm, model.batch_size) == ((48, 32), (1.0, 1.0), 12)
+
+
+def test_the_trained_parameters_of_a_network_are_those_of_its_fine_tuning(folders):
+    """Of the tiny ViT, whose width is 96, in four blocks: adapters on qkv, 96 x 288, and proj, 96 x 96, of rank 8."""
+    for name, options in {"Full": {}, "Frozen": {"frozen": True}, "LoRA": {"lora": {"rank": 8, "alpha": 16}}}.items():
+        architecture = {**VIT, "arch_kwargs": {**VIT["arch_kwargs"], **options}}
+        write_method(folders, NAME, f"{name}__nnUNetPlans__2d", architecture=architecture, folds=1)
+    trained = {row.method.trainer: row.model.network.trainable for row in rows_of(folders)}
+    encoder = sum(p.numel() for p in VisionTransformer(BACKBONES["tiny"], 1).parameters())
+    assert trained["Full"] - trained["Frozen"] == encoder
+    assert trained["LoRA"] - trained["Frozen"] == 4 * 8 * ((96 + 288) + (96 + 96))
 
 
 def test_the_attention_of_a_vit_is_counted(folders):
