@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ def view_correlation(rows: Tensor, tokens: Tensor, *, local_weight: float) -> di
     - ``views/slices``: of how many slices.
 
     One third of the slices says which directions are shared most, another which of them is shared best, and the last
-    judges it: a direction that was chosen by chance gets no credit for it. The thirds take turns, and the mean is
+    judges it: a direction that was chosen by chance gets no credit for it. The mean over all orders of the thirds is
     returned. From few slices the best direction is not found, so the values are too low rather than too high.
 
     Args:
@@ -141,11 +142,10 @@ def _within(crops: Tensor) -> Tensor:
 
 
 def _best_ratio(thirds: Sequence[Moments], slices: int) -> float:
-    """Return the ratio along the direction where it is largest, from thirds of so many slices that take turns."""
+    """Return the ratio along the direction where it is largest, from thirds of so many slices in all six orders."""
     count = min(LEADING, slices // SLICES_PER_DIRECTION)
     found = []
-    for turn in range(3):
-        proposing, choosing, judging = (thirds[(turn + task) % 3] for task in range(3))
-        leading = torch.linalg.eigh(proposing.between).eigenvectors[:, -count:]
-        found.append(judging.along(leading.T[choosing.along(leading.T).argmax()]))
+    for proposing, choosing, judging in permutations(thirds):
+        leading = torch.linalg.eigh(proposing.between).eigenvectors[:, -count:].T
+        found.append(judging.along(leading[choosing.along(leading).argmax()]))
     return float(torch.stack(found).mean())
