@@ -183,11 +183,12 @@ class StageTraining:
             monitor.baseline(self.model, measures, self._first_views(dataset, order), values)
 
     def _first_views(self, dataset: SliceDataset, order: SampleOrder) -> Iterator[tuple[torch.Tensor, Views]]:
-        """Yield the manifest's rows and the views of the first group of the first steps, as these draw them."""
+        """Yield the manifest's rows and the views of the first groups of slices, as the first steps draw them."""
         data = self.config.data
         wanted = min(self.config.monitor.correlation_slices, len(dataset.usable_rows()))
-        for step in range(min(-(-wanted // data.group_size), self.config.engine.steps)):
-            slices = _read(dataset, order, step * data.batch_size, 0, data.group_size)
+        for start in range(0, min(wanted, self.config.engine.steps * data.batch_size), data.group_size):
+            step, first = divmod(start, data.batch_size)
+            slices = _read(dataset, order, step * data.batch_size, first, data.group_size)
             share = Share.whole(data.group_size)
             yield slices.indices, self._views(slices, share, self.views[self._resolution(step)], step)
 

@@ -116,7 +116,9 @@ class Monitor:
         self.log.baseline("Measured before the first step.", found)
         # random heads may say much by chance: only what is compared with the beginning counts
         self.alarms.check(-1, {PATCH_SIMILARITY: found[PATCH_SIMILARITY]})
-        warning = correlation_warning(found) if self.config.initial == NONE else None
+        warning = (
+            correlation_warning(found, self.config.losses.student_temperature) if self.config.initial == NONE else None
+        )
         if warning is not None:
             self.log.event(0, "warning", warning)
             logger.warning("%s", warning)

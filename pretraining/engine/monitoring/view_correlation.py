@@ -107,22 +107,25 @@ def view_correlation(rows: Tensor, tokens: Tensor, *, local_weight: float) -> di
     return {**dict(zip(names, values, strict=True)), "views/slices": len(first)}
 
 
-def correlation_warning(found: Mapping[str, float]) -> str | None:
+def correlation_warning(found: Mapping[str, float], student_temperature: float) -> str | None:
     """Return a sentence where the views agree too little for untrained heads, with what to do; else None.
 
     Args:
         found: From ``view_correlation``, and ``views/border`` and ``views/border_largest``, the teacher's over the
             student's temperature now and at its largest.
+        student_temperature: Of its softmax.
     """
     correlation, border, largest = (found[f"views/{name}"] for name in ("correlation", "border", "border_largest"))
     if not correlation < border:
         return None
     later = f" (up to {largest:.2f} in the course of the schedule)" if largest > border else ""
+    meeting = student_temperature * correlation
+    where = f" The border would be where they are at a teacher temperature of {meeting:.3f}." if correlation > 0 else ""
     return (
         "Two views of a slice agree too little for this teacher temperature: along the direction in which their class "
         f"tokens agree best, they correlate by {correlation:.2f}, and untrained heads learn only from what correlates "
-        f"by more than {border:.2f}{later}, the teacher's temperature over the student's. The DINO loss will probably "
-        f"stay at the logarithm of the number of prototypes. {REMEDY}"
+        f"by more than {border:.2f}{later}, the teacher's temperature over the student's.{where} The DINO loss will "
+        f"probably stay at the logarithm of the number of prototypes. {REMEDY}"
     )
 
 

@@ -77,8 +77,9 @@ def test_two_processes_equal_one_and_save_for_one_and_four(corpus, alone, tmp_pa
     require_equal(tmp_path / "run", alone)
     ours, theirs = (metrics(folder / "stage1")[0]["values"] for folder in (tmp_path / "run", alone))
     assert ours.keys() == theirs.keys()
-    for name in ("collapse/patch_similarity", "views/border", "views/border_largest", "views/slices"):
-        assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    whole = [name for name in theirs if name.startswith("views/")] + ["collapse/patch_similarity"]
+    assert len(whole) == 8
+    assert [ours[name] for name in whole] == pytest.approx([theirs[name] for name in whole], rel=1e-4, abs=1e-4)
 
 
 def test_second_and_third_stage_on_two_processes(corpus, alone, tmp_path):

@@ -98,7 +98,8 @@ def test_slice_that_comes_again_or_is_not_finite_does_not_count():
 def test_nothing_is_said_where_there_is_nothing_to_say(tokens):
     assert math.isnan(measured(tokens)["correlation"])
     assert (
-        correlation_warning({"views/correlation": math.nan, "views/border": 0.4, "views/border_largest": 0.7}) is None
+        correlation_warning({"views/correlation": math.nan, "views/border": 0.4, "views/border_largest": 0.7}, 0.1)
+        is None
     )
 
 
@@ -165,14 +166,9 @@ def test_class_tokens_are_those_of_unmasked_whole_patches_crop_by_crop():
 
 def test_warning_names_the_numbers_and_what_to_do_and_comes_below_the_border_alone():
     found = {"views/correlation": 0.234, "views/border": 0.4, "views/border_largest": 0.7}
-    message = correlation_warning(found)
-    for part in (
-        "agree too little",
-        "by 0.23",
-        "0.40 (up to 0.70",
-        "--optim.teacher-temperature",
-        "--views.brightness",
-    ):
+    message = correlation_warning(found, 0.1)
+    for part in ("agree too little", "by 0.23", "0.40 (up to 0.70", "temperature of 0.023", "--views.brightness"):
         assert part in message, message
-    assert "up to" not in correlation_warning(found | {"views/border_largest": 0.4})
-    assert correlation_warning(found | {"views/correlation": 0.41}) is None
+    assert "up to" not in correlation_warning(found | {"views/border_largest": 0.4}, 0.1)
+    assert "would be" not in correlation_warning(found | {"views/correlation": -0.01}, 0.1)
+    assert correlation_warning(found | {"views/correlation": 0.41}, 0.1) is None
