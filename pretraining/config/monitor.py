@@ -7,6 +7,9 @@ from pathlib import Path
 
 from nnunetv2_meddino.errors import ConfigurationError
 
+MIN_CORRELATION_SLICES = 24
+"""Fewer say nothing."""
+
 
 @dataclass(frozen=True)
 class AlarmConfig:
@@ -24,6 +27,12 @@ class AlarmConfig:
     patch_spread: tuple[float, float] = (0.5, 0.6)
     """One minus the mean cosine similarity of the patches of an image, relative to the first measurement of the stage.
     It shrinks in long training, which Gram anchoring is for (DINOv3, section 4.1)."""
+    heads_information: float = 0.01
+    """Information of the teacher's targets below which heads count as having learned nothing: heads that take hold pass
+    it within some hundred steps, and those that do not stay below 0.001."""
+    heads_steps: int = 1_000
+    """Steps of that, counted from when the last layers are freed, after which it is reported; a shorter stage reports
+    it at its end. An alarm of its own, because the usual advice is wrong there."""
     grace_steps: int = 10_000
     """First steps of a stage in which a measure that has never been healthy raises no alarm: random heads need some
     thousand steps to say anything (their last layers are frozen for the first 5,000)."""
@@ -33,6 +42,10 @@ class AlarmConfig:
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
                 raise ConfigurationError(f"alarms: {name} {bounds} must be two numbers from 0 up, the smaller first")
+        if not 0 <= self.heads_information < 1:
+            raise ConfigurationError(f"alarms: heads_information {self.heads_information} must be from 0 up, below 1")
+        if self.heads_steps < 1:
+            raise ConfigurationError(f"alarms: heads_steps {self.heads_steps} must be at least 1")
         if self.grace_steps < 0:
             raise ConfigurationError(f"alarms: grace_steps {self.grace_steps} must not be negative")
 
@@ -56,6 +69,8 @@ class MonitorConfig:
     be judged on."""
     probe_slices: int = 64
     """Labelled slices of the probe, a quarter of them for validation; more change only the third digit."""
+    correlation_slices: int = 256
+    """Slices whose views are compared before the first step. Fewer make the correlation uncertain, and too low."""
     image_size: int = 512
     """Longer side of the slices for pictures and probe in pixels; 512 is that of most CT."""
     seed: int = 0
@@ -71,5 +86,9 @@ class MonitorConfig:
         for name in ("log_every", "check_every", "picture_every", "pictures", "probe_every", "image_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"monitor: {name} {getattr(self, name)} must be at least 1")
+        if self.correlation_slices < MIN_CORRELATION_SLICES:
+            raise ConfigurationError(
+                f"monitor: correlation_slices {self.correlation_slices} must be at least {MIN_CORRELATION_SLICES}"
+            )
         if self.probe_slices < 2:
             raise ConfigurationError(f"monitor: probe_slices {self.probe_slices} must be at least 2")

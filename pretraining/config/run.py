@@ -18,7 +18,8 @@ from pretraining.views.resolutions import Resolution
 STAGES = ("stage1", "stage2", "stage3")
 """Self-distillation, Gram anchoring, high-resolution adaptation."""
 
-PREVIOUS = "previous"
+PREVIOUS, NONE = "previous", "none"
+"""What a stage starts from: the last teacher of the stage before; no teacher, so that its heads are random."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class RunConfig:
 
     stage: str = "stage1"
     """Name of the stage, and of its folder in the run; the command line's STAGE decides it."""
-    initial: str = "none"
+    initial: str = NONE
     """Start of backbone and heads: ``none``, the backbone from ``model.weights`` and random heads; ``previous``, the
     last teacher of the stage before in the same run; or the file of a teacher."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -53,15 +53,9 @@ def slice_loader(
             too small.
     """
     dataset = corpus if isinstance(corpus, SliceDataset) else SliceDataset(corpus)
-    rows = dataset.rows_by_source()
-    shares = shares_of(weights or {}, {source: len(group) for source, group in rows.items()})
-    groups = [rows[source] for source in shares] if shares else [dataset.usable_rows()]
-    del rows
-    if not len(groups[0]):
-        raise DataError(f"{dataset.corpus} has no usable slices: all of them hold nothing but air")
     slots = workers * AHEAD + 2
     sampler = StepSampler(
-        SampleOrder(groups, list(shares.values()) or [1.0], seed=seed),
+        sample_order(dataset, seed=seed, weights=weights),
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
@@ -70,6 +64,26 @@ def slice_loader(
     )
     ring = _ring((slots, batch_size, dataset.side, dataset.side), shared=workers > 0)
     return _batches(sampler, _RingReader(dataset, ring), workers, timeout_s)
+
+
+def sample_order(dataset: SliceDataset, *, seed: int, weights: Mapping[str, float] | None = None) -> SampleOrder:
+    """Return the sequence of slices that the batches are consecutive pieces of.
+
+    Args:
+        dataset: An opened corpus.
+        seed: 0 to 2**32 - 1.
+        weights: Relative sampling weights of the sources; see ``slice_loader``.
+
+    Raises:
+        ConfigurationError: The seed or a weight is out of range.
+        DataError: The corpus has no usable slices.
+    """
+    rows = dataset.rows_by_source()
+    shares = shares_of(weights or {}, {source: len(group) for source, group in rows.items()})
+    groups = [rows[source] for source in shares] if shares else [dataset.usable_rows()]
+    if not len(groups[0]):
+        raise DataError(f"{dataset.corpus} has no usable slices: all of them hold nothing but air")
+    return SampleOrder(groups, list(shares.values()) or [1.0], seed=seed)
 
 
 def _batches(sampler: StepSampler, reader: _RingReader, workers: int, timeout_s: float) -> Iterator[tuple[int, Slices]]:

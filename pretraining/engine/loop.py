@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
 from nnunetv2_meddino.errors import TrainingError
 from pretraining.config import RunConfig
 from pretraining.corpus.dataset import SliceDataset, Slices
-from pretraining.corpus.loader import slice_loader
+from pretraining.corpus.loader import sample_order, slice_loader
+from pretraining.corpus.sampler import SampleOrder
 from pretraining.counter_random import DRAWS_VERSION, Stream, torch_generator
 from pretraining.engine.checkpointing.checkpoint import Checkpoints
 from pretraining.engine.distributed import Ranks, neighbours, parallelize
@@ -122,9 +123,11 @@ class StageTraining:
         )
         bad = 0 if state is None else state["bad_steps"]
         try:
+            if state is None:
+                self._measure_start(dataset, monitor)
             for step, slices in self._batches(dataset, start):
                 values = self.schedules.at(step)
-                index = 0 if self.resolutions is None else int(self.resolutions[step])
+                index = self._resolution(step)
                 result = self._train(step, slices, self.views[index], values, monitor.measures(step))
                 monitor.throughput.step(self.config.data.batch_size, self.flops[index])
                 bad = 0 if result.applied else bad + 1
@@ -165,7 +168,38 @@ class StageTraining:
                 if step + 1 == total:
                     return
 
+    def _resolution(self, step: int) -> int:
+        return 0 if self.resolutions is None else int(self.resolutions[step])
+
+    def _measure_start(self, dataset: SliceDataset, monitor: Monitor) -> None:
+        """Record what all curves begin with; no random number of the training is drawn or moved."""
+        data, values = self.config.data, self.schedules.at(0)
+        count = data.batch_size // self.ranks.world_size
+        order = sample_order(dataset, seed=data.seed, weights=dict(data.source_weights))
+        with monitor.throughput.paused():
+            slices = _read(dataset, order, 0, self.ranks.rank * count, count)
+            views, generators, shares = self._divided(0, slices, self.views[self._resolution(0)])
+            measures = self.step.measures(views, values.teacher_temperature, generators[0], shares[0])
+            monitor.baseline(self.model, measures, self._first_views(dataset, order), values)
+
+    def _first_views(self, dataset: SliceDataset, order: SampleOrder) -> Iterator[tuple[torch.Tensor, Views]]:
+        """Yield the manifest's rows and the views of the first groups of slices, as the first steps draw them."""
+        data = self.config.data
+        wanted = min(self.config.monitor.correlation_slices, len(dataset.usable_rows()))
+        for start in range(0, min(wanted, self.config.engine.steps * data.batch_size), data.group_size):
+            step, first = divmod(start, data.batch_size)
+            slices = _read(dataset, order, step * data.batch_size, first, data.group_size)
+            share = Share.whole(data.group_size)
+            yield slices.indices, self._views(slices, share, self.views[self._resolution(step)], step)
+
     def _train(self, step: int, slices: Slices, config: ViewConfig, values: StepValues, measure: bool) -> StepResult:
+        views, generators, shares = self._divided(step, slices, config)
+        return self.step(views, values, generators, shares, measure=measure)
+
+    def _divided(
+        self, step: int, slices: Slices, config: ViewConfig
+    ) -> tuple[Sequence[Views], list[torch.Generator], list[Share]]:
+        """Return the micro-batches of this process, what is random in them, and what they are of their groups."""
         size, seed = self.division.micro_batch, self.config.data.seed
         parts = [_part(slices, i * size, (i + 1) * size) for i in range(self.division.micro_batches)]
         firsts = [int(part.global_index[0]) for part in parts]
@@ -174,7 +208,7 @@ class StageTraining:
         views = _MicroBatches([partial(self._views, part, share, config, step) for part, share in pairs])
         starts = [first - share.start for first, share in zip(firsts, shares, strict=True)]
         generators = [torch_generator(seed, Stream.MODEL, step, start) for start in starts]
-        return self.step(views, values, generators, shares, measure=measure)
+        return views, generators, shares
 
     def _views(self, part: Slices, share: Share, config: ViewConfig, step: int) -> Views:
         return make_views(part.to(self.ranks.device), config, seed=self.config.data.seed, step=step, share=share)
@@ -258,6 +292,13 @@ class _MicroBatches(Sequence[Views]):
 
     def __getitem__(self, number: Any) -> Any:
         return self._makers[number]()
+
+
+def _read(dataset: SliceDataset, order: SampleOrder, batch: int, first: int, count: int) -> Slices:
+    """Read slices from place ``first`` of the batch that begins at sample ``batch``."""
+    rows = order.rows(batch + first, count)
+    slices = dataset.__getitems__(rows.tolist())
+    return replace(slices, global_index=slices.global_index + first)
 
 
 def _part(slices: Slices, start: int, stop: int) -> Slices:

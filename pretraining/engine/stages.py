@@ -28,7 +28,7 @@ from nnunetv2_meddino.files import naming, read_json, write_json, write_text
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.weights.catalog import InputStatistics
 from nnunetv2_meddino.weights.contamination import SEEN_CASES, listed_cases, merged, without_cases
-from pretraining.config import PREVIOUS, STAGES, RunConfig
+from pretraining.config import NONE, PREVIOUS, STAGES, RunConfig
 from pretraining.config.parse import from_dict, read_yaml, to_dict, to_yaml
 from pretraining.corpus.case_ids import corpus_record
 from pretraining.counter_random import DRAWS_VERSION
@@ -52,7 +52,6 @@ _INITIAL_WEIGHTS_ADVICE = (
 )
 CORPUS_HASH = "corpus.sha256"
 INITIAL = "initial"
-NONE = "none"
 FREE = (
     *("engine.strategy", "engine.compile", "engine.checkpoint_activations", "engine.checkpoint_every"),
     *("engine.keep_checkpoints", "engine.teacher_every", "engine.max_bad_steps", "engine.timeout_s"),

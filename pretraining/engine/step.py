@@ -132,6 +132,27 @@ class TrainingStep:
         measures = _measures(*seen) if measure and applied else {}
         return StepResult(applied, total, means, norms, measures)
 
+    @torch.no_grad()
+    def measures(
+        self, batches: Sequence[Views], temperature: float, generator: Generator | None, share: Share | None
+    ) -> dict[str, Tensor]:
+        """Return what ``collapse`` says of the first micro-batch as the networks are; changes nothing.
+
+        Args:
+            batches: Micro-batches of this process.
+            temperature: The teacher's.
+            generator: Of the first micro-batch.
+            share: What the first micro-batch is of its group.
+        """
+        targets, views = self._targets(batches, temperature)(0), batches[0]
+        return _measures(targets.dino, self._student_tokens(views, generator, share))
+
+    def _student_tokens(self, views: Views, generator: Generator | None, share: Share | None) -> Tensor:
+        """Return the student's class tokens of the global crops, ``(2B, D)``."""
+        student, masks = cast(Network, self.model.student), views.masks.masks
+        with torch.no_grad(), self._autocast(views.global_crops.device.type):
+            return cast(Tensor, student.backbone(views.global_crops, masks, generator=generator, share=share).cls)
+
     def _losses(
         self,
         views: Views,
@@ -168,15 +189,13 @@ class TrainingStep:
 
         Their class tokens do: they are computed without a graph, with the random numbers that come again.
         """
-        student = cast(Network, self.model.student)
         tokens = []
         for views, generator, share in micro_batches:
             state = None if generator is None else generator.get_state()
-            with torch.no_grad(), self._autocast(views.global_crops.device.type):
-                seen = student.backbone(views.global_crops, views.masks.masks, generator=generator, share=share)
+            seen = self._student_tokens(views, generator, share)
             if generator is not None and state is not None:
                 generator.set_state(state)
-            tokens.append(seen.cls.float().unflatten(0, (GLOBAL_CROPS, -1)))
+            tokens.append(seen.float().unflatten(0, (GLOBAL_CROPS, -1)))
         together = torch.cat(tokens, dim=1).requires_grad_()
         value = koleo_term(together.flatten(0, 1), self.losses, self.group)
         (gradient,) = torch.autograd.grad(value, together)

@@ -44,9 +44,9 @@ def small_config(stage: str = "stage1", *overrides: str) -> RunConfig:
     return config
 
 
-def small_corpus(folder: Path) -> Path:
-    """Curate two phantoms; returns the corpus."""
-    for seed in range(2):
+def small_corpus(folder: Path, phantoms: int = 2) -> Path:
+    """Curate some phantoms; returns the corpus."""
+    for seed in range(phantoms):
         write_volume(phantom(seed), folder / "raw" / f"case_{seed}.nii.gz")
     curated(folder / "corpus", ("one", folder / "raw"))
     return folder / "corpus"

@@ -18,7 +18,7 @@ from pretraining.engine.monitoring.loggers import MetricLogger, TensorBoard, Wan
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
-_RESERVED = {"step", "event", "message", "not_finite"}
+_RESERVED = {"step", "event", "message", "values", "not_finite"}
 
 
 class MetricsLog:
@@ -28,7 +28,9 @@ class MetricsLog:
 
     - metrics: ``{"step": 120, "loss": 11.2, ...}``. JSON knows no NaN: a value that is not finite is ``null``, and
       ``"not_finite": {"loss": "nan"}`` says what it was.
-    - events: ``{"step": 120, "event": "alarm", "message": "..."}``.
+    - events: ``{"step": 120, "event": "alarm", "message": "..."}``. The event ``baseline`` holds what was measured
+      before the first step, ``"values": {"probe/dice": 0.31, ...}``: apart from the metrics of step 0, which are those
+      of the first update.
 
     Lines hold no times of day: apart from measured speeds a resumed run writes what an undisturbed one does. Each line
     is on the disk before the call returns, so that a power cut takes no more than the line being written.
@@ -79,11 +81,19 @@ class MetricsLog:
         if taken := _RESERVED & values.keys():
             raise ValueError(f"metrics cannot be named {sorted(taken)}: these are fields of {FILE}")
         numbers = {name: float(value) for name, value in values.items()}
-        odd = {name: str(value) for name, value in numbers.items() if not math.isfinite(value)}
-        record: dict[str, Any] = {"step": step, **numbers, **dict.fromkeys(odd, None)}
-        self._append(record | {"not_finite": odd} if odd else record)
+        finite, odd = _finite(numbers)
+        self._append({"step": step, **finite, **odd})
         for mirror in self._loggers:
             mirror.scalars(step, numbers)
+
+    def baseline(self, message: str, values: Mapping[str, float]) -> None:
+        """Log what was measured before step 0. TensorBoard and Weights & Biases show it at step 0."""
+        if not self._enabled:
+            return
+        finite, odd = _finite(values)
+        self._append({"step": 0, "event": "baseline", "message": message, "values": finite, **odd})
+        for mirror in self._loggers:
+            mirror.scalars(0, values)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Log that something happened: an alarm, a skipped step, a hand-over."""
@@ -114,6 +124,12 @@ class MetricsLog:
             self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
+
+
+def _finite(values: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Return values as JSON knows them, and a field that says what the others were, where there are any."""
+    odd = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
+    return {**values, **dict.fromkeys(odd, None)}, {"not_finite": odd} if odd else {}
 
 
 def _drop_from(path: Path, start_step: int) -> None:

@@ -137,7 +137,7 @@ def test_signal_saves_and_asks_to_be_run_again(corpus, run, tmp_path, number):
     metrics, printed = tmp_path / "stage1" / "metrics.jsonl", tmp_path / "printed"
     process = CONTEXT.Process(target=run_alone, args=(given, printed))
     process.start()
-    until(lambda: not process.is_alive() or (metrics.is_file() and metrics.read_text().count("\n") >= 3))
+    until(lambda: not process.is_alive() or (metrics.is_file() and metrics.read_text().count('"loss"') >= 3))
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 75

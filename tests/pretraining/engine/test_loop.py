@@ -9,12 +9,18 @@ from threading import Event
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nnunetv2_meddino.errors import ConfigurationError, DataError, TrainingError
 from pretraining.config import GramTeacherConfig
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.engine import loop, step
 from pretraining.engine.loop import StageTraining
+from pretraining.engine.monitoring import monitor
+from pretraining.engine.monitoring.alarms import Alarms
+from pretraining.engine.monitoring.fixed_slices import patch_features, watched_slices
+from pretraining.engine.teachers import teacher_path
+from pretraining.model.student_teacher import StudentTeacher
 from tests.pretraining.engine.monitoring.labelled import write_balls
 from tests.pretraining.training import STEPS, losses, metrics, small_config, small_corpus, teacher, train, with_engine
 
@@ -250,3 +256,117 @@ def test_linear_probe_is_part_of_the_metrics(corpus, tmp_path):
     }
     assert probed.keys() == {3, STEPS}
     assert all(0 <= dice <= 1 for dice in probed.values())
+
+
+def baselines(stage_folder):
+    return [line["values"] for line in metrics(stage_folder) if line.get("event") == "baseline"]
+
+
+def test_baseline_is_the_first_line_and_says_what_the_networks_were_before_the_first_step(corpus, tmp_path):
+    data = write_balls(tmp_path / "Dataset001_Blobs")
+    settings = ("--monitor.probe-dataset", str(data), "--monitor.probe-slices", "4", "--monitor.check-every", "1")
+    config = small_config("stage1", *settings)
+    assert train(config, corpus, tmp_path / "run")
+    first, *rest = metrics(tmp_path / "run" / "stage1")
+    values = first.pop("values")
+    assert first == {"step": 0, "event": "baseline", "message": "Measured before the first step."}
+    assert not any("values" in line for line in rest)
+    # a step measures what it saw, which is what was there before it; drop path and masks are drawn alike
+    step_0 = next(line for line in rest if "loss" in line)
+    for name in ("collapse/target_information", "collapse/class_rank", "collapse/target_entropy"):
+        assert values[name] == pytest.approx(step_0[name], rel=1e-6), name
+    torch.manual_seed(config.data.seed)
+    vit = StudentTeacher(config.model).teacher.backbone
+    (watched,) = watched_slices(SliceDataset(corpus), 1, config.views.intensity, size=48)
+    (features,) = patch_features(vit, [watched])
+    cosines = F.cosine_similarity(features.flatten(0, 1)[:, None], features.flatten(0, 1)[None], dim=-1)
+    others = cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean()
+    assert values["collapse/patch_similarity"] == pytest.approx(float(others), rel=1e-5)
+    assert 0 <= values["probe/dice"] <= 1
+    assert (tmp_path / "run" / "stage1" / "pictures" / "step_00000000.png").is_file()
+
+
+def test_baseline_changes_nothing_in_the_training(corpus, straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(StageTraining, "_measure_start", lambda *_: None)
+    assert train(small_config(), corpus, tmp_path)
+    assert not baselines(tmp_path / "stage1")
+    assert losses(tmp_path / "stage1") == losses(straight / "stage1")
+    assert same_tensors(teacher(tmp_path), teacher(straight))
+
+
+def test_run_killed_before_its_first_checkpoint_holds_one_baseline(corpus, straight, tmp_path, monkeypatch):
+    train_step = StageTraining._train
+
+    def dying(self, step, *arguments):
+        if step == 1:
+            raise KeyboardInterrupt
+        return train_step(self, step, *arguments)
+
+    monkeypatch.setattr(StageTraining, "_train", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(), corpus, tmp_path)
+    monkeypatch.undo()
+    assert len(baselines(tmp_path / "stage1")) == 1
+    assert train(small_config(), corpus, tmp_path)
+    assert metrics(tmp_path / "stage1") == metrics(straight / "stage1")
+    assert len(baselines(tmp_path / "stage1")) == 1
+
+
+def test_views_that_are_compared_are_those_of_the_first_steps(corpus, tmp_path, monkeypatch):
+    compared, trained = [], []
+    tokens, call = monitor.class_tokens, step.TrainingStep.__call__
+
+    def watching(self, batches, *arguments, **settings):
+        trained.extend(batches)
+        return call(self, batches, *arguments, **settings)
+
+    monkeypatch.setattr(monitor, "class_tokens", lambda vit, views: compared.append(views) or tokens(vit, views))
+    monkeypatch.setattr(step.TrainingStep, "__call__", watching)
+    config = small_config("stage1", "--monitor.correlation-slices", "24")
+    assert train(config, corpus, tmp_path)
+    assert len(compared) == 24 // config.data.group_size == 6
+    for one, other in zip(compared, trained, strict=False):
+        assert torch.equal(one.global_crops, other.global_crops)
+        assert torch.equal(one.local_crops, other.local_crops)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "initial", "warned"), [("0.3", False, True), ("0.04", False, False), ("0.3", True, False)]
+)
+def test_views_below_the_border_are_reported_where_heads_are_random(straight, tmp_path, temperature, initial, warned):
+    corpus = small_corpus(tmp_path, phantoms=4)
+    given = ("--initial", str(teacher_path(straight / "stage1", STEPS))) if initial else ()
+    alike = ("--views.global-scale", "1,1", "--views.local-scale", "1,1", "--views.jitter-probability", "0")
+    given = (*given, *alike, "--optim.teacher-temperature.start", temperature, "--data.group-size", "8")
+    config = small_config("stage1", *given)
+    assert not train(config, corpus, tmp_path, stop_after=1)
+    (values,) = baselines(tmp_path / "stage1")
+    assert values["views/border"] == pytest.approx(float(temperature) / 0.1)
+    assert values["views/border_largest"] == pytest.approx(max(float(temperature), 0.07) / 0.1)
+    assert 0.6 < values["views/correlation"] < 1.4
+    assert values["views/slices"] == len(SliceDataset(corpus).usable_rows()) > 24
+    events = [
+        (line["step"], line["message"]) for line in metrics(tmp_path / "stage1") if line.get("event") == "warning"
+    ]
+    assert len(events) == warned
+    assert all(place == 0 and "agree too little" in message for place, message in events)
+
+
+def test_patches_are_compared_with_the_baseline_by_the_alarm(corpus, tmp_path, monkeypatch):
+    checked = []
+    check = Alarms.check
+    monkeypatch.setattr(Alarms, "check", lambda self, *a: checked.append((self, *a)) or check(self, *a))
+    assert not train(small_config(), corpus, tmp_path, stop_after=1)
+    (values,) = baselines(tmp_path / "stage1")
+    assert checked[0][0].state_dict()["first_spread"] == 1 - values["collapse/patch_similarity"]
+    assert checked[0][1] == -1
+
+
+def test_short_stage_whose_heads_say_nothing_reports_that_at_its_end(corpus, tmp_path):
+    """Although it ends before the first regular look for a collapse."""
+    for name, bound, reported in (("silent", "0.01", [STEPS - 1]), ("quiet", "0", [])):
+        settings = ("--monitor.alarms.heads-information", bound, "--monitor.check-every", "100")
+        assert train(small_config("stage1", *settings), corpus, tmp_path / name)
+        alarms = [line for line in metrics(tmp_path / name / "stage1") if line.get("event") == "alarm"]
+        assert [line["step"] for line in alarms] == reported
+        assert all("only KoLeo is training" in line["message"] for line in alarms)

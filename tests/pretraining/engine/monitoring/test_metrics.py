@@ -46,6 +46,22 @@ def test_values_that_are_not_finite_are_null_and_named(tmp_path):
     ]
 
 
+def test_baseline_is_an_event_with_values_apart_from_the_metrics_of_the_first_step(tmp_path):
+    for _ in range(2):  # a run that was killed before its first checkpoint begins anew
+        with MetricsLog(tmp_path, tensorboard=False) as log:
+            log.baseline("before", {"probe/dice": 0.25, "views/correlation": math.nan})
+            log.write(0, {"probe/dice": 0.5})
+    assert lines(tmp_path) == [
+        {
+            **{"step": 0, "event": "baseline", "message": "before"},
+            **{"values": {"probe/dice": 0.25, "views/correlation": None}, "not_finite": {"views/correlation": "nan"}},
+        },
+        {"step": 0, "probe/dice": 0.5},
+    ]
+    with MetricsLog(tmp_path, start_step=1, tensorboard=False):
+        assert len(lines(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("reached", [4, 7, 9])
 def test_the_file_of_a_resumed_run_is_that_of_an_undisturbed_one(tmp_path, reached):
     run(tmp_path / "whole", 0, 10)
@@ -96,6 +112,8 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_a_metric_cannot_take_the_name_of_a_field(tmp_path):
     with MetricsLog(tmp_path, tensorboard=False) as log, pytest.raises(ValueError, match="'event'"):
         log.write(0, {"event": 1.0})
+    with MetricsLog(tmp_path, tensorboard=False) as log, pytest.raises(ValueError, match="'values'"):
+        log.write(0, {"values": 1.0})
 
 
 def test_tensorboard_shows_the_same_and_forgets_what_a_resumed_run_repeats(tmp_path):
