@@ -174,7 +174,7 @@ def _from_random_weights(stage: str, steps: int, *, gram_teacher_step: int) -> R
         optim=OptimConfig(
             lr=Schedule(1e-3 if stage == "stage1" else 2e-4, warmup_steps=steps // 50),
             momentum=Schedule(0.98),
-            teacher_temperature=Schedule(0.015),
+            teacher_temperature=Schedule(0.015, start=0.015),
             freeze_last_layer_steps=0,
             betas=(0.9, 0.95),
         ),
