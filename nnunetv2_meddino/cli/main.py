@@ -21,6 +21,7 @@ from nnunetv2_meddino.cli.features import add_features
 from nnunetv2_meddino.cli.nnunet import add_train, run_nnunet
 from nnunetv2_meddino.cli.plan import add_plan
 from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
+from nnunetv2_meddino.cli.reproduce import add_reproduce
 from nnunetv2_meddino.cli.weights import add_weights
 from nnunetv2_meddino.command_line import exit_code_of
 from nnunetv2_meddino.environment import (
@@ -66,5 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_features(commands)
     add_compare(commands)
+    add_reproduce(commands)
     add_export(commands)
     return parser

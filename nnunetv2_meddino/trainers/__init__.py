@@ -14,6 +14,7 @@ TRAINERS = {
     "MedDINOv3Trainer_5epochs": "variants",
     "MedDINOv3Trainer_100epochs": "variants",
     "MedDINOv3Trainer_demo": "variants",
+    "MedDINOv3LastBlockTrainer_demo": "variants",
     "SegFormerTrainer_demo": "variants",
     "DINOUNetTrainer_demo": "variants",
     "nnUNetTrainer_demo": "variants",

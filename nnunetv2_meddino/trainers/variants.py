@@ -64,6 +64,12 @@ class MedDINOv3Trainer_demo(DemoLength, MedDINOv3Trainer):  # noqa: N801
     decoder_lr = 2e-3
 
 
+class MedDINOv3LastBlockTrainer_demo(MedDINOv3Trainer_demo):  # noqa: N801
+    """The same from the tokens of the last block alone, for ablations on a CPU."""
+
+    multi_scale = False
+
+
 class SegFormerTrainer_demo(DemoLength, SegFormerTrainer):  # noqa: N801
     """SegFormer at the length of the demo, for comparisons on a CPU."""
 

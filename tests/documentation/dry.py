@@ -29,11 +29,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import nnunetv2_meddino.cli.compare
 import nnunetv2_meddino.comparison.jobs.run
 import nnunetv2_meddino.demo.run
+import nnunetv2_meddino.reproduction.run
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
 import pretraining.engine.stages
 from nnunetv2_meddino.inference import Predictor
 from nnunetv2_meddino.inference.model import Model
+from nnunetv2_meddino.reproduction.study import Study
 from nnunetv2_meddino.trainers.base import BaseTrainer
 from nnunetv2_meddino.trainers.stored_data import find_data
 from nnunetv2_meddino.trainers.training_input import loader_name
@@ -63,6 +65,7 @@ class Dry:
             monkeypatch.setitem(CATALOG, name, small_entry(CATALOG[name]))
         replace(nnunetv2_meddino.weights.hub, "hf_hub_download", self._noting(self._download))
         replace(nnunetv2_meddino.demo.run, "run_demo", self._noting(_demo))
+        replace(nnunetv2_meddino.reproduction.run, "reproduce", self._noting(_reproduce))
         replace(nnunetv2_meddino.comparison.jobs.run, "run_missing", self._noting(lambda steps, out: []))
         replace(nnunetv2_meddino.cli.compare, "_report", self._unless_used(nnunetv2_meddino.cli.compare._report))
         replace(pretraining.engine.stages, "train_stages", self._noting(_train_stages))
@@ -192,6 +195,14 @@ def _predict(predictor: nnUNetPredictor, images: str, out: str, **options: Any) 
 
 def _on_cpu(predictor: Predictor, begin: Callable, model: Model, device: str, **options: Any) -> None:
     begin(predictor, model, "cpu", **options)
+
+
+def _reproduce(study: Study, datasets: list[Path], corpus: Path, out: Path, *, device: str) -> int:
+    """See that every dataset can be divided, and that there is a corpus."""
+    corpus_record(corpus)
+    for dataset in datasets:
+        study.splits(nnunetv2_meddino.reproduction.run.labelled_cases(dataset))
+    return 0
 
 
 def _train_stages(configs: list, corpus: Path, run: Path, *others: Any, **options: Any) -> bool:

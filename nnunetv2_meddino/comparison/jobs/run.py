@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from nnunetv2_meddino.commands import BarWatch, Report, TrainingWatch, Watch, check_installed, run_command
 from nnunetv2_meddino.comparison.jobs.steps import Step
@@ -33,15 +34,27 @@ def run_missing(steps: Sequence[Step], out: Path) -> list[Outcome[Step]]:
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     failed = []
-    for outcome in run_steps(steps, partial(_run, logs=logs)):
+    for outcome in run_steps(steps, partial(run_step, logs=logs)):
         say(f"{outcome.label}: {outcome.message}")
         if not outcome.succeeded:
             failed.append(outcome)
     return failed
 
 
-def _run(step: Step, report: Report, *, logs: Path) -> None:
-    environment = os.environ | run_environment()
+def run_step(step: Step, report: Report, *, logs: Path, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run one step.
+
+    Args:
+        step: From ``plan_steps``.
+        report: Told how far it is.
+        logs: Folder of the log.
+        variables: Of the environment, beside those of this process.
+
+    Raises:
+        CommandError: It failed.
+        BusyError: Another command trains this fold.
+    """
+    environment = {**os.environ, **run_environment(), **variables}
     if step.training is None:
         environment.pop(NNUNET_N_PROC_DA.name, None)  # the planner gives it to torch, which refuses 0
         watch: Watch = BarWatch(report)

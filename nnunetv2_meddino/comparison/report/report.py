@@ -148,7 +148,7 @@ def _scores(dataset: DatasetResults, analysis: Analysis, names: Mapping[Method, 
     rows = []
     for row in dataset.rows:
         entries = [analysis.entry(dataset.name, row.method, metric) for metric in METRICS]
-        cells = [_estimate(entry) for entry in entries]
+        cells = [estimate_cell(entry) for entry in entries]
         small = "(reference method)" if row.method == analysis.reference else ""
         counts = [Cell(str(len(row.scores.cases))), Cell(str(entries[0].n_missed))]
         rows.append((Cell(names[row.method], small), *cells, *counts))
@@ -156,7 +156,8 @@ def _scores(dataset: DatasetResults, analysis: Analysis, names: Mapping[Method, 
     return Table(head, tuple(rows), caption="Means over cases of each case's mean over classes.")
 
 
-def _estimate(entry: Entry) -> Cell:
+def estimate_cell(entry: Entry) -> Cell:
+    """Return a mean and its interval."""
     decimals = entry.metric.decimals
     return Cell(_number(entry.estimate.mean, decimals), _interval(entry.estimate.interval, decimals))
 
@@ -168,13 +169,14 @@ def _comparisons(dataset: DatasetResults, analysis: Analysis, names: Mapping[Met
         for row in dataset.rows:
             comparison = analysis.entry(dataset.name, row.method, metric).comparison
             if comparison is not None:
-                rows.append((Cell(title), Cell(names[row.method]), *_comparison(comparison, metric.decimals)))
+                rows.append((Cell(title), Cell(names[row.method]), *comparison_cells(comparison, metric.decimals)))
                 title = ""
     head = ("metric", "method", "mean difference", "median difference", "wins / ties / losses", "n", "p", "p (Holm)")
     return Table(head, tuple(rows), left=2)
 
 
-def _comparison(comparison: Comparison, decimals: int) -> tuple[Cell, ...]:
+def comparison_cells(comparison: Comparison, decimals: int) -> tuple[Cell, ...]:
+    """Return mean and median difference, counts of cases, pairs, p, and p within its family."""
     paired = comparison.paired
     return (
         Cell(_signed(paired.mean, decimals), _interval(paired.mean_interval, decimals, signed=True)),
@@ -198,7 +200,7 @@ def _classes(
         entries = [analysis.entry(dataset.name, row.method, metric, label) for row in dataset.rows]
         cells = []
         for entry in entries:
-            cell = _estimate(entry)
+            cell = estimate_cell(entry)
             parts = [cell.small, f"n {entry.estimate.n}"]
             parts += [f"missed {entry.n_missed}"] if entry.n_missed else []
             parts += [f"only predicted {entry.n_only_predicted}"] if entry.n_only_predicted else []

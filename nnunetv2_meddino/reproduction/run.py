@@ -1,0 +1,219 @@
+"""Runs a reproduction: pretraining, data, trainings, report; what is done is not done again.
+
+    OUT/reproduction.json      what it is made of
+    OUT/pretraining/           the run of ``meddino-pretrain train all``
+    OUT/weights/               its three last teachers, as the trainers take them
+    OUT/nnUNet_raw, nnUNet_preprocessed, nnUNet_results
+    OUT/logs/                  of every command
+    OUT/report.md, report.html the tables; OUT/1 case/, ... : the whole comparison for a number of labelled cases
+
+Trainings are guarded fold by fold: the same command in another terminal, or on another machine with the same folder,
+takes those that nobody works on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_meddino.commands import BarWatch, Report, check_installed, run_command
+from nnunetv2_meddino.comparison.folders import Folders
+from nnunetv2_meddino.comparison.jobs.run import run_step
+from nnunetv2_meddino.comparison.jobs.steps import plan_steps
+from nnunetv2_meddino.comparison.results import Selection
+from nnunetv2_meddino.console import say
+from nnunetv2_meddino.environment import (
+    MEDDINO_BACKBONE,
+    MEDDINO_FINETUNE,
+    MEDDINO_WEIGHTS,
+    NNUNET_PATHS,
+    changed_environment,
+    run_environment,
+)
+from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
+from nnunetv2_meddino.files import read_json, write_json
+from nnunetv2_meddino.locks import locked
+from nnunetv2_meddino.reproduction.report import write_reports
+from nnunetv2_meddino.reproduction.study import STAGES, Row, Study
+from nnunetv2_meddino.steps import run_steps
+from nnunetv2_meddino.trainers.fine_tuning import FULL
+
+RECORD = "reproduction.json"
+BASE_PLANS = "nnUNetPlans"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the work; ``run`` does nothing where it is done."""
+
+    name: str
+    title: str
+    run: Callable[[Report], None]
+    needs: tuple[str, ...] = ()
+
+
+def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *, device: str) -> int:
+    """Run everything that is missing and write the reports.
+
+    Args:
+        study: What to train.
+        datasets: Labelled, in nnU-Net's raw format; not changed.
+        corpus: Of slices, which holds none of their cases.
+        out: Folder of the reproduction; one of an earlier call is continued.
+        device: ``-device`` of all trainings.
+
+    Returns:
+        Steps that did not succeed.
+
+    Raises:
+        ConfigurationError: The folder is another reproduction's, or a command is missing.
+        DataError: A dataset is none, or has too few cases.
+    """
+    check_installed(("meddino", "meddino-pretrain", "nnUNetv2_train", "nnUNetv2_preprocess"))
+    work = _Reproduction(
+        study, tuple(folder.absolute() for folder in datasets), corpus.absolute(), out.absolute(), device
+    )
+    with changed_environment({v.name: str(out.absolute() / v.name) for v in NNUNET_PATHS}):
+        with locked(work.out):
+            work.open()
+            failed = _run(list(work.preparation()))
+            if not failed:
+                work.write_plans()
+        if not failed:
+            failed = _run(list(work.trainings()))
+        if failed:
+            say(f"{failed} steps did not succeed, or run elsewhere; the same command continues with them.")
+            return failed
+        with locked(work.out):
+            cases = {folder.name: len(labelled_cases(folder)) for folder in work.datasets}
+            say(f"Report: {write_reports(study, work.names, cases, work.out)}")
+    return 0
+
+
+def _run(steps: Sequence[Step]) -> int:
+    failed = 0
+    for outcome in run_steps(steps, lambda step, report: step.run(report)):
+        say(f"{outcome.label}: {outcome.message}")
+        failed += not outcome.succeeded
+    return failed
+
+
+@dataclass(frozen=True)
+class _Reproduction:
+    study: Study
+    datasets: tuple[Path, ...]
+    corpus: Path
+    out: Path
+    device: str
+
+    @property
+    def names(self) -> list[str]:
+        return [folder.name for folder in self.datasets]
+
+    def open(self) -> None:
+        """Make the folder, or see that it is that of the same reproduction."""
+        for folder in self.datasets:
+            if not (folder / "dataset.json").is_file():
+                msg = f"{folder} is no dataset in nnU-Net's raw format: it has no dataset.json."
+                raise DataError(f"{msg} Give folders such as nnUNet_raw/Dataset001_Name.")
+        record = {"recipe": self.study.recipe, "datasets": list(map(str, self.datasets)), "corpus": str(self.corpus)}
+        path = self.out / RECORD
+        if path.is_file() and (before := read_json(path, ConfigurationError, "Name another folder.")) != record:
+            msg = f"{self.out} is a reproduction with other data ({before}). Name another folder."
+            raise ConfigurationError(msg)
+        for part in ("logs", "weights", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            (self.out / part).mkdir(parents=True, exist_ok=True)
+        for folder in self.datasets:
+            with suppress(FileExistsError):
+                (self.out / "nnUNet_raw" / folder.name).symlink_to(folder, target_is_directory=True)
+        write_json(record, path)
+
+    def preparation(self) -> Iterator[Step]:
+        """Yield what must be done before anything can be trained."""
+        images = [str(path) for folder in self.datasets for path in sorted((folder / "imagesTr").iterdir())]
+        yield self._command(
+            "seen", "no evaluated case is in the corpus", "meddino-pretrain", "seen", self.corpus, *images
+        )
+        run = self.out / "pretraining"
+        given = ("--corpus", self.corpus, "--out", run, "--recipe", self.study.recipe, "-device", self.device)
+        probe = ("--monitor.probe-dataset", self.datasets[0])  # a measure; nothing is chosen by it
+        pretrain = ("meddino-pretrain", "train", "all", *given, *probe, *self.study.pretraining)
+        yield self._command("pretrain", "pretrain in three stages", *pretrain, needs="seen")
+        for stage in STAGES:
+            export = ("meddino-pretrain", "export", run / stage, "--out", self.weights(stage))
+            yield self._command(f"export_{stage}", f"export {stage}", *export, needs="pretrain")
+        for dataset in self.names:
+            for px in (self.study.high_px, self.study.low_px):
+                plan, data = f"plan_{dataset}_{px}", f"preprocess_{dataset}_{px}"
+                numbered = ("-d", dataset[7:10])
+                command = ("meddino", "plan", *numbered, "--patch-size", px)
+                yield self._command(plan, f"{dataset}: plan {px} px", *command)
+                preprocess = ("nnUNetv2_preprocess", *numbered, "-plans_name", BASE_PLANS, "-c", f"2d_{px}", "-np", 1)
+                yield self._command(data, f"{dataset}: preprocess {px} px", *preprocess, needs=plan)
+
+    def weights(self, stage: str) -> Path:
+        return self.out / "weights" / f"{stage}.safetensors"
+
+    def _command(self, name: str, title: str, *command: object, needs: str | None = None) -> Step:
+        """Return a step of one command, which is not run again once it has succeeded."""
+        done = self.out / "logs" / f"{name}.done"
+
+        def run(report: Report) -> None:
+            if not done.exists():
+                environment = {**os.environ, **run_environment()}
+                run_command([*map(str, command)], environment, self.out / "logs" / f"{name}.log", BarWatch(report))
+                done.touch()
+
+        return Step(name, title, run, () if needs is None else (needs,))
+
+    def write_plans(self) -> None:
+        """Give every row its plans, and the datasets the folds of the study."""
+        for folder in self.datasets:
+            preprocessed = self.out / "nnUNet_preprocessed" / folder.name
+            plans = read_json(preprocessed / f"{BASE_PLANS}.json", PlanError, "Delete the folder to plan anew.")
+            for row in self.study.rows:
+                write_json(self.study.plans_of(row, plans), preprocessed / f"{row.plans}.json")
+            write_json(self.study.splits(labelled_cases(folder)), preprocessed / "splits_final.json")
+
+    def trainings(self) -> Iterator[Step]:
+        """Yield all trainings: those of a seed before those of the next, so that a part is a smaller study."""
+        for folder in self.datasets:
+            folds = self.study.folds(len(labelled_cases(folder)))
+            for seed in range(self.study.seeds):
+                for label, numbers in folds.items():
+                    for row in self.study.rows:
+                        if row.few_labels or numbers == list(folds.values())[-1]:
+                            title = f"{folder.name}: {row.title}, {label}, seed {seed}"
+                            name = f"{folder.name}_{row.name}_{numbers[seed]}"
+                            yield Step(name, title, partial(self._train, folder.name, row, numbers[seed]))
+
+    def _train(self, dataset: str, row: Row, fold: int, report: Report) -> None:
+        chosen = Selection((dataset,), (row.trainer,), (self.study.configuration(row),), (str(fold),), row.plans)
+        variables = {
+            MEDDINO_WEIGHTS.name: "none" if row.stage is None else str(self.weights(row.stage)),
+            MEDDINO_BACKBONE.name: self._backbone(),
+        }
+        if row.fine_tuning != FULL:
+            variables[MEDDINO_FINETUNE.name] = row.fine_tuning
+        for step in plan_steps(chosen, Folders.from_environment(), device=self.device, processes=1):
+            run_step(step, report, logs=self.out / "logs", variables=variables)
+
+    def _backbone(self) -> str:
+        """Return the architecture that was pretrained; random weights have the same."""
+        import yaml
+
+        config: dict[str, Any] = yaml.safe_load((self.out / "pretraining" / STAGES[0] / "config.yaml").read_text())
+        return str(config["model"]["backbone"])
+
+
+def labelled_cases(dataset: Path) -> list[str]:
+    """Return the training cases of a raw dataset."""
+    ending = read_json(dataset / "dataset.json", DataError, "Restore it.")["file_ending"]
+    return sorted(
+        path.name.removesuffix(ending) for path in (dataset / "labelsTr").iterdir() if path.name.endswith(ending)
+    )
