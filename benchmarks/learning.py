@@ -17,20 +17,22 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import RESULTS, write_results
+from scipy import stats
 
 from nnunetv2_meddino.commands import run_command
 from nnunetv2_meddino.environment import one_thread_each, run_environment
+from pretraining.config.parse import stage_configurations
 
-SMALL = "small"
+SMALL, KOLEO = "small", "KoLeo alone"
 VARIANTS: dict[str, str] = {
     SMALL: "",
-    "KoLeo alone": "--losses.dino-weight 0 --losses.ibot-weight 0",
+    KOLEO: "--losses.dino-weight 0 --losses.ibot-weight 0",
     "without KoLeo": "--losses.koleo-weight 0",
     "teacher temperature 0.04": "--optim.teacher-temperature 0.04",
     "teacher temperature 0.07": "--optim.teacher-temperature 0.07",
@@ -47,10 +49,12 @@ VARIANTS: dict[str, str] = {
 INFORMATION, RANK, PROBE = "collapse/target_information", "collapse/class_rank", "probe/dice"
 STEPS_SHOWN = (100, 200, 400, 600, 1000)
 NOTES = (
-    "Means over seeds (in brackets the smallest and the largest). Information: of the teacher's targets about their "
-    "image, as a share of the most it can be, after so many steps. Below log K: how far the DINO losses are, in %, "
-    "mean of the last records. Probe: mean Dice of a linear classifier on the frozen patch features of the teacher, on "
-    "patients that are not in the corpus."
+    "Means over seeds, in brackets the smallest and the largest. Views agree: views/correlation before the first step; "
+    "untrained heads can begin where it is above the border, teacher's over student's temperature. Information: of the "
+    "teacher's targets about their image, as a share of the most it can be, after so many steps. Below log K: how far "
+    "the DINO losses are, in %, mean of the last records. Probe: mean Dice of a linear classifier on the frozen patch "
+    "features of the teacher, on patients that are not in the corpus; gain: at the end, over the same network before "
+    "its first step, and over KoLeo alone with the same seed, with the 95 % interval of Student's t over seeds."
 )
 
 
@@ -85,33 +89,56 @@ def run_all(corpus: Path, probe: Path, work: Path, variants: Sequence[str], seed
 def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
     """Return a metric of a run by the number of finished steps."""
     lines = (run_folder(work, variant, seed) / "stage1" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return {record["step"] + 1: record[name] for record in records if name in record}
-
-
-def row(work: Path, variant: str, seeds: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"variant": variant, "seeds": seeds}
-    information = [curve(work, variant, seed, INFORMATION) for seed in range(seeds)]
-    for step in STEPS_SHOWN:
-        if all(step in of for of in information):
-            found[f"information at {step}"] = _spread([of[step] for of in information], "{:.2g}")
-    found["class rank"] = _spread([last(curve(work, variant, seed, RANK)) for seed in range(seeds)], "{:.2f}")
-    for name in ("dino_local", "dino_global"):
-        losses = [list(curve(work, variant, seed, f"loss/{name}").values())[-10:] for seed in range(seeds)]
-        log_k = math.log(4096 if variant.startswith("K ") else 256)
-        found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
-    probes = [curve(work, variant, seed, PROBE) for seed in range(seeds)]
-    found["probe"] = _spread([last(of) for of in probes], "{:.3f}")
+    found = {}
+    for record in map(json.loads, lines):
+        if record.get("event") == "baseline" and name in record["values"]:
+            found[0] = record["values"][name]
+        elif name in record:
+            found[record["step"] + 1] = record[name]
     return found
 
 
-def last(values: dict[int, float]) -> float:
+def row(work: Path, variant: str, seeds: int) -> dict[str, Any]:
+    def curves(name: str, variant: str = variant) -> list[dict[int, float]]:
+        return [curve(work, variant, seed, name) for seed in range(seeds)]
+
+    found: dict[str, Any] = {"variant": variant, "seeds": seeds}
+    found["views agree"] = _spread([of[0] for of in curves("views/correlation")], "{:.2f}")
+    found["border"] = _spread([of[0] for of in curves("views/border")], "{:.2f}")
+    information = curves(INFORMATION)
+    for step in STEPS_SHOWN:
+        if all(step in of for of in information):
+            found[f"information at {step}"] = _spread([of[step] for of in information], "{:.2g}")
+    found["class rank"] = _spread([_last(of) for of in curves(RANK)], "{:.2f}")
+    for name in ("dino_local", "dino_global"):
+        losses = [list(of.values())[-10:] for of in curves(f"loss/{name}")]
+        (config,) = stage_configurations(["stage1"], SMALL, None, VARIANTS[variant].split())
+        log_k = math.log(config.model.dino_head.prototypes)
+        found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
+    probes = curves(PROBE)
+    found["probe"] = _spread([_last(of) for of in probes], "{:.3f}")
+    found["gain over random weights"] = _gain([_last(of) - of[0] for of in probes])
+    if variant != KOLEO and run_folder(work, KOLEO, seeds - 1).exists():
+        pairs = zip(probes, curves(PROBE, KOLEO), strict=True)
+        found[f"over {KOLEO}"] = _gain([_last(of) - _last(alone) for of, alone in pairs])
+    return found
+
+
+def _last(values: dict[int, float]) -> float:
     return values[max(values)]
 
 
 def _spread(values: list[float], form: str) -> str:
     text = form.format(mean(values))
-    return text if len(values) == 1 else f"{text} ({form.format(min(values))} to {form.format(max(values))})"
+    return text if min(values) == max(values) else f"{text} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def _gain(values: list[float]) -> str:
+    """Return the mean over seeds and, where there are several, the half of its interval."""
+    if len(values) == 1:
+        return f"{values[0]:+.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):+.3f} ± {half:.3f}"
 
 
 def main() -> None:

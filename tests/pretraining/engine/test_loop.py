@@ -62,18 +62,23 @@ def test_stopped_and_resumed_run_equals_an_undisturbed_one(corpus, straight, tmp
     assert same_tensors(teacher(tmp_path), teacher(straight))
 
 
-def test_run_killed_between_checkpoints_repeats_the_same_steps(corpus, straight, tmp_path, monkeypatch):
+def train_until_killed(corpus, run, monkeypatch, *, step):
+    """Train until the step, counted from 0, would begin."""
     train_step = StageTraining._train
 
-    def dying(self, step, *arguments):
-        if step == 3:
+    def dying(self, number, *arguments):
+        if number == step:
             raise KeyboardInterrupt
-        return train_step(self, step, *arguments)
+        return train_step(self, number, *arguments)
 
     monkeypatch.setattr(StageTraining, "_train", dying)
     with pytest.raises(KeyboardInterrupt):
-        train(small_config(), corpus, tmp_path)
+        train(small_config(), corpus, run)
     monkeypatch.undo()
+
+
+def test_run_killed_between_checkpoints_repeats_the_same_steps(corpus, straight, tmp_path, monkeypatch):
+    train_until_killed(corpus, tmp_path, monkeypatch, step=3)
     assert train(small_config(), corpus, tmp_path)
     assert metrics(tmp_path / "stage1") == metrics(straight / "stage1")
     assert same_tensors(teacher(tmp_path), teacher(straight))
@@ -295,17 +300,7 @@ def test_baseline_changes_nothing_in_the_training(corpus, straight, tmp_path, mo
 
 
 def test_run_killed_before_its_first_checkpoint_holds_one_baseline(corpus, straight, tmp_path, monkeypatch):
-    train_step = StageTraining._train
-
-    def dying(self, step, *arguments):
-        if step == 1:
-            raise KeyboardInterrupt
-        return train_step(self, step, *arguments)
-
-    monkeypatch.setattr(StageTraining, "_train", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(small_config(), corpus, tmp_path)
-    monkeypatch.undo()
+    train_until_killed(corpus, tmp_path, monkeypatch, step=1)
     assert len(baselines(tmp_path / "stage1")) == 1
     assert train(small_config(), corpus, tmp_path)
     assert metrics(tmp_path / "stage1") == metrics(straight / "stage1")
