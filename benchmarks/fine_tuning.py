@@ -30,9 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "frozen": {"frozen": True, "drop_path": 0.0},
 }
 NOTES = (
-    "One training step, ViT-B/16, 4 blocks, 14 classes, float32 on a CPU. Time: medians of interleaved steps in one "
-    "process, user CPU time, one thread, as a share of full fine-tuning's. Peak of two steps above the weights: "
-    "activations, gradients and AdamW's moments; resident memory in a process of its own."
+    "One training step, ViT-B/16, 4 blocks, 14 classes, float32. Time: medians of interleaved steps in one process, as "
+    "a share of full fine-tuning's; user CPU time of one thread, on a GPU wall time. Peak of two steps above the "
+    "weights: activations, gradients and AdamW's moments; resident memory in a process of its own, on a GPU what is "
+    "allocated."
 )
 
 

@@ -76,7 +76,7 @@ def run_all(corpus: Path, probe: Path, work: Path, variants: Sequence[str], seed
 
     def one(run: tuple[str, int]) -> None:
         given = arguments(corpus, probe, work, *run, steps)
-        log = run_folder(work, *run).with_suffix(".log")
+        log = work / f"{run_folder(work, *run).name}.log"
         command = ["meddino-pretrain", "train", *given]
         run_command(command, {**os.environ, **run_environment()}, log, lambda line: None)
         print(*run, "finished", flush=True)
@@ -98,7 +98,9 @@ def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
     return found
 
 
-def row(work: Path, variant: str, seeds: int) -> dict[str, Any]:
+def row(work: Path, variant: str, seeds: int, *, koleo: bool) -> dict[str, Any]:
+    """Return a line of the table; ``koleo``: whether KoLeo alone was trained as well."""
+
     def curves(name: str, variant: str = variant) -> list[dict[int, float]]:
         return [curve(work, variant, seed, name) for seed in range(seeds)]
 
@@ -118,7 +120,7 @@ def row(work: Path, variant: str, seeds: int) -> dict[str, Any]:
     probes = curves(PROBE)
     found["probe"] = _spread([_last(of) for of in probes], "{:.3f}")
     found["gain over random weights"] = _gain([_last(of) - of[0] for of in probes])
-    if variant != KOLEO and run_folder(work, KOLEO, seeds - 1).exists():
+    if koleo and variant != KOLEO:
         pairs = zip(probes, curves(PROBE, KOLEO), strict=True)
         found[f"over {KOLEO}"] = _gain([_last(of) - _last(alone) for of, alone in pairs])
     return found
@@ -154,7 +156,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     with one_thread_each():
         run_all(options.corpus, options.probe, options.work, options.variants, options.seeds, options.steps)
-    rows = [row(options.work, variant, options.seeds) for variant in options.variants]
+    koleo = KOLEO in options.variants
+    rows = [row(options.work, variant, options.seeds, koleo=koleo) for variant in options.variants]
     write_results("learning", "cpu", rows, options.out, NOTES)
 
 

@@ -116,20 +116,20 @@ def train(corpus: Path, method: str, temperature: float, seed: int, steps: int, 
     write_json({"losses": losses, "information": information}, result)
 
 
-def result_file(work: Path, method: str, temperature: float, seed: int) -> Path:
-    return work / f"{method}_{temperature:g}_{seed}.json"
+def result_file(work: Path, method: str, temperature: float, seed: int, steps: int) -> Path:
+    return work / f"{method}_{temperature:g}_{seed}_{steps}.json"
 
 
 def run_all(corpus: Path, work: Path, seeds: int, steps: int) -> None:
     """Train what has no result yet."""
     order = [(method, t, seed) for seed in range(seeds) for t in TEMPERATURES for method in (PLAIN, OURS)]
-    waiting = [run for run in order if not result_file(work, *run).exists()]
+    waiting = [run for run in order if not result_file(work, *run, steps).exists()]
 
     def one(run: tuple[str, float, int]) -> None:
-        file = result_file(work, *run)
+        file = result_file(work, *run, steps)
         command = [sys.executable, __file__, "--run", *map(str, run)]
         command += ["--corpus", str(corpus), "--work", str(work), "--steps", str(steps)]
-        run_command(command, {**os.environ, **run_environment()}, file.with_suffix(".log"), lambda line: None)
+        run_command(command, {**os.environ, **run_environment()}, work / f"{file.stem}.log", lambda line: None)
         print(file.stem, "done", flush=True)
 
     with ThreadPoolExecutor(2) as pool:
@@ -137,8 +137,10 @@ def run_all(corpus: Path, work: Path, seeds: int, steps: int) -> None:
             pass
 
 
-def row(work: Path, temperature: float, seed: int) -> dict[str, Any]:
-    both = {m: read_json(result_file(work, m, temperature, seed), MedDINOError, "Delete it.") for m in (PLAIN, OURS)}
+def row(work: Path, temperature: float, seed: int, steps: int) -> dict[str, Any]:
+    both = {
+        m: read_json(result_file(work, m, temperature, seed, steps), MedDINOError, "Delete it.") for m in (PLAIN, OURS)
+    }
     plain, ours = (np.array(both[method]["losses"]) for method in (PLAIN, OURS))
     apart = np.abs(ours / plain - 1).max(axis=1) > TOLERANCE
     found: dict[str, Any] = {
@@ -164,11 +166,12 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if options.run:
         run = options.run[0], float(options.run[1]), int(options.run[2])
-        train(options.corpus, *run, options.steps, result_file(options.work, *run))
+        train(options.corpus, *run, options.steps, result_file(options.work, *run, options.steps))
         return
     with one_thread_each():
         run_all(options.corpus, options.work, options.seeds, options.steps)
-    rows = [row(options.work, temperature, seed) for temperature in TEMPERATURES for seed in range(options.seeds)]
+    cases = [(temperature, seed) for temperature in TEMPERATURES for seed in range(options.seeds)]
+    rows = [row(options.work, *case, options.steps) for case in cases]
     write_results("learning_against_plain", "cpu", rows, options.out, NOTES)
 
 

@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_meddino.command_line import add_command, add_out
+from nnunetv2_meddino.console import say
+from nnunetv2_meddino.errors import BusyError
 
 SOME_FAILED = 1
 STUDIES = ("small",)
 
-_EPILOG = """The same command continues where it was stopped; in another terminal, or on another machine with the same
-folder, it takes trainings that nobody works on. exit code: 0 the report is written, 1 a step failed or runs elsewhere,
-2 an argument or a dataset cannot be used."""
+_EPILOG = """The same command continues where it was stopped. Once the preparation is done, in another terminal or on
+another machine with the same folder it takes trainings that nobody works on; the report is written by the call that
+finds all of them done. exit code: 0 the report is written, 1 a step failed or runs elsewhere, 2 an argument or a
+dataset cannot be used."""
 
 
 def add_reproduce(commands: argparse._SubParsersAction) -> None:
@@ -27,13 +30,20 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
         "--corpus", type=Path, required=True, help="of meddino-pretrain curate; without the cases of the datasets"
     )
     add_out(command, "DIR", "folder for everything (default: %(default)s)", default=Path("meddino_reproduction"))
-    command.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="for training (default: %(default)s)")
+    command.add_argument("-device", choices=("cuda", "cpu"), help="for training (default: cuda if there is one)")
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    import torch
+
     from nnunetv2_meddino.reproduction.run import reproduce
     from nnunetv2_meddino.reproduction.study import STUDIES as STUDIES_BY_NAME
 
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     study = STUDIES_BY_NAME[options.study]
-    failed = reproduce(study, options.data, options.corpus, options.out, device=options.device)
+    try:
+        failed = reproduce(study, options.data, options.corpus, options.out, device=device)
+    except BusyError as error:
+        say(str(error), stderr=True)
+        return SOME_FAILED
     return SOME_FAILED if failed else 0

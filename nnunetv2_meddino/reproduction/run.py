@@ -5,7 +5,8 @@
     OUT/weights/               its three last teachers, as the trainers take them
     OUT/nnUNet_raw, nnUNet_preprocessed, nnUNet_results
     OUT/logs/                  of every command
-    OUT/report.md, report.html the tables; OUT/1 case/, ... : the whole comparison for a number of labelled cases
+    OUT/report.md, report.html the tables
+    OUT/DATASET, 1 case/       the whole comparison for a number of labelled cases
 
 Trainings are guarded fold by fold: the same command in another terminal, or on another machine with the same folder,
 takes those that nobody works on.
@@ -13,11 +14,13 @@ takes those that nobody works on.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ from nnunetv2_meddino.comparison.jobs.steps import plan_steps
 from nnunetv2_meddino.comparison.results import Selection
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.environment import (
+    MEDDINO_AUGMENT,
     MEDDINO_BACKBONE,
     MEDDINO_FINETUNE,
+    MEDDINO_LOADER,
     MEDDINO_WEIGHTS,
     NNUNET_PATHS,
     changed_environment,
@@ -41,7 +46,8 @@ from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.reproduction.report import write_reports
 from nnunetv2_meddino.reproduction.study import STAGES, Row, Study
 from nnunetv2_meddino.steps import run_steps
-from nnunetv2_meddino.trainers.fine_tuning import FULL
+from nnunetv2_meddino.trainers.training_input import WHOLE_SLICE, WORKER
+from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 RECORD = "reproduction.json"
 BASE_PLANS = "nnUNetPlans"
@@ -75,9 +81,8 @@ def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *
         DataError: A dataset is none, or has too few cases.
     """
     check_installed(("meddino", "meddino-pretrain", "nnUNetv2_train", "nnUNetv2_preprocess"))
-    work = _Reproduction(
-        study, tuple(folder.absolute() for folder in datasets), corpus.absolute(), out.absolute(), device
-    )
+    datasets = tuple(folder.parent.resolve() / folder.name for folder in datasets)  # a link keeps its name
+    work = _Reproduction(study, datasets, corpus.resolve(), out.absolute(), device)
     with changed_environment({v.name: str(out.absolute() / v.name) for v in NNUNET_PATHS}):
         with locked(work.out):
             work.open()
@@ -87,10 +92,13 @@ def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *
         if not failed:
             failed = _run(list(work.trainings()))
         if failed:
-            say(f"{failed} steps did not succeed, or run elsewhere; the same command continues with them.")
+            say(
+                f"{failed} steps failed or run in another command. The same command goes on with what is missing, and "
+                "writes the report once all are done."
+            )
             return failed
         with locked(work.out):
-            cases = {folder.name: len(labelled_cases(folder)) for folder in work.datasets}
+            cases = {name: len(listed) for name, listed in work.cases.items()}
             say(f"Report: {write_reports(study, work.names, cases, work.out)}")
     return 0
 
@@ -115,17 +123,30 @@ class _Reproduction:
     def names(self) -> list[str]:
         return [folder.name for folder in self.datasets]
 
+    @cached_property
+    def cases(self) -> dict[str, list[str]]:
+        """Labelled training cases of each dataset."""
+        return {folder.name: labelled_cases(folder) for folder in self.datasets}
+
     def open(self) -> None:
         """Make the folder, or see that it is that of the same reproduction."""
-        for folder in self.datasets:
-            if not (folder / "dataset.json").is_file():
-                msg = f"{folder} is no dataset in nnU-Net's raw format: it has no dataset.json."
-                raise DataError(f"{msg} Give folders such as nnUNet_raw/Dataset001_Name.")
-        record = {"recipe": self.study.recipe, "datasets": list(map(str, self.datasets)), "corpus": str(self.corpus)}
+        names = self.names
+        for name in names:
+            if not re.fullmatch(r"Dataset\d{3}_.+", name) or sum(name[:10] == other[:10] for other in names) > 1:
+                msg = f"Datasets are folders of different numbers in nnU-Net's raw format, DatasetNNN_Name; not {name}."
+                raise DataError(msg)
+            self.study.splits(self.cases[name])
+        record = {
+            "study": asdict(self.study),
+            "datasets": {str(folder): self.cases[folder.name] for folder in self.datasets},
+            "corpus": str(self.corpus),
+        }
         path = self.out / RECORD
-        if path.is_file() and (before := read_json(path, ConfigurationError, "Name another folder.")) != record:
-            msg = f"{self.out} is a reproduction with other data ({before}). Name another folder."
-            raise ConfigurationError(msg)
+        if path.is_file():
+            before = read_json(path, ConfigurationError, "Name another folder.")
+            if changed := [key for key, value in json.loads(json.dumps(record)).items() if before.get(key) != value]:
+                msg = f"{self.out} holds a reproduction whose {' and '.join(changed)} differ ({path} names them)."
+                raise ConfigurationError(f"{msg} Name another folder, or go on with what it was begun with.")
         for part in ("logs", "weights", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (self.out / part).mkdir(parents=True, exist_ok=True)
         for folder in self.datasets:
@@ -135,7 +156,11 @@ class _Reproduction:
 
     def preparation(self) -> Iterator[Step]:
         """Yield what must be done before anything can be trained."""
-        images = [str(path) for folder in self.datasets for path in sorted((folder / "imagesTr").iterdir())]
+        images = [  # first channels: others, such as PET, have no like in a corpus of CT
+            folder / "imagesTr" / f"{case}_0000{_file_ending(folder)}"
+            for folder in self.datasets
+            for case in self.cases[folder.name]
+        ]
         yield self._command(
             "seen", "no evaluated case is in the corpus", "meddino-pretrain", "seen", self.corpus, *images
         )
@@ -178,12 +203,12 @@ class _Reproduction:
             plans = read_json(preprocessed / f"{BASE_PLANS}.json", PlanError, "Delete the folder to plan anew.")
             for row in self.study.rows:
                 write_json(self.study.plans_of(row, plans), preprocessed / f"{row.plans}.json")
-            write_json(self.study.splits(labelled_cases(folder)), preprocessed / "splits_final.json")
+            write_json(self.study.splits(self.cases[folder.name]), preprocessed / "splits_final.json")
 
     def trainings(self) -> Iterator[Step]:
         """Yield all trainings: those of a seed before those of the next, so that a part is a smaller study."""
         for folder in self.datasets:
-            folds = self.study.folds(len(labelled_cases(folder)))
+            folds = self.study.folds(len(self.cases[folder.name]))
             for seed in range(self.study.seeds):
                 for label, numbers in folds.items():
                     for row in self.study.rows:
@@ -195,13 +220,17 @@ class _Reproduction:
     def _train(self, dataset: str, row: Row, fold: int, report: Report) -> None:
         chosen = Selection((dataset,), (row.trainer,), (self.study.configuration(row),), (str(fold),), row.plans)
         variables = {
-            MEDDINO_WEIGHTS.name: "none" if row.stage is None else str(self.weights(row.stage)),
+            MEDDINO_WEIGHTS.name: NO_WEIGHTS if row.stage is None else str(self.weights(row.stage)),
             MEDDINO_BACKBONE.name: self._backbone(),
+            MEDDINO_FINETUNE.name: row.fine_tuning,
+            MEDDINO_LOADER.name: WHOLE_SLICE,
+            MEDDINO_AUGMENT.name: WORKER,
         }
-        if row.fine_tuning != FULL:
-            variables[MEDDINO_FINETUNE.name] = row.fine_tuning
-        for step in plan_steps(chosen, Folders.from_environment(), device=self.device, processes=1):
-            run_step(step, report, logs=self.out / "logs", variables=variables)
+        folders = Folders.from_environment()
+        (method,) = chosen.methods(row.plans)
+        with locked(folders.model(dataset, method) / f"fold_{fold}"):  # what is missing is asked for within
+            for step in plan_steps(chosen, folders, device=self.device, processes=1):
+                run_step(step, report, logs=self.out / "logs", variables=variables)
 
     def _backbone(self) -> str:
         """Return the architecture that was pretrained; random weights have the same."""
@@ -212,8 +241,19 @@ class _Reproduction:
 
 
 def labelled_cases(dataset: Path) -> list[str]:
-    """Return the training cases of a raw dataset."""
-    ending = read_json(dataset / "dataset.json", DataError, "Restore it.")["file_ending"]
-    return sorted(
-        path.name.removesuffix(ending) for path in (dataset / "labelsTr").iterdir() if path.name.endswith(ending)
-    )
+    """Return the training cases of a raw dataset.
+
+    Raises:
+        DataError: It is none.
+    """
+    ending, folder = _file_ending(dataset), dataset / "labelsTr"
+    if not folder.is_dir():
+        raise DataError(f"{dataset} has no labelsTr. Give a labelled dataset in nnU-Net's raw format.")
+    return sorted(path.name.removesuffix(ending) for path in folder.iterdir() if path.name.endswith(ending))
+
+
+def _file_ending(dataset: Path) -> str:
+    content = read_json(dataset / "dataset.json", DataError, "Give a dataset in nnU-Net's raw format.")
+    if "file_ending" not in content:
+        raise DataError(f"{dataset / 'dataset.json'} has no file_ending. Give a dataset in nnU-Net's raw format.")
+    return str(content["file_ending"])

@@ -28,7 +28,7 @@ class Row:
     trainer: str = FOUR_BLOCKS
     """Reads the tokens of four blocks, or of the last."""
     high_resolution: bool = True
-    """Whether slices are enlarged to the study's higher resolution."""
+    """Whether slices have the study's higher number of pixels."""
     fine_tuning: str = FULL
     """``MEDDINO_FINETUNE``."""
     few_labels: bool = False
@@ -57,9 +57,9 @@ class Study:
     seeds: int
     """Trainings of a row, each on another fold."""
     low_px: int
-    """Patch size in pixels without enlarging."""
+    """Side of a patch in pixels at the lower resolution; the field of view is the same at both."""
     high_px: int
-    """And with it."""
+    """At the higher one."""
     batch_size: int
     """Slices of a training step."""
     pretraining: tuple[str, ...] = ()

@@ -175,6 +175,8 @@ class BaseTrainer(nnUNetTrainer):
         """Load pretrained weights at the start of a fresh training, then start as nnU-Net does."""
         if not self.was_initialized:
             self.initialize()
+        if self.fine_tuning is None:
+            choose_fine_tuning(None, type(self).__name__)  # refuses the variable, in a resumed training too
         require_unchanged(MEDDINO_FINETUNE, "fine-tuning", self.chosen_fine_tuning()["name"])
         if self.local_rank == 0:
             check_other_folds(Path(self.output_folder), self.configuration_name, self._architecture)

@@ -4,6 +4,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunetv2_meddino.errors import print_errors_without_traceback
 from nnunetv2_meddino.trainers.baselines import DINOUNetTrainer, SegFormerTrainer
 from nnunetv2_meddino.trainers.fine_tuning import choose_fine_tuning
 from nnunetv2_meddino.trainers.gradient_accumulation import GradientAccumulation
@@ -93,6 +94,7 @@ class nnUNetTrainer_demo(nnUNetTrainer):  # noqa: N801
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net compares this signature)
     ) -> None:
+        print_errors_without_traceback()
         choose_fine_tuning(None, type(self).__name__)  # refuses the variable
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = DemoLength.epochs

@@ -91,7 +91,8 @@ def _read(content: Mapping[str, Any], path: Path, family: str) -> TrainedModel:
 
 def _provenance(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     arguments = content["init_args"]
-    origin = arguments.get(PROVENANCE, {}).get("weights") or {"name": "weights that the checkpoint does not name"}
+    kept = arguments.get(PROVENANCE, {})
+    origin = kept.get("weights") or {"name": "weights that the checkpoint does not name"}
     random = origin.get("name") == "none"
     return {
         "name": name,
@@ -104,7 +105,7 @@ def _provenance(content: Mapping[str, Any], name: str) -> dict[str, Any]:
         "licence_url": origin.get("licence_url"),
         "input_statistics": _input_statistics(arguments) or origin.get("input_statistics"),
         "derived_from": None if random else origin,
-    }
+    } | {key: kept[key] for key in ("fine_tuning",) if key in kept}
 
 
 def _input_statistics(arguments: Mapping[str, Any]) -> dict[str, Any] | None:

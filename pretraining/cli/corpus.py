@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 NOTHING_CURATED = 1
 DAMAGED = 1
 SEEN = 1
+IN_CORPUS = "are in the corpus (curate --exclude --images leaves them out)"
 
 _CURATE_EPILOG = """A curation that was stopped continues where it was when the same command is run again.
 On many machines: run it with --num-parts N and each --part-id from 0 to N-1, then meddino-pretrain merge CORPUS.
 exit code: 0 done, 1 the corpus is empty, 2 an error."""
 
 _SEEN_EPILOG = """Prints a line for each image and volume that match: exact (the same voxels) or near (another
-export, or part of the same scan), their similarity, and all names of the volume.
+export, or part of the same scan), their similarity, and all names of the volume; at the end the images that are in the
+corpus, and those that could not be compared.
 exit code: 0 no image is in the corpus, 1 some are, 2 an image could not be compared or another error."""
 
 
@@ -199,19 +201,22 @@ def _seen(options: argparse.Namespace) -> int:
     from pretraining.curation.contamination import SeenScans
 
     scans = SeenScans(options.corpus)
-    seen, failed = False, False
+    seen, failed = [], []
     for image in options.images:
         try:
             matches = scans.find(image)
         except DataError as error:  # the other images are compared all the same
             say(f"{type(error).__name__}: {error}", stderr=True)
-            failed = True
+            failed.append(image.name)
             continue
-        seen = seen or bool(matches)
+        seen += [image.name] * bool(matches)
         for match in matches:
             say(f"{image}: {match.kind} {match.similarity:.3f} {', '.join(scans.names(match))}")
         if not matches:
             say(f"{image}: not seen")
+    for names, what in ((seen, IN_CORPUS), (failed, "could not be compared")):
+        if names:
+            say(f"{len(names)} of {len(options.images)} images {what}: {', '.join(names)}", stderr=True)
     return EXIT_ERROR if failed else SEEN if seen else 0
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from nnunetv2_meddino.cli.main import main
-from nnunetv2_meddino.errors import ConfigurationError
+from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.reproduction import study as studies
 from nnunetv2_meddino.reproduction.run import reproduce
 from nnunetv2_meddino.reproduction.study import ALL, Row, Study
@@ -43,6 +44,7 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_extTrainer", str(PROJECT / "tests/ext_trainers"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv("MEDDINO_FINETUNE", "lora")  # of the user's shell; rows have their own
     monkeypatch.setitem(studies.STUDIES, "small", TINY)
     command = ["reproduce", "small", "--data", str(data), "--corpus", str(corpus), "-o", str(out), "-device", "cpu"]
     assert main(command) == 0, capsys.readouterr()
@@ -59,6 +61,8 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
         "frozen",
         "stage1",
     )
+    scratch = torch.load(results / f"{TRAINER}__ScratchPlans__2d_48/fold_0/checkpoint_final.pth", weights_only=False)
+    assert not any("parametrizations" in name for name in scratch["network_weights"])
     report = (out / "report.md").read_text()
     for text in ("after stage 1, low", "1 case", "linear probe, Dice", "random weights"):
         assert text in report
@@ -72,12 +76,38 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what is trained is not trained again"
 
-    with pytest.raises(ConfigurationError, match="reproduction with other data"):
-        reproduce(TINY, [data], tmp_path / "another", out, device="cpu")
+    for study, corpus_given, changed in (
+        (TINY, tmp_path / "another", "corpus"),
+        (replace(TINY, few=(2,)), corpus, "study"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"a reproduction whose {changed} differ"):
+            reproduce(study, [data], corpus_given, out, device="cpu")
+    labels = sorted((data / "labelsTr").iterdir())
+    labels[0].unlink()
+    with pytest.raises(ConfigurationError, match="whose datasets differ"):
+        reproduce(TINY, [data], corpus, out, device="cpu")
 
 
-def test_a_folder_that_is_no_dataset_is_refused(tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    command = ["reproduce", "small", "--data", str(tmp_path / "empty"), "--corpus", "c", "-o", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("Dataset001_A", None, "dataset.json"),
+        ("Dataset001_A", "{}", "no file_ending"),
+        ("Dataset001_A", '{"file_ending": ".nii.gz"}', "no labelsTr"),
+        ("CT", '{"file_ending": ".nii.gz"}', "DatasetNNN_Name; not CT"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_before_anything_is_done(tmp_path, capsys, name, content, message):
+    (tmp_path / name).mkdir()
+    if content is not None:
+        (tmp_path / name / "dataset.json").write_text(content)
+    command = ["reproduce", "small", "--data", str(tmp_path / name), "--corpus", "c", "-o", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "no dataset in nnU-Net's raw format" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "nnUNet_raw").exists()
+
+
+def test_two_datasets_of_one_number_are_refused(tmp_path):
+    folders = [write_dataset(tmp_path / place) for place in "ab"]
+    with pytest.raises(DataError, match="different numbers"):
+        reproduce(TINY, folders, tmp_path, tmp_path / "out", device="cpu")

@@ -34,15 +34,20 @@ def run_missing(steps: Sequence[Step], out: Path) -> list[Outcome[Step]]:
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     failed = []
-    for outcome in run_steps(steps, partial(run_step, logs=logs)):
+    for outcome in run_steps(steps, partial(_run, logs=logs)):
         say(f"{outcome.label}: {outcome.message}")
         if not outcome.succeeded:
             failed.append(outcome)
     return failed
 
 
+def _run(step: Step, report: Report, *, logs: Path) -> None:
+    with nullcontext() if step.training is None else locked(step.training.folder):  # other reports may want it too
+        run_step(step, report, logs=logs)
+
+
 def run_step(step: Step, report: Report, *, logs: Path, variables: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Run one step.
+    """Run one step; a training's folder is locked by the caller.
 
     Args:
         step: From ``plan_steps``.
@@ -52,7 +57,6 @@ def run_step(step: Step, report: Report, *, logs: Path, variables: Mapping[str, 
 
     Raises:
         CommandError: It failed.
-        BusyError: Another command trains this fold.
     """
     environment = {**os.environ, **run_environment(), **variables}
     if step.training is None:
@@ -62,5 +66,4 @@ def run_step(step: Step, report: Report, *, logs: Path, variables: Mapping[str, 
         watch = TrainingWatch(report, step.training.folder / "debug.json")
         if "--val" in step.command:  # nnU-Net would delete the training's curves, the only copy where W&B is offline
             environment[NNUNET_WANDB.name] = "0"
-    with nullcontext() if step.training is None else locked(step.training.folder):  # other reports may want it too
-        run_command(step.command, environment, logs / f"{step.name}.log", watch)
+    run_command(step.command, environment, logs / f"{step.name}.log", watch)

@@ -64,6 +64,10 @@ REMEDY = (
 """What to do about heads that learn nothing."""
 
 
+FEWEST_FREE_STEPS = 50
+"""Steps with free last layers that a short stage must have had for its end to say anything."""
+
+
 class Alarms:
     """Remembers what is ill, so that it is reported once.
 
@@ -121,7 +125,7 @@ class Alarms:
             return []
         free = max(done - self._freed_after, 0)
         silent = done - max(self._freed_after, self._silent_since)
-        at_end = done == self._steps < self._freed_after + self._config.heads_steps
+        at_end = done == self._steps < self._freed_after + self._config.heads_steps and free >= FEWEST_FREE_STEPS
         if silent < self._config.heads_steps and not at_end:
             return []
         self._raised.add(HEADS)

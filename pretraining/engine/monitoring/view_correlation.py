@@ -38,6 +38,9 @@ LEADING = 8
 """Directions of the largest shared variance among which the best is looked for: what shares next to nothing cannot move
 the weights, and a choice among all would follow the noise of so few slices."""
 
+CROPS_AT_ONCE = 16
+"""That pass through the network together: a group of large crops need not fit where its micro-batches do."""
+
 SLICES_PER_DIRECTION = 8
 """Fewer directions are looked at where there are fewer slices."""
 
@@ -68,8 +71,11 @@ def class_tokens(vit: VisionTransformer, views: Views) -> Tensor:
     for crops in (views.global_crops, views.local_crops):
         patch = vit.config.patch_size
         height, width = (side // patch * patch for side in crops.shape[-2:])  # as in training
-        (tokens,) = vit.forward_tokens(crops[..., :height, :width], [vit.config.depth - 1])
-        found.append(tokens.prefix[:, 0].cpu().double().unflatten(0, (-1, len(views.parameters.boxes))))
+        seen = [
+            vit.forward_tokens(some, [vit.config.depth - 1])[0].prefix[:, 0].cpu().double()
+            for some in crops[..., :height, :width].split(CROPS_AT_ONCE)
+        ]
+        found.append(torch.cat(seen).unflatten(0, (-1, len(views.parameters.boxes))))
     return torch.cat(found)
 
 

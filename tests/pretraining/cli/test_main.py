@@ -91,6 +91,10 @@ def test_seen_says_of_each_image_whether_the_corpus_has_it(data, tmp_path, capsy
     captured = capsys.readouterr()
     assert captured.out == f"{copy}: exact 1.000 one/case_0, two/copy\n", "the others are told all the same"
     assert "bad.nii.gz cannot be compared" in captured.err
+    assert captured.err.splitlines()[-2:] == [
+        "1 of 2 images are in the corpus (curate --exclude --images leaves them out): copy.nii.gz",
+        "1 of 2 images could not be compared: bad.nii.gz",
+    ]
     assert main(["seen", str(tmp_path / "absent"), str(copy)]) == 2
 
 

@@ -134,6 +134,12 @@ def test_stage_shorter_than_that_reports_silent_heads_at_its_end(steps, freed_af
     assert kinds_by_step(alarms, lambda done: 0.02) == []
 
 
+@pytest.mark.parametrize(("steps", "freed_after"), [(90, 5000), (90, 90), (140, 100)])
+def test_heads_that_were_hardly_free_are_not_reported_at_the_end(steps, freed_after):
+    alarms = watching(config=HEADS_CONFIG, steps=steps, freed_after=freed_after)
+    assert kinds_by_step(alarms, lambda done: 0.001) == []
+
+
 def test_long_stage_whose_heads_fall_silent_just_before_the_end_reports_nothing():
     assert kinds_by_step(watching(config=HEADS_CONFIG, steps=200), lambda d: 0.02 if d < 150 else 0.001) == []
 
