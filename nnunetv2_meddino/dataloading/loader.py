@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -213,12 +211,10 @@ class BatchLoader(Iterator[Batch]):
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else it would draw from the one that the training draws from
         )
-        handler, is_set = signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set
-        iterator = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            # torch's would raise in the middle of anything, even while the error of a killed worker is being handled
-            signal.signal(signal.SIGCHLD, handler)
-            signal_handling._SIGCHLD_handler_set = is_set  # else torch would not set it for other loaders any more
+        iterator: Any = iter(loader)
+        if self.workers:  # torch's handler of dead processes would raise in the middle of anything: it forgets them
+            signal_handling._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
         return iterator
 
 

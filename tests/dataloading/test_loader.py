@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +22,8 @@ from nnunetv2_meddino.dataloading.cases import PreprocessedCases
 from nnunetv2_meddino.dataloading.draws import Draws, Stream
 from nnunetv2_meddino.dataloading.loader import BatchLoader, SampleSettings, SliceBatches
 from nnunetv2_meddino.errors import DataError, TrainingError
+from tests.conftest import PROJECT
 from tests.dataloading.datasets import CHANNELS, SHAPE, volume, write_dataset
-from tests.forked import run_code
 
 AUGMENTED = AugmentationSettings(CHANNELS, (-np.pi, np.pi))
 
@@ -164,21 +166,35 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(dataset):
         list(itertools.islice(loader, 20))
 
 
-def test_other_loaders_of_the_process_still_learn_of_killed_workers(tmp_path):
-    """Torch sets its handler of dead workers once in a process; loaders with a timeout would wait for all of it."""
+def test_torchs_handler_of_dead_processes_knows_other_loaders_and_not_ours(tmp_path):
+    """It raises in the middle of anything: of ours, that would be while the training handles the error or has ended."""
     code = f"""
-import signal
+import os, signal, subprocess
 from pathlib import Path
 from torch.utils.data import DataLoader
+from nnunetv2_meddino.errors import TrainingError
 from tests.dataloading.test_loader import BatchLoader, batches, write_dataset
 loader = BatchLoader(batches(write_dataset(Path({str(tmp_path)!r}))), first_step=0, workers=1, pin_memory=False)
-next(loader)
-after_ours = signal.getsignal(signal.SIGCHLD)
-next(iter(DataLoader([1, 2], num_workers=1)))
-print(after_ours == signal.SIG_DFL, signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)
+other = iter(DataLoader(range(100), num_workers=1))
+next(loader), next(other)
+for worker, name in ((loader._iterator._workers[0], "ours"), (other._workers[0], "other")):
+    try:
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        subprocess.run(["true"])  # whose end is a SIGCHLD too
+        print(name, "quiet")
+    except RuntimeError as error:
+        print(name, "is killed by signal" in str(error))
+    if name == "ours":
+        try:
+            for _ in range(20):
+                next(loader)
+        except TrainingError as error:
+            print("told")
 """
-    exit_code, printed = run_code(code, dict(os.environ))
-    assert (exit_code, printed.strip().splitlines()[-1]) == (0, "True False")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert done.stdout.strip().splitlines()[-3:] == ["ours quiet", "told", "other True"], done.stderr
+    assert done.returncode == 0
 
 
 def test_a_worker_killed_between_two_batches_is_an_error_too(dataset):

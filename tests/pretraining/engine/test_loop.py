@@ -16,6 +16,7 @@ from pretraining.config import GramTeacherConfig
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.engine import loop, step
 from pretraining.engine.loop import StageTraining
+from pretraining.engine.monitoring import alarms as alarms_module
 from pretraining.engine.monitoring import monitor
 from pretraining.engine.monitoring.alarms import Alarms
 from pretraining.engine.monitoring.fixed_slices import patch_features, watched_slices
@@ -192,7 +193,7 @@ def test_bad_steps_are_counted_across_a_restart(corpus, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("--optim.lr", "1e-4"), r"optim\.lr\.peak was 0\.001, is now 0\.0001"),
+        (("--optim.lr", "1e-4"), r"optim\.lr\.peak was 0\.003, is now 0\.0001"),
         (("--data.seed", "5"), r"data\.seed was 0, is now 5"),
     ],
 )
@@ -332,7 +333,8 @@ def test_views_below_the_border_are_reported_where_heads_are_random(straight, tm
     corpus = small_corpus(tmp_path, phantoms=4)
     given = ("--initial", str(teacher_path(straight / "stage1", STEPS))) if initial else ()
     alike = ("--views.global-scale", "1,1", "--views.local-scale", "1,1", "--views.jitter-probability", "0")
-    given = (*given, *alike, "--optim.teacher-temperature.start", temperature, "--data.group-size", "8")
+    rising = ("--optim.teacher-temperature", "0.07", "--optim.teacher-temperature.start", temperature)
+    given = (*given, *alike, *rising, "--data.group-size", "8")
     config = small_config("stage1", *given)
     assert not train(config, corpus, tmp_path, stop_after=1)
     (values,) = baselines(tmp_path / "stage1")
@@ -357,8 +359,9 @@ def test_patches_are_compared_with_the_baseline_by_the_alarm(corpus, tmp_path, m
     assert checked[0][1] == -1
 
 
-def test_short_stage_whose_heads_say_nothing_reports_that_at_its_end(corpus, tmp_path):
+def test_short_stage_whose_heads_say_nothing_reports_that_at_its_end(corpus, tmp_path, monkeypatch):
     """Although it ends before the first regular look for a collapse."""
+    monkeypatch.setattr(alarms_module, "FEWEST_FREE_STEPS", 1)
     for name, bound, reported in (("silent", "0.01", [STEPS - 1]), ("quiet", "0", [])):
         settings = ("--monitor.alarms.heads-information", bound, "--monitor.check-every", "100")
         assert train(small_config("stage1", *settings), corpus, tmp_path / name)
