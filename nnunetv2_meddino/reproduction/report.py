@@ -72,7 +72,7 @@ def write_reports(study: Study, datasets: Sequence[str], cases: Mapping[str, int
         analyses = {}
         for label, folds in study.folds(cases[dataset]).items():
             rows = [row for row in study.rows if row.few_labels or label == ALL]
-            methods = [Method(row.trainer, row.plans, study.configuration(row)) for row in rows]
+            methods = [_method(study, row) for row in rows]
             (found,) = collect(Selection((dataset,), folds=tuple(map(str, folds))), folders)
             asked = [row for row in found.rows if row.method in methods]
             absent = [text for text in found.absent if any(method.name in text for method in methods)]

@@ -44,7 +44,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.files import read_json, write_json
 from nnunetv2_meddino.locks import locked
 from nnunetv2_meddino.reproduction.report import write_reports
-from nnunetv2_meddino.reproduction.study import STAGES, Row, Study
+from nnunetv2_meddino.reproduction.study import ALL, STAGES, Row, Study
 from nnunetv2_meddino.steps import run_steps
 from nnunetv2_meddino.trainers.training_input import WHOLE_SLICE, WORKER
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
@@ -212,7 +212,7 @@ class _Reproduction:
             for seed in range(self.study.seeds):
                 for label, numbers in folds.items():
                     for row in self.study.rows:
-                        if row.few_labels or numbers == list(folds.values())[-1]:
+                        if row.few_labels or label == ALL:
                             title = f"{folder.name}: {row.title}, {label}, seed {seed}"
                             name = f"{folder.name}_{row.name}_{numbers[seed]}"
                             yield Step(name, title, partial(self._train, folder.name, row, numbers[seed]))

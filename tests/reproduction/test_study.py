@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from nnunetv2_meddino.cli import reproduce
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.reproduction.study import ALL, STUDIES, Row, Study
 from nnunetv2_meddino.trainers import TRAINERS
@@ -57,6 +58,10 @@ def test_plans_of_a_row_differ_in_name_and_batch_alone():
     assert changed["configurations"]["2d_224"] == {"inherits_from": "2d", "batch_size": SMALL.batch_size}
     assert (changed["configurations"]["2d"], changed["dataset_name"]) == ({"batch_size": 40}, "D")
     assert plans["configurations"]["2d_224"] == {"inherits_from": "2d"}, "the dataset's own plans stay as they are"
+
+
+def test_the_command_takes_every_study():
+    assert set(reproduce.STUDIES) == set(STUDIES)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
