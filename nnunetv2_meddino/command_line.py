@@ -11,15 +11,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nnunetv2_meddino.console import cores
+from nnunetv2_meddino.console import cores, say
 from nnunetv2_meddino.errors import MedDINOError
 from nnunetv2_meddino.process_tree import descendants
 
 EXIT_ERROR = 2
+REPORTED_VERSIONS = ("nnunetv2-meddino", "nnunetv2", "torch", "timm", "numba")
+"""Distributions that results and faults depend on most."""
+
 _INTERRUPTED = 128 + signal.SIGINT
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -50,6 +54,23 @@ class Terminated(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+
+class _Version(argparse.Action):
+    """Prints the versions of ``REPORTED_VERSIONS``, none of which is imported."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for name in REPORTED_VERSIONS:
+            try:
+                say(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                say(f"{name} is not installed")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add ``--version``."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions that a report of a fault needs")
 
 
 def add_command(

@@ -4,22 +4,65 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (the name everyone gives it)
+import torch
 
+import nnunetv2_meddino
 import pretraining.cli.main
 from nnunetv2_meddino.cli import main
 from nnunetv2_meddino.command_line import add_out, add_processes, exit_code_of
 from nnunetv2_meddino.errors import DataError
 from tests.processes import LIMIT_S, has_ended, until
 from tests.trainers.test_trainers import tiny_weights
+
+COMMANDS = (main.main, pretraining.cli.main.main)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_versions_are_those_of_the_imported_modules(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(["--version"])
+    assert stop.value.code == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    modules = {name: sys.modules[name].__version__.partition("+")[0] for name in ("torch", "timm", "numba")}
+    assert {name: printed[name].partition("+")[0] for name in modules} == modules
+    assert set(printed) == {"nnunetv2-meddino", "nnunetv2", *modules}
+
+
+@pytest.mark.parametrize("module", [main, pretraining.cli.main])
+def test_a_shell_completes_sub_commands_and_their_options(module):
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(module.parser(), "bash")
+    assert ("--lazy-resample" if module is main else "--recipe") in script
+
+
+class Interface(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pass
+
+
+def test_only_the_warning_that_timm_causes_is_silenced():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        warnings.simplefilter("always")
+        importlib.reload(nnunetv2_meddino)
+        torch.jit.interface(Interface)
+        warnings.warn("`torch.jit.interface` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn_explicit("`torch.jit.other` is deprecated", FutureWarning, "_script.py", 1, "torch.jit._script")
+    assert [str(warning.message) for warning in caught] == [
+        "`torch.jit.interface` is deprecated",
+        "`torch.jit.other` is deprecated",
+    ]
 
 
 def raising(error: BaseException):

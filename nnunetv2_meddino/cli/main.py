@@ -23,7 +23,7 @@ from nnunetv2_meddino.cli.plan import add_plan
 from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
 from nnunetv2_meddino.cli.reproduce import add_reproduce
 from nnunetv2_meddino.cli.weights import add_weights
-from nnunetv2_meddino.command_line import exit_code_of
+from nnunetv2_meddino.command_line import add_version, exit_code_of
 from nnunetv2_meddino.environment import (
     MEDDINO_AUGMENT,
     MEDDINO_BACKBONE,
@@ -40,22 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code_of(lambda: run_nnunet("train", arguments[1:]), unwinds=False)
     if arguments[:1] == ["predict"] and STOCK in arguments:
         return exit_code_of(lambda: predict_stock(arguments[1:]), unwinds=False)
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     return exit_code_of(lambda: options.run(options), interrupted=options.interrupted)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all sub-commands; programs that write shell completions read it, too."""
     shown = (MEDDINO_WEIGHTS, MEDDINO_BACKBONE, MEDDINO_FINETUNE, MEDDINO_LOADER, MEDDINO_AUGMENT)
     variables = [f"{v.name:18}{v.meaning}" for v in shown]
     lines = [textwrap.fill(text, 79, initial_indent="  ", subsequent_indent=" " * 20) for text in variables]
-    parser = argparse.ArgumentParser(
+    meddino = argparse.ArgumentParser(
         prog="meddino",
         description="DINOv3 Vision Transformers inside stock nnU-Net v2.",
         epilog="\n".join(["environment variables:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(interrupted="")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_version(meddino)
+    meddino.set_defaults(interrupted="")
+    commands = meddino.add_subparsers(required=True, metavar="COMMAND")
     add_env(commands)
     add_demo(commands)
     add_dataset(commands)
@@ -69,4 +71,4 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_reproduce(commands)
     add_export(commands)
-    return parser
+    return meddino

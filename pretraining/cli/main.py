@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnunetv2_meddino.command_line import exit_code_of
+from nnunetv2_meddino.command_line import add_version, exit_code_of
 from pretraining.cli.corpus import add_curate, add_inspect, add_merge, add_seen, add_sources
 from pretraining.cli.submit import add_submit
 from pretraining.cli.train import add_export, add_train
@@ -17,19 +17,21 @@ from pretraining.cli.train import add_export, add_train
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
-    parser = _parser()
-    options, settings = parser.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
+    pretrain = parser()
+    options, settings = pretrain.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     if settings and not getattr(options, "takes_settings", False):
-        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+        pretrain.error(f"unrecognized arguments: {' '.join(settings)}")
     options.settings = settings
     return exit_code_of(lambda: options.run(options), interrupted="The same command continues from here.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all sub-commands; programs that write shell completions read it, too."""
+    pretrain = argparse.ArgumentParser(
         prog="meddino-pretrain", description="Self-supervised pretraining of DINOv3 Vision Transformers on CT slices."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_version(pretrain)
+    commands = pretrain.add_subparsers(required=True, metavar="COMMAND")
     add_sources(commands)
     add_curate(commands)
     add_merge(commands)
@@ -38,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_submit(commands)
     add_export(commands)
-    return parser
+    return pretrain
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import importlib
 import io
 import os
 import shlex
@@ -67,6 +68,7 @@ class Programs:
             "python3": self._python,
             "ruff": self._check,
             "mypy": self._check,
+            "shtab": self._shtab,
             **dict.fromkeys(NNUNET, self._nnunet),
         }
 
@@ -172,6 +174,14 @@ class Programs:
         self.dry.used = True
         if shlex.join(call.words) not in (PROJECT / ".ci/run").read_text():
             raise DocumentationError(f".ci/run does not run {shlex.join(call.words)}")
+
+    def _shtab(self, call: Call) -> None:
+        self.dry.used = True
+        parser = Strict("shtab")
+        parser.add_argument("--shell", choices=("bash", "zsh", "tcsh"), required=True)
+        parser.add_argument("parser")
+        module, _, name = parser.parse_args(call.words[1:]).parser.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name)(), argparse.ArgumentParser)
 
     def _nnunet(self, call: Call) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
