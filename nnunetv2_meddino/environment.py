@@ -131,8 +131,8 @@ def nnunet_folders(*variables: EnvironmentVariable) -> list[Path]:
     """
     values = {variable.name: variable.get() for variable in variables}
     if unset := [name for name, value in values.items() if value is None]:
-        msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and run the same command again."
-        raise ConfigurationError(msg)
+        msg = f"Not set: {', '.join(unset)}. Export the folders of your nnU-Net data and run the same command again:"
+        raise ConfigurationError(f"{msg}\n  export {' '.join(f'{name}=/your/folder' for name in unset)}")
     return [Path(str(value)) for value in values.values()]
 
 

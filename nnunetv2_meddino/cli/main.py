@@ -18,7 +18,7 @@ from nnunetv2_meddino.cli.env import add_env
 from nnunetv2_meddino.cli.evaluate import add_evaluate
 from nnunetv2_meddino.cli.export import add_export
 from nnunetv2_meddino.cli.features import add_features
-from nnunetv2_meddino.cli.nnunet import add_train, run_nnunet
+from nnunetv2_meddino.cli.nnunet import HELP, add_train, train
 from nnunetv2_meddino.cli.plan import add_plan
 from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
 from nnunetv2_meddino.cli.reproduce import add_reproduce
@@ -36,11 +36,12 @@ from nnunetv2_meddino.environment import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["train"]:
-        return exit_code_of(lambda: run_nnunet("train", arguments[1:]), unwinds=False)
-    if arguments[:1] == ["predict"] and STOCK in arguments:
-        return exit_code_of(lambda: predict_stock(arguments[1:]), unwinds=False)
+    if arguments[:1] == ["train"] or (arguments[:1] == ["predict"] and STOCK in arguments):
+        work = train if arguments[0] == "train" else predict_stock
+        checked = None if HELP.intersection(arguments) else parser().parse_known_args(arguments)[0]
+        return exit_code_of(lambda: work(arguments[1:], checked), unwinds=False)
     options = parser().parse_args(arguments)
+    options.words = ("meddino", *arguments)
     return exit_code_of(lambda: options.run(options), interrupted=options.interrupted)
 
 

@@ -77,21 +77,32 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(interrupted="Finished predictions stay; add --continue_prediction to predict the others.")
 
 
-def predict_stock(arguments: list[str]) -> int:
-    """Call ``nnUNetv2_predict``, or with ``-m`` ``nnUNetv2_predict_from_modelfolder``, with all but ``--stock``."""
+def predict_stock(arguments: list[str], options: argparse.Namespace | None) -> int:
+    """Call ``nnUNetv2_predict``, or with ``-m`` ``nnUNetv2_predict_from_modelfolder``, with all but ``--stock``.
+
+    Args:
+        arguments: Those after ``predict``.
+        options: The same, read; None where help is asked for.
+    """
+    os.environ.update(run_environment())  # read when torch is loaded
+    if options is not None:
+        options.words = ("meddino", "predict", *arguments)
+        options.folds = options.folds or list("01234")  # nnU-Net's default
+        _checked_model_folder(options)
     arguments = [argument for argument in arguments if argument != STOCK]
     return run_nnunet("predict_from_modelfolder" if "-m" in arguments else "predict", arguments)
 
 
 def _predict(options: argparse.Namespace) -> int:
     os.environ.update(run_environment())  # read when torch is loaded
+    if options.prev_stage_predictions is not None:
+        raise ConfigurationError("-prev_stage_predictions is for cascades, which only --stock can predict.")
+    folder = _checked_model_folder(options)
     from nnunetv2_meddino.inference.folders import predict_folder
     from nnunetv2_meddino.inference.model import read_model
     from nnunetv2_meddino.inference.predictor import Predictor
 
-    if options.prev_stage_predictions is not None:
-        raise ConfigurationError("-prev_stage_predictions is for cascades, which only --stock can predict.")
-    model = read_model(_model_folder(options), options.folds, options.checkpoint)
+    model = read_model(folder, options.folds, options.checkpoint)
     predictor = Predictor(
         model,
         options.device,
@@ -118,20 +129,17 @@ def _predict(options: argparse.Namespace) -> int:
     return SOME_FAILED if failed else 0
 
 
-def _model_folder(options: argparse.Namespace) -> Path:
-    if options.model is not None:
-        return Path(options.model)
-    if options.configuration is None:
-        raise ConfigurationError("-d needs -c, the configuration, such as 2d or 2d_896.")
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
+def _checked_model_folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the model, once it, its folds and the device are there."""
+    from nnunetv2_meddino.comparison.folders import Method
+    from nnunetv2_meddino.prerequisites import Command, Wanted, check_device, check_folds, check_model
 
-    from nnunetv2_meddino.environment import NNUNET_RESULTS, nnunet_folders
-
-    nnunet_folders(NNUNET_RESULTS)
-    try:
-        folder = Path(get_output_folder(options.dataset, options.trainer, options.plans, options.configuration))
-    except (RuntimeError, ValueError) as error:  # no dataset of that number, or several
-        raise ConfigurationError(f"-d {options.dataset}: {error}") from error
-    if not folder.is_dir():
-        raise ConfigurationError(f"{folder} does not exist. Train it first, or check -d, -tr, -p and -c.")
-    return folder
+    command, wanted, folder = Command(options.words), None, options.model
+    if folder is None:
+        if options.configuration is None:
+            raise ConfigurationError("-d needs -c, the configuration, such as 2d or 2d_896.")
+        wanted = Wanted(options.dataset, Method(options.trainer, options.plans, options.configuration), command)
+        folder = check_model(wanted)
+    check_folds(wanted, command, folder, options.folds, options.checkpoint)
+    check_device(command, options.device)
+    return Path(folder)

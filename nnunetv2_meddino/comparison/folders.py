@@ -61,21 +61,7 @@ class Folders:
         Raises:
             DataError: None of the folders has it, or several datasets have this number.
         """
-        names = sorted(
-            {
-                folder.name
-                for parent in (self.raw, self.preprocessed, self.results)
-                for folder in (parent.iterdir() if parent.is_dir() else ())
-                if re.fullmatch(r"Dataset\d{3}_.+", folder.name) and folder.is_dir()
-            }
-        )
-        by_number = [name for name in names if identifier.isdecimal() and int(name[7:10]) == int(identifier)]
-        found = [identifier] if identifier in names else by_number
-        if len(found) != 1:
-            is_what = f"is ambiguous ({', '.join(found)})" if found else f"is not in {self.results} or {self.raw}"
-            msg = f"Dataset {identifier} {is_what}.{suggestion(identifier, names)} There are: {listed(names)}."
-            raise DataError(msg)
-        return found[0]
+        return dataset_name(identifier, (self.results, self.raw, self.preprocessed))
 
     def model(self, dataset: str, method: Method) -> Path:
         """Return the folder of a trained method."""
@@ -83,9 +69,43 @@ class Folders:
 
     def methods(self, dataset: str) -> list[Method]:
         """Return the methods that have a result folder, in the order of their names."""
-        parent = self.results / dataset
-        found = (Method.from_name(folder.name) for folder in (parent.iterdir() if parent.is_dir() else ()))
-        return sorted(method for method in found if method is not None)
+        return trained_methods(self.results / dataset)
+
+
+def dataset_names(folders: Iterable[Path]) -> list[str]:
+    """Return the names of the datasets in any of some folders, in order."""
+    return sorted(
+        {
+            folder.name
+            for parent in folders
+            for folder in (parent.iterdir() if parent.is_dir() else ())
+            if re.fullmatch(r"Dataset\d{3}_.+", folder.name) and folder.is_dir()
+        }
+    )
+
+
+def dataset_name(identifier: str, folders: Iterable[Path]) -> str:
+    """Return the full name of a dataset that is given by its number or name.
+
+    Raises:
+        DataError: None of the folders has it, or several datasets have this number.
+    """
+    folders = tuple(folders)
+    names = dataset_names(folders)
+    by_number = [name for name in names if identifier.isdecimal() and int(name[7:10]) == int(identifier)]
+    found = [identifier] if identifier in names else by_number
+    if len(found) != 1:
+        where = " or ".join(f"{folder}{'' if folder.is_dir() else ' (no folder)'}" for folder in folders)
+        is_what = f"is ambiguous ({', '.join(found)})" if found else f"is not in {where}"
+        msg = f"Dataset {identifier} {is_what}.{suggestion(identifier, names)} There are: {listed(names)}."
+        raise DataError(msg)
+    return found[0]
+
+
+def trained_methods(folder: Path) -> list[Method]:
+    """Return the methods that have a folder in the results of a dataset, in the order of their names."""
+    found = (Method.from_name(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted(method for method in found if method is not None)
 
 
 def fold_folders(model: Path) -> dict[str, Path]:
@@ -119,11 +139,17 @@ def known_trainers() -> set[str]:
     return names
 
 
+def close_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that was probably meant, or None where no name is close."""
+    by_lower = {entry.lower(): entry for entry in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean X?``, or nothing where no name is close."""
-    by_lower = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f" Did you mean {by_lower[close[0]]}?" if close else ""
+    close = close_name(name, known)
+    return f" Did you mean {close}?" if close else ""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.cli.weights import WEIGHT_FORMATS
 from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
 from nnunetv2_meddino.weights.convert import FORMATS
+from tests.comparison.jobs.test_steps import NAME, preprocess
+from tests.comparison.results import make_folders, set_environment, write_dataset, write_fold
 from tests.forked import run_code
 from tests.nnunet import command, nnunet_environment
 from tests.trainers.test_trainers import tiny_weights
@@ -53,6 +55,9 @@ assert first is second is MedDINOv3Trainer is pickle.loads(pickle.dumps(first))
 
 
 def test_train_sets_the_environment_before_torch_is_loaded(tmp_path):
+    folders = make_folders(tmp_path)
+    write_dataset(folders, NAME, 1)
+    preprocess(folders, "2d", cases=1)
     script = """
 import os, sys
 from nnunetv2_meddino.cli import main
@@ -62,7 +67,7 @@ class Watch:
             print("OMP", os.environ.get("OMP_WAIT_POLICY"), os.environ.get("nnUNet_extTrainer"))
             raise SystemExit(0)
 sys.meta_path.insert(0, Watch())
-main.main(["train", "1", "2d", "0"])
+main.main(["train", "701", "2d", "0"])
 """
     env = nnunet_environment(tmp_path)
     del env["OMP_WAIT_POLICY"], env["nnUNet_extTrainer"]
@@ -70,16 +75,21 @@ main.main(["train", "1", "2d", "0"])
     assert out.strip() == f"OMP passive {ext_trainer_folder()}"
 
 
-def test_validation_leaves_the_curves_of_weights_and_biases_alone(monkeypatch, capsys):
+def test_validation_leaves_the_curves_of_weights_and_biases_alone(tmp_path, monkeypatch, capsys):
+    folders = make_folders(tmp_path)
+    write_dataset(folders, NAME, 1)
+    preprocess(folders, "2d", cases=1)
+    write_fold(folders.results / NAME / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
     run_training = types.ModuleType("nnunetv2.run.run_training")
     enabled = []
     run_training.run_training_entry = lambda: enabled.append(os.environ[NNUNET_WANDB.name])
     monkeypatch.setitem(sys.modules, run_training.__name__, run_training)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    set_environment(folders, monkeypatch)
     for option in ("--c", "--val"):
         os.environ[NNUNET_WANDB.name] = "1"
-        assert main(["train", "1", "2d", "0", option]) == 0
+        assert main(["train", "701", "2d", "0", option, "-device", "cpu"]) == 0
     assert enabled == ["1", "0"]
     assert capsys.readouterr().err.count("Weights & Biases is off for --val") == 1
 

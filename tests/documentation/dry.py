@@ -29,6 +29,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import nnunetv2_meddino.cli.compare
 import nnunetv2_meddino.comparison.jobs.run
 import nnunetv2_meddino.demo.run
+import nnunetv2_meddino.prerequisites
 import nnunetv2_meddino.reproduction.run
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
@@ -76,6 +77,7 @@ class Dry:
         )
         replace(training_entries, "run_training", self._noting(_train))
         replace(planning_entries, "preprocess", self._high_resolution(planning_entries.preprocess))
+        replace(nnunetv2_meddino.prerequisites, "check_device", self._noting(lambda *_: None))
         replace(nnUNetPredictor, "predict_from_files", self._noting(_predict))
         replace(Predictor, "__init__", partialmethod(_on_cpu, Predictor.__init__))
         _spare(replace)
