@@ -18,6 +18,9 @@ from nnunetv2_meddino.environment import (
     MEDDINO_WEIGHTS,
     NNUNET_EXT_TRAINER,
     NNUNET_PATHS,
+    NNUNET_RAW,
+    NNUNET_RESULTS,
+    TRAINING_SETTINGS,
     changed_environment,
     ext_trainer_folder,
 )
@@ -50,6 +53,7 @@ def run_checks() -> Iterator[Check]:
     yield from _folders()
     yield _shell()
     yield _discovery()
+    yield _settings()
     yield _weights()
     yield _device()
 
@@ -71,13 +75,16 @@ def _versions() -> Iterator[Check]:
 
 
 def _folders() -> Iterator[Check]:
+    """Look at nnU-Net's folders; a training needs no raw data."""
     for variable in NNUNET_PATHS:
         value = variable.get()
         if value is None:
             advice = f"not set ({variable.meaning}); run: export {variable.name}=/your/folder"
-            yield Check(variable.name, Status.NOTE, advice)
+            yield Check(variable.name, Status.NOTE if variable is NNUNET_RAW else Status.FAILED, advice)
         elif not Path(value).is_dir():
             yield Check(variable.name, Status.FAILED, f"{value} is not a folder; create it or correct the variable")
+        elif variable is NNUNET_RESULTS and not os.access(value, os.W_OK):
+            yield Check(variable.name, Status.FAILED, f"{value} cannot be written to; change that or name another")
         else:
             yield Check(variable.name, Status.OK, value)
 
@@ -111,8 +118,25 @@ def _discovery() -> Check:
     return Check("trainer lookup", Status.FAILED, f"nnU-Net found {found}, not this package's; reinstall the package")
 
 
+def _settings() -> Check:
+    """Whether a training would take our variables as they are set."""
+    from nnunetv2_meddino.trainers.fine_tuning import choose_fine_tuning
+    from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
+    from nnunetv2_meddino.trainers.training_input import choose_loader
+
+    try:
+        choose_fine_tuning(MedDINOv3Trainer.fine_tuning, MedDINOv3Trainer.__name__)
+        choose_loader(MedDINOv3Trainer.loader, None)
+    except MedDINOError as error:
+        return Check("settings", Status.FAILED, str(error))
+    values = [f"{variable.name}={value}" for variable in TRAINING_SETTINGS if (value := variable.get()) is not None]
+    return Check("settings", Status.OK, ", ".join(values) or "those of the trainers")
+
+
 def _weights() -> Check:
     """Whether the weights that MedDINOv3Trainer would start from are there and readable."""
+    from huggingface_hub import constants
+
     from nnunetv2_meddino.trainers.meddinov3 import MedDINOv3Trainer
     from nnunetv2_meddino.weights.backbones import choose_backbone
     from nnunetv2_meddino.weights.hub import cached_path
@@ -124,6 +148,9 @@ def _weights() -> Check:
     if choice.weights is None:
         return Check("weights", Status.NOTE, f"{MEDDINO_WEIGHTS.name}=none: training starts from random weights")
     found = cached_path(choice.weights)
+    if found is None and constants.HF_HUB_OFFLINE:
+        advice = "is not on this machine, and HF_HUB_OFFLINE forbids to fetch it; unset it, or see docs/weights.md"
+        return Check("weights", Status.FAILED, f"{choice.weights} {advice}")
     if found is None:
         return Check(
             "weights",
@@ -140,6 +167,10 @@ def _device() -> Check:
     from nnunetv2_meddino.networks.precision import autocast_dtype
 
     if torch.cuda.is_available():
+        try:
+            torch.ones(16, 16, device="cuda").mm(torch.ones(16, 16, device="cuda")).cpu()
+        except RuntimeError as error:  # built for other GPUs, or another program holds this one
+            return Check("device", Status.FAILED, f"{torch.cuda.get_device_name()} does not compute: {error}")
         dtype = str(autocast_dtype("cuda")).removeprefix("torch.")
         return Check("device", Status.OK, f"{torch.cuda.get_device_name()}, computing in {dtype}")
     return Check(

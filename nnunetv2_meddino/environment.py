@@ -47,6 +47,9 @@ MEDDINO_FINETUNE = EnvironmentVariable(
     "what is trained of a pretrained ViT: 'full' everything, 'frozen' nothing, 'lora' low-rank adapters, 'layer_decay' "
     "everything, the first blocks least; unset: the trainer's own choice, which is 'full'",
 )
+TRAINING_SETTINGS = (MEDDINO_WEIGHTS, MEDDINO_BACKBONE, MEDDINO_FINETUNE, MEDDINO_LOADER, MEDDINO_AUGMENT)
+"""What decides how a trainer trains."""
+
 NNUNET_EXT_TRAINER = EnvironmentVariable(
     "nnUNet_extTrainer",
     "folders where nnU-Net looks for trainers that it does not ship",

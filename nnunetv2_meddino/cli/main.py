@@ -24,13 +24,7 @@ from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
 from nnunetv2_meddino.cli.reproduce import add_reproduce
 from nnunetv2_meddino.cli.weights import add_weights
 from nnunetv2_meddino.command_line import add_version, exit_code_of
-from nnunetv2_meddino.environment import (
-    MEDDINO_AUGMENT,
-    MEDDINO_BACKBONE,
-    MEDDINO_FINETUNE,
-    MEDDINO_LOADER,
-    MEDDINO_WEIGHTS,
-)
+from nnunetv2_meddino.environment import TRAINING_SETTINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all sub-commands; programs that write shell completions read it, too."""
-    shown = (MEDDINO_WEIGHTS, MEDDINO_BACKBONE, MEDDINO_FINETUNE, MEDDINO_LOADER, MEDDINO_AUGMENT)
-    variables = [f"{v.name:18}{v.meaning}" for v in shown]
+    variables = [f"{v.name:18}{v.meaning}" for v in TRAINING_SETTINGS]
     lines = [textwrap.fill(text, 79, initial_indent="  ", subsequent_indent=" " * 20) for text in variables]
     meddino = argparse.ArgumentParser(
         prog="meddino",

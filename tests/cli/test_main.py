@@ -9,12 +9,14 @@ import types
 from itertools import islice
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from nnunetv2_meddino import checks
 from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.cli.weights import WEIGHT_FORMATS
 from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
+from nnunetv2_meddino.weights import hub
 from nnunetv2_meddino.weights.convert import FORMATS
 from tests.comparison.jobs.test_steps import NAME, preprocess
 from tests.comparison.results import make_folders, set_environment, write_dataset, write_fold
@@ -106,6 +108,30 @@ def test_check_passes_here_and_says_what_to_do(tmp_path):
         assert line in out
     out = command({**env, "MEDDINO_WEIGHTS": "nonsense"}, "meddino", "env", "--check", fails=True)
     assert "FAILED weights" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, ""),
+        ({"nnUNet_raw": ""}, ""),
+        ({"nnUNet_results": ""}, "FAILED nnUNet_results       not set"),
+        ({"nnUNet_preprocessed": ""}, "FAILED nnUNet_preprocessed  not set"),
+        ({"MEDDINO_FINETUNE": "LoRA"}, "FAILED settings             MEDDINO_FINETUNE is 'LoRA'"),
+        ({"MEDDINO_AUGMENT": "device"}, "FAILED settings             MEDDINO_AUGMENT is device"),
+        ({"MEDDINO_WEIGHTS": ""}, "FAILED weights              meddinov3_vitb16_ct3m is not on this machine, and HF_H"),
+    ],
+)
+def test_check_fails_where_training_cannot_work(tmp_path, monkeypatch, capsys, changes, line):
+    set_environment(make_folders(tmp_path), monkeypatch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "cached_path", lambda spec: None)
+    for name, value in ({"MEDDINO_WEIGHTS": "none"} | changes).items():
+        monkeypatch.setenv(name, value)
+    assert main(["env", "--check"]) == (1 if line else 0)
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert printed.count("FAILED") == (1 if line else 0)
 
 
 def test_check_names_a_package_of_the_wrong_version(monkeypatch):

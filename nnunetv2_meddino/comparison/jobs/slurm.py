@@ -9,14 +9,10 @@ from pathlib import Path
 
 from nnunetv2_meddino.comparison.jobs.steps import Step
 from nnunetv2_meddino.environment import (
-    MEDDINO_AUGMENT,
-    MEDDINO_BACKBONE,
-    MEDDINO_FINETUNE,
-    MEDDINO_LOADER,
-    MEDDINO_WEIGHTS,
     NNUNET_N_PROC_DA,
     NNUNET_PATHS,
     NNUNET_WANDB,
+    TRAINING_SETTINGS,
     run_environment,
 )
 from nnunetv2_meddino.errors import CommandError
@@ -88,8 +84,7 @@ def _script(path: Path, options: Sequence[str], commands: str, *, log: str = "%x
 
 def _environment() -> Mapping[str, str]:
     """Return what a job needs that starts from a bare shell."""
-    ours = (MEDDINO_WEIGHTS, MEDDINO_BACKBONE, MEDDINO_FINETUNE, MEDDINO_LOADER, MEDDINO_AUGMENT)
-    kept = (*NNUNET_PATHS, *ours, NNUNET_N_PROC_DA)
+    kept = (*NNUNET_PATHS, *TRAINING_SETTINGS, NNUNET_N_PROC_DA)
     own = {v.name: v.get() for v in kept}
     values = {name: value for name, value in own.items() if value is not None} | run_environment()
     return values | {"PATH": job_path(), "PYTHONUNBUFFERED": "1"}
