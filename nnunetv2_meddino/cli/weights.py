@@ -13,6 +13,15 @@ from nnunetv2_meddino.cli.contamination import add_seen
 from nnunetv2_meddino.command_line import add_command
 from nnunetv2_meddino.console import say
 
+_LABEL = 12
+"""Columns of the labels of ``inspect``."""
+
+_LONGEST_VALUE = 200
+"""Characters of a header's value that are shown."""
+
+_SAID_ELSEWHERE = {"format", "architecture", "provenance"}
+"""Values of our own headers that ``inspect`` shows in other lines."""
+
 WEIGHT_FORMATS = ("meddino", "meta", "meddinov3", "timm", "transformers")
 
 
@@ -64,16 +73,25 @@ def _inspect(options: argparse.Namespace) -> int:
     from nnunetv2_meddino.weights.load import inspect_file
 
     summary = inspect_file(options.file)
-    say(f"{summary.path}  ({summary.size_bytes} bytes, sha256 {summary.sha256})")
-    say(f"format      {summary.format}")
-    say(f"backbone    {summary.backbone or 'no named one'}: {summary.architecture}")
-    say(f"tensors     {summary.tensor_count}, {summary.parameters} parameters")
+    say(f"{summary.path}  ({summary.size_bytes / 1e6:.1f} MB, sha256 {summary.sha256})")
+    _say_field("format", summary.format)
+    architecture = ", ".join(f"{name} {value}" for name, value in summary.architecture.to_dict().items())
+    _say_field("backbone", f"{summary.backbone or 'no named one'}: {architecture}")
+    _say_field("tensors", f"{summary.tensor_count}, {summary.parameters:,} parameters")
     for name, value in summary.metadata.items():
-        say(f"header      {name}: {value}")
+        shown = value if len(value) <= _LONGEST_VALUE else f"{len(value):,} characters"
+        if name not in _SAID_ELSEWHERE:
+            _say_field("header", f"{name}: {shown}")
     if summary.provenance is not None:
         _say_provenance(summary.provenance)
     _say_dropped(summary.dropped)
     return 0
+
+
+def _say_field(label: str, text: str) -> None:
+    """Write a line, or several where it would be too long, beside a label."""
+    indent = " " * _LABEL
+    say(textwrap.fill(text, 100, initial_indent=f"{label:{_LABEL}}", subsequent_indent=indent, break_long_words=False))
 
 
 def _say_provenance(provenance: Mapping[str, Any]) -> None:
@@ -83,11 +101,11 @@ def _say_provenance(provenance: Mapping[str, Any]) -> None:
         weights = next(group)  # the others of its name are copies
         what = ", ".join(f"{key} {weights[key]}" for key in ("epochs", "source", "licence") if weights.get(key))
         label = "name" if weights is provenance else "made from"
-        say(f"{label:12}{weights.get('name')}{f' ({what})' if what else ''}")
+        _say_field(label, f"{weights.get('name')}{f' ({what})' if what else ''}")
     listed = [f"{len(ids)} of {source}" for source, ids in listed_cases(provenance).items()]
-    say(f"seen cases  {', '.join(listed) or 'none listed'}")
+    _say_field("seen cases", ", ".join(listed) or "none listed")
     if unknown := unlisted(provenance):
-        say(f"            cases not listed of {', '.join(unknown)}")
+        _say_field("", f"cases not listed of {', '.join(unknown)}")
 
 
 def _say_dropped(dropped: Mapping[str, str]) -> None:
@@ -96,4 +114,4 @@ def _say_dropped(dropped: Mapping[str, str]) -> None:
         names.setdefault(reason, []).append(name)
     for reason, group in names.items():
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        say(f"not used    {group[0]}{more}: {reason}")
+        _say_field("not used", f"{group[0]}{more}: {reason}")

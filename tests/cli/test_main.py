@@ -16,13 +16,16 @@ from nnunetv2_meddino import checks
 from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.cli.weights import WEIGHT_FORMATS
 from nnunetv2_meddino.environment import NNUNET_WANDB, ext_trainer_folder
+from nnunetv2_meddino.networks.vit import BACKBONES
 from nnunetv2_meddino.weights import hub
 from nnunetv2_meddino.weights.convert import FORMATS
+from nnunetv2_meddino.weights.load import write_weights
 from tests.comparison.jobs.test_steps import NAME, preprocess
 from tests.comparison.results import make_folders, set_environment, write_dataset, write_fold
 from tests.forked import run_code
 from tests.nnunet import command, nnunet_environment
 from tests.trainers.test_trainers import tiny_weights
+from tests.weights.checkpoints import random_tensors
 
 
 def test_env_lines_work_in_a_shell_and_keep_other_folders(tmp_path):
@@ -157,6 +160,26 @@ def test_weights_commands(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("WeightsError: ")
     assert "absent.pth" in captured.err
+
+
+def test_inspection_fits_into_a_terminal_whatever_the_header_holds(tmp_path, capsys):
+    seen = {source: [f"case_{number:04d}" for number in range(2000)] for source in ("LiTS", "CT-ORG")}
+    origin = {"name": "earlier weights", "source": "a " * 200, "configuration": {"lr": [0.1] * 3000}}
+    provenance = {"name": "mine", "licence": "CC0-1.0", "derived_from": origin, "seen_cases": seen}
+    file = tmp_path / "w.safetensors"
+    write_weights(file, random_tensors(BACKBONES["tiny"]), BACKBONES["tiny"], provenance, "meddino")
+    assert main(["weights", "inspect", str(file)]) == 0
+    path, *lines = capsys.readouterr().out.splitlines()
+    assert path.startswith(f"{file}  (")
+    assert max(map(len, lines)) <= 100
+    assert len(lines) < 25
+    for words in (
+        "name        mine (licence CC0-1.0)",
+        "made from   earlier weights (source a a",
+        "2000 of CT-ORG, 2000 of",
+    ):
+        assert any(words in line for line in lines)
+    assert "embed_dim 96" in "".join(lines)
 
 
 def test_formats_offered_are_those_that_can_be_written():
