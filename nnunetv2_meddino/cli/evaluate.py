@@ -48,6 +48,11 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="tolerances of NSD in mm, the one to report first (default: 1 2); NAME=MM for one class; or a JSON file "
         "with {name: mm or [mm]}",
     )
+    command.add_argument(
+        "--only-predicted",
+        action="store_true",
+        help="leave out references without a prediction: for the validation folder of a fold, which holds some cases",
+    )
     add_processes(command)
 
 
@@ -60,7 +65,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     _check_out(options.out)
     labels = LabelSet.read(options.labels)
     tolerances = tolerances_by_class(parse_tolerances(options.nsd_tolerance, labels), list(labels.classes))
-    pairing = pair_files(options.reference, options.prediction)
+    pairing = pair_files(options.reference, options.prediction, only_predicted=options.only_predicted)
     with progress() as show:
         show("evaluating", 0, len(pairing.pairs))
         evaluation = evaluate_files(
@@ -80,6 +85,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if evaluation.failures:
         done = len(evaluation.results)
         say(f"{len(evaluation.failures)} of {done + len(evaluation.failures)} cases were not evaluated.", stderr=True)
+        if pairing.failures and not options.only_predicted:
+            say("--only-predicted leaves out references without a prediction.", stderr=True)
         return SOME_FAILED
     return 0
 

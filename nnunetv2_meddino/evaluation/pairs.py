@@ -42,7 +42,7 @@ class Pairing:
     failures: list[Failure] = field(default_factory=list)
     """References without exactly one prediction."""
     notes: list[str] = field(default_factory=list)
-    """Remarks on predictions without a reference."""
+    """Remarks on predictions without a reference, and on references that were left out."""
 
 
 def case_name(path: Path) -> str:
@@ -53,12 +53,14 @@ def case_name(path: Path) -> str:
     return path.stem
 
 
-def pair_files(reference: Path | str, prediction: Path | str) -> Pairing:
+def pair_files(reference: Path | str, prediction: Path | str, *, only_predicted: bool = False) -> Pairing:
     """Pair the files of two folders by their names without endings, or make one case of two files.
 
     Args:
         reference: File or folder; subfolders are not searched.
         prediction: File or folder, as the reference.
+        only_predicted: References of a folder that have no prediction are left out, with a note, and are no failures:
+            a fold's validation folder holds some of the cases of ``labelsTr``.
 
     Raises:
         DataError: A path does not exist, one is a file and the other a folder, or a folder holds no segmentation.
@@ -74,6 +76,9 @@ def pair_files(reference: Path | str, prediction: Path | str) -> Pairing:
         return Pairing([Pair(case_name(reference), reference, prediction)])
     references, predictions = _cases(reference), _cases(prediction)
     pairing = Pairing([])
+    if only_predicted and (absent := references.keys() - predictions.keys()):
+        pairing.notes.append(f"{len(absent)} of {len(references)} references have no prediction and are left out.")
+        references = {case: files for case, files in references.items() if case not in absent}
     for case in sorted(references):
         files = [*references[case], *predictions.get(case, [])]
         if case not in predictions:

@@ -105,6 +105,24 @@ def test_wrong_input_is_named_and_the_rest_is_evaluated(home, capsys, kind):
     assert "1 of 2 cases were not evaluated" in printed.err
 
 
+def test_a_folder_with_some_cases_is_evaluated_without_failures_on_request(home, capsys):
+    for name in ("other", "another"):
+        write(home / "ref" / f"{name}.nii.gz")
+    assert meddino_evaluate(*BASIC, "-np", 1) == 1
+    printed = capsys.readouterr()
+    assert (printed.err.count("FAILED"), printed.err.splitlines()[-1]) == (
+        2,
+        "--only-predicted leaves out references without a prediction.",
+    )
+    assert meddino_evaluate(*BASIC, "-np", 1, "--only-predicted") == 0
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert again.err == "note: 2 of 3 references have no prediction and are left out.\n"
+    (home / "pred" / "good.nii.gz").rename(home / "pred" / "unknown.nii.gz")
+    assert meddino_evaluate(*BASIC, "-np", 1, "--only-predicted") == 2
+    assert "No case was evaluated" in capsys.readouterr().err
+
+
 def test_the_table_names_definitions_and_tolerance_and_agrees_with_the_files(home, capsys):
     assert meddino_evaluate(*BASIC, "-o", "results/out.json", "-np", 2) == 0
     printed = capsys.readouterr()
