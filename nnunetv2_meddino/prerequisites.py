@@ -22,6 +22,7 @@ from nnunetv2_meddino.comparison.folders import (
     dataset_name,
     dataset_names,
     has_checkpoint,
+    is_trainer,
     known_trainers,
     listed,
     suggestion,
@@ -263,7 +264,7 @@ def _check_trainer(wanted: Wanted) -> None:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     name, known = wanted.method.trainer, known_trainers()
-    if name in known:
+    if is_trainer(name, known):
         return
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -13,7 +13,7 @@ import nnunetv2
 
 from nnunetv2_meddino.environment import NNUNET_EXT_TRAINER, NNUNET_PATHS, nnunet_folders
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.trainers import TRAINERS
+from nnunetv2_meddino.trainers import TRAINERS, split_length
 
 FOLD_ALL = "all"
 
@@ -137,6 +137,11 @@ def known_trainers() -> set[str]:
                 re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
             )
     return names
+
+
+def is_trainer(name: str, known: Iterable[str]) -> bool:
+    """Whether a trainer is known, itself or without the number of epochs that its name ends with."""
+    return not {name, split_length(name)[0]}.isdisjoint(known)
 
 
 def close_name(name: str, known: Iterable[str]) -> str | None:

@@ -13,6 +13,7 @@ from nnunetv2_meddino.comparison.folders import (
     Folders,
     Method,
     fold_folders,
+    is_trainer,
     known_trainers,
     listed,
     suggestion,
@@ -132,7 +133,7 @@ def _check_names(selection: Selection, methods: Sequence[Method]) -> None:
     """Refuse names that nothing found and nothing installed has; a name that merely has no results is no error."""
     trainers = {method.trainer for method in methods}
     for trainer in selection.trainers:
-        if trainer not in trainers and trainer not in (known := known_trainers()):
+        if trainer not in trainers and not is_trainer(trainer, known := known_trainers()):
             msg = f"Trainer {trainer} is unknown.{suggestion(trainer, known | trainers)}"
             raise ConfigurationError(f"{msg} With results there are: {listed(trainers)}.")
     configurations = {method.configuration for method in methods}

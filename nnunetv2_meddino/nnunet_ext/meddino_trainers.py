@@ -7,8 +7,9 @@ it after the lookup; were the trainers themselves here, each lookup would make n
 
 def __getattr__(name: str) -> type:
     """Return the trainer ``name``, importing the package only when one of its trainers is asked for."""
-    from nnunetv2_meddino.trainers import TRAINERS, find_trainer
+    from nnunetv2_meddino.trainers import UnknownTrainerError, find_trainer
 
-    if name not in TRAINERS:
-        raise AttributeError(name)
-    return find_trainer(name)
+    try:
+        return find_trainer(name)
+    except UnknownTrainerError:
+        raise AttributeError(name) from None

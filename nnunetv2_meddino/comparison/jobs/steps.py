@@ -10,7 +10,15 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_meddino.comparison.folders import Folders, Method, has_checkpoint, known_trainers, listed, suggestion
+from nnunetv2_meddino.comparison.folders import (
+    Folders,
+    Method,
+    has_checkpoint,
+    is_trainer,
+    known_trainers,
+    listed,
+    suggestion,
+)
 from nnunetv2_meddino.comparison.results import Selection
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.files import read_json
@@ -69,7 +77,7 @@ def plan_steps(selection: Selection, folders: Folders, *, device: str, processes
             raise ConfigurationError(f"Training needs {option}: without it nothing says what is to be trained.")
     known = known_trainers()
     for trainer in selection.trainers:
-        if trainer not in known:
+        if not is_trainer(trainer, known):
             msg = f"Trainer {trainer} is unknown.{suggestion(trainer, known)} nnUNet_extTrainer names the folders of "
             raise ConfigurationError(f"{msg}trainers that nnU-Net does not ship.")
     plans = selection.plans or STOCK_PLANS

@@ -54,6 +54,14 @@ def test_a_raw_data_set_is_planned_preprocessed_and_trained(folders):
     assert steps[1].needs == (steps[0].name,)
 
 
+def test_trainers_of_any_length_are_known(folders):
+    preprocess(folders, "2d")
+    trainers = ("nnUNetTrainer_3epochs", "SegFormerTrainer_2epochs")
+    assert commands(steps_of(folders, trainers=trainers)) == [TRAIN.replace("nnUNetTrainer", name) for name in trainers]
+    with pytest.raises(ConfigurationError, match="Trainer Segformer_2epochs is unknown"):
+        steps_of(folders, trainers=("Segformer_2epochs",))
+
+
 def test_what_is_there_is_not_done_again(folders):
     preprocess(folders, "2d")
     assert commands(steps_of(folders)) == [TRAIN]
