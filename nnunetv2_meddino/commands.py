@@ -21,6 +21,9 @@ Report = Callable[[float | None, str], None]
 Watch = Callable[[str], None]
 """Called with every line that a command writes."""
 
+VALIDATION = "Validation"
+"""Begins the lines in which a trainer says what its final validation does."""
+
 _POLL_S = 0.1
 # isolated and without site-packages: the command's environment is not its own; 5 s between SIGTERM and SIGKILL
 _SUPERVISE = (sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), "5")
@@ -120,8 +123,11 @@ class TrainingWatch:
         elif match := re.search(r": Pseudo dice \[(.*)\]", line):
             values = [float(value) for value in re.findall(r"(nan|-?[\d.]+(?:e-?\d+)?)(?=[),]|$)", match[1])]
             self.dice = f", pseudo Dice {np.nanmean(values):.2f}" if np.isfinite(values).any() else ""
-        elif match := re.search(r": predicting (\S+)", line):
+        elif match := re.search(r": predicting (\S+(?: \(\d+ of \d+\))?)", line):
             self.report(1.0, f"validating {match[1]}")
+            return
+        elif match := re.search(rf": {VALIDATION}: (.*?)\s*$", line):
+            self.report(1.0, f"validating: {match[1]}")
             return
         else:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from rich.table import Table
 
@@ -26,6 +28,20 @@ def test_bars_say_what_is_done_of_how_many_and_take_words_as_they_are(terminal, 
     printed = capsys.readouterr()
     assert all(words in printed.err for words in ("[bold]job", "3/5", "other", "[i]words"))
     assert printed.out == ""
+
+
+def test_in_80_columns_a_long_job_leaves_place_for_bar_words_and_time(terminal, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    job = "[2/3] Dataset701_Abdomen: train MedDINOv3Trainer_100epochs__nnUNetPlans__2d_896, fold 0"
+    detail = "epoch 1000/1000, loss -0.53, pseudo Dice 0.55"
+    with progress() as show:
+        show(job, 0.5, 1, detail)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert job in " ".join(line.strip() for line in lines)
+    (bar,) = {line.strip() for line in lines if detail in line}
+    assert re.fullmatch(rf"━+[╸╺]?━* {detail} 0:00:\d\d [-:\d]+", bar)
+    assert bar.count("━") >= 10
 
 
 def test_without_a_terminal_or_on_request_there_is_no_bar(capsys, monkeypatch):

@@ -13,6 +13,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
+from nnunetv2_meddino.commands import VALIDATION
 from nnunetv2_meddino.dataloading.loader import BatchLoader
 from nnunetv2_meddino.dataloading.resampled_cases import RESAMPLED_FROM, SliceResampling
 from nnunetv2_meddino.environment import MEDDINO_FINETUNE, require_unchanged
@@ -340,6 +341,7 @@ class BaseTrainer(nnUNetTrainer):
             super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             _, cases = self.do_split()
+            self.print_to_log_file(f"{VALIDATION}: surface metrics NSD, ASSD and HD95 (cases: {len(cases)})")
             file = evaluate_validation(
                 Path(self.output_folder) / "validation",
                 Path(self.preprocessed_dataset_folder_base) / "gt_segmentations",
@@ -354,6 +356,7 @@ class BaseTrainer(nnUNetTrainer):
                 self.print_to_log_file(remark, also_print_to_console=False)  # the console has it as a warning
             for key in content["foreground_mean"].keys() & set(LOGGED):
                 self.logger.log_summary(f"final_val/{key}", content["foreground_mean"][key])
+            self.print_to_log_file(f"{VALIDATION}: done; all scores are in {file}")
 
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, with the random state (stochastic depth), under a temporary name first."""

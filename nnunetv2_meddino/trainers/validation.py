@@ -10,6 +10,7 @@ import torch.distributed as dist
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
+from nnunetv2_meddino.commands import VALIDATION
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.inference.case_writer import CaseWriter, predict_into
 from nnunetv2_meddino.inference.model import Model
@@ -56,9 +57,11 @@ def validate(trainer: BaseTrainer, save_probabilities: bool) -> None:
         keys[trainer.local_rank :: ranks],
         folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
     )
+    own = len(dataset.identifiers)
+    trainer.print_to_log_file(f"{VALIDATION}: predicting slice by slice into {folder} (cases: {len(keys)})")
     with CaseWriter(model, folder, predictor.times) as writer:
         for number, key in enumerate(dataset.identifiers, start=1):
-            trainer.print_to_log_file(f"predicting {key}")
+            trainer.print_to_log_file(f"predicting {key} ({number} of {own})")
             data, _, _, properties = dataset.load_case(key)
             slices = StoredSlices(data, properties, trainer.device, _resampling(trainer, key, data.shape, properties))
             predict_into(writer, predictor, key, slices, save_probabilities)
@@ -89,6 +92,7 @@ def _resampling(
 
 def _score(trainer: BaseTrainer, folder: Path, cases: int) -> None:
     labels = trainer.label_manager
+    trainer.print_to_log_file(f"{VALIDATION}: Dice as nnU-Net computes it (cases: {cases})")
     metrics = compute_metrics_on_folder(
         str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
         str(folder),

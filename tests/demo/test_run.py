@@ -337,7 +337,10 @@ def test_training_output_is_told_as_epochs_loss_and_dice(tmp_path: Path) -> None
         2025-01-01 10:00:00.123456: Pseudo dice [np.float32(0.5), np.float32(nan), np.float32(1.0), 0.0] 
         2025-01-01 10:00:00.123456: Epoch time: 5.12 s 
         2025-01-01 10:00:00.123456: Epoch 3 
-        2025-01-01 10:00:00.123456: predicting case_7 """  # noqa: W291 (so nnU-Net writes it)
+        2025-01-01 10:00:00.123456: predicting case_7 
+        2025-01-01 10:00:00.123456: predicting case_8 (2 of 3) 
+        2025-01-01 10:00:00.123456: Validation: surface metrics of 3 cases 
+        2025-01-01 10:00:00.123456: Validation complete """  # noqa: W291 (so nnU-Net writes it)
     for line in lines.splitlines():
         watch(line.strip(" ") + " ")
     assert seen == [
@@ -346,6 +349,8 @@ def test_training_output_is_told_as_epochs_loss_and_dice(tmp_path: Path) -> None
         (0.0, "epoch 1/12, loss -0.43, pseudo Dice 0.50"),
         (0.25, "epoch 4/12, loss -0.43, pseudo Dice 0.50"),
         (1.0, "validating case_7"),
+        (1.0, "validating case_8 (2 of 3)"),
+        (1.0, "validating: surface metrics of 3 cases"),
     ]
 
 

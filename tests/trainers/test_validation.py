@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,13 @@ def test_gives_the_files_and_scores_of_nnunet(nnunet_home: Path) -> None:
     assert summaries[0] == summaries[1]
     log = Path(trainer.log_file).read_text()
     assert log.count(f"Mean Validation Dice:  {summaries[0]['foreground_mean']['Dice']}") == 2
+    told = [match[1] for match in re.finditer(r": ((?:Validation: |predicting ).*?) *$", log, re.MULTILINE)]
+    assert told[-4:] == [
+        "predicting disc_004 (5 of 5)",
+        "Validation: Dice as nnU-Net computes it (cases: 5)",
+        "Validation: surface metrics NSD, ASSD and HD95 (cases: 5)",
+        f"Validation: done; all scores are in {validation / 'surface_metrics.json'}",
+    ]
 
 
 def test_plans_that_resample_otherwise_are_validated_by_nnunet(
