@@ -114,7 +114,9 @@ def check_training(wanted: Wanted, fold: str, device: str, *, gpus: int = 1, onl
             right = wanted.command.without("--val")
             msg = f"Fold {fold} is not trained{' to its end' if begun else ''}: {folder} holds no checkpoint_final.pth."
             raise ConfigurationError(_with_next(msg, f"{right} --c" if begun else right))
-    _check_preprocessed(wanted, preprocessed / wanted.dataset, plans, fold)
+    folder = preprocessed / wanted.dataset
+    cases = _cases(folder, fold, ("val",) if only_validates else ("train", "val"))
+    _check_preprocessed(wanted, plans, cases, folder)
     check_device(wanted.command, device, gpus)
 
 
@@ -276,8 +278,8 @@ def _check_trainer(wanted: Wanted) -> None:
         raise ConfigurationError(_with_next(f"{msg} that nnU-Net does not ship.", right)) from error
 
 
-def _check_preprocessed(wanted: Wanted, folder: Path, plans: dict[str, Any], fold: str) -> None:
-    """Look for the stored cases that a fold names; what a loader resamples is looked for by the trainer."""
+def _check_preprocessed(wanted: Wanted, plans: dict[str, Any], cases: set[str], folder: Path) -> None:
+    """Look for stored cases in the dataset's folder; what a loader resamples is looked for by the trainer."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunetv2_meddino.dataloading.resampled_cases import RESAMPLED_FROM
@@ -288,19 +290,19 @@ def _check_preprocessed(wanted: Wanted, folder: Path, plans: dict[str, Any], fol
         return
     data = folder / configuration.data_identifier
     stored = {path.stem for path in data.glob("*.pkl")}  # written last of a case
-    missing = _cases(folder, fold) - stored
+    missing = cases - stored
     if stored and not missing:
         return
-    what = f"{len(missing)} cases of fold {fold} are not in" if stored else "nothing is in"
-    msg = f"{wanted.dataset} is not preprocessed for {name}: {what} {data}."
+    what = f"cases of the fold that are not in {data}: {len(missing)}" if stored else f"nothing is in {data}"
+    msg = f"{wanted.dataset} is not preprocessed for {name}: {what}."
     command = f"nnUNetv2_preprocess -d {wanted.number} -plans_name {wanted.method.plans} -c {name}"
     raise DataError(_with_next(msg, command))
 
 
-def _cases(folder: Path, fold: str) -> set[str]:
-    """Return the cases that the split of a fold names; none where nnU-Net is going to divide what is stored."""
+def _cases(folder: Path, fold: str, parts: Sequence[str]) -> set[str]:
+    """Return the cases that parts of the split of a fold name; none where nnU-Net is going to divide what is stored."""
     file = folder / "splits_final.json"
     if fold == "all" or not file.is_file():
         return set()
     splits = read_json_value(file, DataError, "Restore it, or remove it, and nnU-Net divides the cases anew.")
-    return {str(case) for part in splits[int(fold)].values() for case in part} if int(fold) < len(splits) else set()
+    return {str(case) for part in parts for case in splits[int(fold)][part]} if int(fold) < len(splits) else set()

@@ -85,7 +85,7 @@ PREPROCESS = "nnUNetv2_preprocess -d 701 -plans_name nnUNetPlans -c"
             [f"{PREPROCESS} 2d_96"],
         ),
         (TRAIN, remove_data, "is not preprocessed for 2d: nothing is in", [f"{PREPROCESS} 2d"]),
-        (TRAIN, remove_a_case, "1 cases of fold 0 are not in", [f"{PREPROCESS} 2d"]),
+        (TRAIN, remove_a_case, "for 2d: cases of the fold that are not in .* nnUNetPlans_2d: 1.", [f"{PREPROCESS} 2d"]),
         (
             TRAIN,
             remove_plans,
@@ -240,6 +240,12 @@ def test_a_trainer_that_no_source_file_shows_is_begun_where_nnunet_finds_it(
     (tmp_path / "ext" / "made_trainers.py").write_text(text)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "ext"))
     assert main(["train", "701", "2d", "0", "-tr", "Made", "-device", "cpu"]) == 0
+    assert len(begun) == 1
+
+
+def test_a_validation_needs_no_training_cases(folders: Folders, begun: list[list[str]]) -> None:
+    remove_a_case(folders)
+    assert main([*TRAIN.split()[1:], "--val"]) == 0
     assert len(begun) == 1
 
 
