@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+from configparser import ConfigParser
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import PROJECT
 from tests.forked import run_code
 from tests.nnunet import nnunet_environment
 
+README = PROJECT / "README.md"
 PACKAGES = ("nnunetv2_meddino", "pretraining")
 BUILDS = """
 import os, sys, tarfile
@@ -103,8 +108,32 @@ def test_all_files_of_the_packages_are_installed(installed):
     expected |= {f"nnunetv2_meddino/plans/{path.name}" for path in (PROJECT / "plans").glob("*.json")}
     assert held == expected
     assert {f"{package}/py.typed" for package in PACKAGES} < held
-    (metadata,) = {path.name for path in installed.iterdir()} - {*PACKAGES, "bin"}  # nothing else at the top level
-    assert metadata.endswith(".dist-info")
+    (metadata,) = {path for path in installed.iterdir() if path.name not in (*PACKAGES, "bin")}
+    assert metadata.suffix == ".dist-info"  # nothing else at the top level
+
+
+@pytest.mark.slow
+def test_metadata_links_to_the_project_and_its_readme_to_nothing_beside_it(installed):
+    (folder,) = installed.glob("*.dist-info")
+    metadata = PathDistribution(folder).metadata
+    labels = {entry.partition(", ")[0] for entry in metadata.get_all("Project-URL")}
+    assert labels == {"Documentation", "Source", "Issues", "Changelog"}
+    assert metadata["License-Expression"] == "Apache-2.0"
+    text = metadata.get_payload()
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert f"{metadata['Home-page']}/blob/main/docs/training.md#two-loaders" in targets
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert re.sub(r"\]\([^)]*\)", "", text).strip() == re.sub(r"\]\([^)]*\)", "", README.read_text()).strip()
+
+
+def test_citation_and_changes_are_of_this_version():
+    settings = ConfigParser()
+    settings.read(PROJECT / "setup.cfg")
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    assert citation["version"] == settings["metadata"]["version"]
+    assert citation["repository-code"] == settings["metadata"]["url"]
+    newest = re.search(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == citation["version"]
 
 
 @pytest.mark.slow
