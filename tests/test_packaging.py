@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nnunetv2_meddino.environment import run_environment
 from tests.conftest import PROJECT
 from tests.forked import run_code
 from tests.nnunet import nnunet_environment
@@ -134,6 +135,24 @@ def test_citation_and_changes_are_of_this_version():
     assert citation["repository-code"] == settings["metadata"]["url"]
     newest = re.search(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest[1] == citation["version"]
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "apptainer.def"])
+def test_container_recipes_set_what_nnunet_needs_to_find_the_trainers(recipe, monkeypatch):
+    for name in run_environment():
+        monkeypatch.delenv(name, raising=False)
+    text = (PROJECT / recipe).read_text()
+    python = re.search(r"^from:? python:(3\.\d+)-slim$", text, re.IGNORECASE | re.MULTILINE)[1]
+    for name, value in run_environment().items():
+        there = value.replace(str(PROJECT), f"/usr/local/lib/python{python}/site-packages")
+        assert f" {name}={there}" in text
+
+
+def test_both_containers_are_made_of_the_same_files():
+    allowed = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = set(re.findall(r"^    (\S+) /source/$", (PROJECT / "apptainer.def").read_text(), re.MULTILINE))
+    assert copied == allowed
+    assert {*PACKAGES, "plans", "setup.py", "setup.cfg"} < copied
 
 
 @pytest.mark.slow
