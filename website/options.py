@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 _DEFAULT = re.compile(r"\s*\(default: (.*)\)$", re.DOTALL)
@@ -12,7 +13,7 @@ _DEFAULT = re.compile(r"\s*\(default: (.*)\)$", re.DOTALL)
 
 def command_page(parser: argparse.ArgumentParser, title: str, introduction: str) -> str:
     """Return a page with all sub-commands of a command."""
-    parts = [f"# {title}", introduction, *_epilog(parser)]
+    parts = [f"# {title}", introduction]
     for command in subcommands(parser):
         parts += _command(command, level=2)
     return "\n\n".join(parts) + "\n"
@@ -54,7 +55,8 @@ def _command(parser: argparse.ArgumentParser, level: int) -> list[str]:
     parts = [f"{'#' * level} {name}", prose(_sentence(parser.description or ""))]
     inner = list(subcommands(parser))
     if not inner:
-        usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: ")).strip()
+        usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+        usage = textwrap.fill(usage, 88, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
         parts.append(f"```text\n{usage}\n```")
         parts += _options(parser)
     parts += _epilog(parser)

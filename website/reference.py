@@ -60,7 +60,8 @@ def pages() -> Iterator[tuple[str, str]]:
 
 _MEDDINO = (
     "For nnU-Net's users. Every sub-command prints its help with `--help`. Exit codes: 0 done, 2 an error, 130 after "
-    "Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; where 1 can occur, the command says what it means."
+    "Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; where 1 can occur, the command says what it means. What some of them "
+    "read from the environment: [variables](environment.md)."
 )
 _PRETRAIN = (
     "From volumes to a corpus, and from a corpus to weights. Every sub-command prints its help with `--help`; settings "
@@ -109,20 +110,19 @@ def _trainers() -> str:
 
 
 def _weights() -> str:
-    rows = [
-        (
-            code(entry.name),
-            prose(entry.description + (f" {entry.note}" if entry.note else "")),
-            f"[{entry.licence}]({entry.licence_url})",
-            f"[{entry.repository}]({entry.homepage}), {code(entry.filename)}",
-        )
-        for entry in CATALOG.values()
+    parts = [
+        "# Catalog of weights",
+        "For `MEDDINO_WEIGHTS` and `--weights`, which [take more than these](../weights.md#choosing-weights).",
     ]
-    head = ("name", "weights", "licence", "from")
-    introduction = (
-        "For `MEDDINO_WEIGHTS` and `--weights`, which [take more than these](../weights.md#choosing-weights)."
-    )
-    return f"# Catalog of weights\n\n{introduction}\n\n{table(head, rows)}\n"
+    for entry in CATALOG.values():
+        parts += [f"## {entry.name}", prose(f"{entry.description.rstrip('.')}. {entry.note}")]
+        file = f"{code(entry.filename)} of {code(entry.repository)}"
+        parts.append(
+            f"- Licence: [{entry.licence}]({entry.licence_url})\n- From: [{entry.homepage}]({entry.homepage}), {file}"
+        )
+        if entry.collections:
+            parts.append(f"Its pretraining read images of {', '.join(entry.collections)}.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _first_paragraph(thing: type) -> str:
@@ -135,6 +135,5 @@ def _members(part: str) -> list[str]:
     module = import_module(name)
     classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == name]
     members = chosen.split(",") if chosen else getattr(module, "__all__", classes)
-    for member in members:
-        getattr(module, member)  # an error here is better than a page without it
-    return [f"{name}.{member}" for member in members]
+    functions_first = sorted(members, key=lambda member: inspect.isclass(getattr(module, member)))
+    return [f"{name}.{member}" for member in functions_first]
