@@ -74,7 +74,8 @@ def _settings() -> str:
     parts = [
         "# Settings of the pretraining",
         "On the command line `--section.setting VALUE`, for one stage `--stage2.section.setting VALUE`; nested YAML "
-        "in a file that `--config` names. The values are those of the recipe `meddinov3`; `--recipe` takes "
+        "in a file that `--config` names. The values are those of the recipe `meddinov3`, of stages 1, 2 and 3 "
+        "where they differ; `--recipe` takes "
         f"{', '.join(f'`{name}`' for name in RECIPES)}, and `meddino-pretrain train STAGE --show` prints the values of "
         "any of them. How to use them: [pretraining](../pretraining.md#recipes-and-settings).",
     ]
@@ -91,7 +92,7 @@ def _settings() -> str:
 
 
 def _settings_table(rows: list[list[str]]) -> str:
-    return table(("setting", "meaning", "form", "value; where stages differ, of 1, 2 and 3"), rows) if rows else ""
+    return table(("setting", "meaning", "form", "value"), rows) if rows else ""
 
 
 def _environment() -> str:
