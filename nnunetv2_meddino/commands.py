@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,15 @@ VALIDATION = "Validation"
 _POLL_S = 0.1
 # isolated and without site-packages: the command's environment is not its own; 5 s between SIGTERM and SIGKILL
 _SUPERVISE = (sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), "5")
+# what a console script does, which does not look for modules in the working folder either
+_CALL_ENTRY_POINT = """
+import sys
+from importlib.metadata import entry_points
+del sys.argv[0]
+sys.path = [folder for folder in sys.path if folder]
+command, *_ = entry_points(group="console_scripts", name=sys.argv[0])
+sys.exit(command.load()())
+"""
 _SHOWN_LINES = 5
 # Warnings, parts of a traceback, and what nnU-Net adds when one of its workers has died of an error printed before.
 _NOISE = re.compile(r"\s|.*Warning: |Traceback|Exception in|During handling|The above exc|RuntimeError: One or more")
@@ -39,20 +49,22 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], log: Pat
     keeps the pipe open could block this call.
 
     Args:
-        command: A command that is installed beside this Python, or a path, and its arguments.
+        command: A command that is installed for this Python, or a path, and its arguments.
         environment: Its whole environment.
         log: File that its output is appended to.
         watch: Called with every line of the output.
 
     Raises:
         CommandError: The command failed; the message holds the last lines that say why, and the log.
+        ConfigurationError: There is no such command.
     """
+    check_installed(command[:1])
     with log.open("a", encoding="utf-8") as sink, log.open(encoding="utf-8", errors="replace") as source:
         sink.write(f"$ {' '.join(command)}\n")
         sink.flush()
         source.seek(0, os.SEEK_END)
         child = subprocess.Popen(
-            [*_SUPERVISE, str(_executable(command[0])), *command[1:]],
+            [*_SUPERVISE, *_program(command[0]), *command[1:]],
             env={**environment, "PYTHONUNBUFFERED": "1"},  # its lines are followed as they come
             stdin=subprocess.PIPE,
             stdout=sink,
@@ -79,18 +91,27 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], log: Pat
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Look for commands beside this Python.
+    """Look for commands of this Python.
 
     Raises:
-        ConfigurationError: One is not installed there.
+        ConfigurationError: One is not installed.
     """
-    if missing := sorted(name for name in set(names) if not _executable(name).is_file()):
-        msg = f"{', '.join(missing)} not found beside {sys.executable}. Install nnunetv2 for this Python."
+    if missing := sorted(name for name in set(names) if not _program(name)):
+        msg = f"{', '.join(missing)} not found for {sys.executable}. Install nnunetv2 for this Python."
         raise ConfigurationError(msg)
 
 
-def _executable(name: str) -> Path:
-    return Path(sys.executable).parent / name
+def _program(name: str) -> list[str]:
+    """Return how a command of this Python is run; nothing where it is not installed.
+
+    It is a script beside Python, or its entry point: ``pip install --user`` and ``--target`` put scripts elsewhere.
+    """
+    script = Path(sys.executable).parent / name
+    if script.is_file():
+        return [str(script)]
+    if entry_points(group="console_scripts", name=name):
+        return [sys.executable, "-c", _CALL_ENTRY_POINT, name]
+    return []
 
 
 class BarWatch:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from nnunetv2_meddino.errors import ConfigurationError
@@ -106,8 +107,19 @@ def require_unchanged(variable: EnvironmentVariable, what: str, begun: str) -> N
 
 
 def ext_trainer_folder() -> Path:
-    """Return the folder that ``nnUNet_extTrainer`` must name: it holds the trainer shim and nothing else."""
-    return Path(__file__).resolve().parent / "nnunet_ext"
+    """Return the folder that ``nnUNet_extTrainer`` must name: it holds the trainer shim and nothing else.
+
+    Raises:
+        ConfigurationError: The package is in an archive (``PYTHONPATH=a.whl``); nnU-Net passes over what is no folder.
+    """
+    folder = resources.files("nnunetv2_meddino") / "nnunet_ext"
+    if not isinstance(folder, Path):
+        msg = (
+            f"{folder} is in an archive, and nnU-Net looks for trainers in folders. Install the package instead of "
+            "importing it from there: pip install ARCHIVE, or pip install --target FOLDER ARCHIVE."
+        )
+        raise ConfigurationError(msg)
+    return folder.resolve()
 
 
 def ext_trainer_value() -> str:

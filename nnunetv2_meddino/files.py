@@ -11,9 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnunetv2_meddino.errors import MedDINOError, OutputError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 T = TypeVar("T")
 
@@ -76,11 +79,11 @@ def write_json(content: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
     write_text(json.dumps(content, indent=4), path)
 
 
-def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[str, Any]:
+def read_json(path: Path | Traversable, error_type: type[MedDINOError], advice: str) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Args:
-        path: The file.
+        path: The file, or one of a package.
         error_type: What to raise, whatever is wrong with it.
         advice: Sentences that end the message: what to do about this very file.
     """
@@ -90,7 +93,7 @@ def read_json(path: Path, error_type: type[MedDINOError], advice: str) -> dict[s
     return content
 
 
-def read_json_value(path: Path, error_type: type[MedDINOError], advice: str) -> Any:
+def read_json_value(path: Path | Traversable, error_type: type[MedDINOError], advice: str) -> Any:
     """Return what a JSON file holds, an object or not; arguments as for ``read_json``."""
     try:
         return json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_meddino.commands import run_command
-from nnunetv2_meddino.errors import CommandError
+from nnunetv2_meddino.commands import check_installed, run_command
+from nnunetv2_meddino.errors import CommandError, ConfigurationError
 from tests.processes import FAMILY, LIMIT_S, family, has_ended, until
 
 RUNS_A_COMMAND = f"""
@@ -94,6 +95,22 @@ def test_a_command_that_fails_tells_its_status_and_takes_its_workers_with_it(tmp
     with pytest.raises(CommandError, match=r"status 137:\n(.*\n)*  the cause\n"):
         run_command([sys.executable, "-c", failing], {}, tmp_path / "log", lambda line: None)
     until(lambda: all(map(has_ended, family(tmp_path))))
+
+
+def test_commands_are_found_where_pip_puts_scripts_elsewhere(tmp_path, monkeypatch):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(Path(sys.executable).resolve())
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("-packages"))}
+    monkeypatch.setattr(sys, "executable", str(python))
+    check_installed(["pygmentize", "nnUNetv2_train"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pygments.py").write_text("raise ImportError('a module of the user, in the folder of their work')\n")
+    printed: list[str] = []
+    run_command(["pygmentize", "-N", "scan.py"], environment, tmp_path / "log", printed.append)  # which language it is
+    assert printed == ["python"]
+    with pytest.raises(ConfigurationError, match="nnUNetv2_fly not found for"):
+        run_command(["nnUNetv2_fly"], environment, tmp_path / "log", printed.append)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_meddino.errors import DataError, PlanError
 from nnunetv2_meddino.files import read_json
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +29,12 @@ SEG_RESAMPLING_KEYS = {"resampling_fn_seg", "resampling_fn_seg_kwargs"}
 OVERLAY_KEYS = {"patch_size", "spacing", "batch_size", "normalization_schemes", *SEG_RESAMPLING_KEYS}
 
 
-def overlay_folder() -> Path:
-    """Return the folder ``plans``: inside the installed package, or beside the package in a checkout."""
-    package = Path(str(resources.files("nnunetv2_meddino")))
-    return package / "plans" if (package / "plans").is_dir() else package.parent / "plans"
+def overlays() -> dict[str, Traversable]:
+    """Return the files of ``plans`` by name: of the installed package, or of the folder beside it in a checkout."""
+    package = resources.files("nnunetv2_meddino")
+    inside = package / "plans"
+    folder = inside if inside.is_dir() else Path(str(package)).parent / "plans"
+    return {file.name.removesuffix(".json"): file for file in folder.iterdir() if file.name.endswith(".json")}
 
 
 @dataclass(frozen=True)
@@ -62,20 +67,20 @@ def load_overlay(name_or_path: str | Path) -> Overlay:
     Raises:
         PlanError: It does not exist, is not JSON, or does not follow the schema in plans/README.md.
     """
-    known = {file.stem: file for file in overlay_folder().glob("*.json")}
-    path = Path(name_or_path) if Path(name_or_path).is_file() else known.get(str(name_or_path))
-    if path is None:
+    given, known = Path(name_or_path), overlays()
+    file = given if given.is_file() else known.get(str(name_or_path))
+    if file is None:
         names = ", ".join(sorted(known))
         raise PlanError(f"Overlay {name_or_path} is neither a file nor one of: {names}. Correct its name.")
-    content = read_json(path, PlanError, "Correct the file; plans/README.md says what it holds.")
+    content = read_json(file, PlanError, "Correct the file; plans/README.md says what it holds.")
     try:
         dataset = BenchmarkDataset(**content["dataset"]) if "dataset" in content else None
-        overlay = Overlay(path.stem, dataset, content["configuration"])
+        overlay = Overlay(Path(file.name).stem, dataset, content["configuration"])
         fault = _overlay_fault(overlay)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
     if fault:
-        raise PlanError(f"Overlay {path} does not follow plans/README.md: {fault}. Correct the file.")
+        raise PlanError(f"Overlay {file} does not follow plans/README.md: {fault}. Correct the file.")
     return overlay
 
 

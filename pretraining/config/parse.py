@@ -6,22 +6,15 @@ of the fields say what a text means; tyro puts the values into the nested datacl
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
-import itertools
 import logging
-import math
 import re
-import textwrap
-import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
-from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 import yaml
@@ -35,6 +28,7 @@ from tyro.constructors import (
 )
 
 from nnunetv2_meddino.errors import ConfigurationError
+from pretraining.config.forms import PEAK, YamlOfTexts, as_yaml, docstrings, form_of, text_of, value_of
 from pretraining.config.recipes import recipe
 from pretraining.config.run import STAGES, RunConfig
 
@@ -42,13 +36,6 @@ Setting = tuple[str, str | None]
 """Dotted name and text; None where the text is missing."""
 
 COMMAND_LINE = "command line"
-NONE = "none"
-_NULLS = ("", "~", "null", "Null", "NULL")
-"""None as YAML writes it."""
-_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-_PEAK = "peak"
-"""Field of a schedule that is written as the schedule itself: ``--optim.lr 1e-4``."""
 
 RENAMED = {"optim.local_loss_weight": "losses.local_weight", "optim.gram_loss_weight": "losses.gram_weight"}
 """Old names of settings, which are read until the release after 0.1."""
@@ -115,7 +102,7 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)  # a SafeLoader
+            content = yaml.load(file, YamlOfTexts)  # a SafeLoader
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} cannot be read as YAML: {error}. Correct it.") from error
     return {} if content is None else content
@@ -133,21 +120,6 @@ def print_settings(config: RunConfig, recipe_name: str) -> None:
         _tyro(config, ["--help"], prog=f"meddino-pretrain train {config.stage}", description=description)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose scalars stay texts, since the types of the fields say what they mean; duplicate keys are refused."""
-
-    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 (merge keys alone)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value).replace("-", "_")
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def _flat(content: Any, where: str, prefix: str = "") -> Iterator[Setting]:
     """Yield the settings in nested mappings."""
     if not isinstance(content, dict):
@@ -157,7 +129,7 @@ def _flat(content: Any, where: str, prefix: str = "") -> Iterator[Setting]:
         if isinstance(value, dict):
             yield from _flat(value, where, f"{name}.")
         else:
-            yield name, value if isinstance(value, str) else _as_yaml(value)
+            yield name, value if isinstance(value, str) else as_yaml(value)
 
 
 def _typed(arguments: Sequence[str]) -> list[Setting]:
@@ -176,7 +148,7 @@ def _typed(arguments: Sequence[str]) -> list[Setting]:
             text = rest.pop(0)
         if text.startswith("{"):
             try:
-                settings += _flat(yaml.load(text, _Loader), COMMAND_LINE, f"{name}.")  # a SafeLoader
+                settings += _flat(yaml.load(text, YamlOfTexts), COMMAND_LINE, f"{name}.")  # a SafeLoader
             except yaml.YAMLError as error:
                 raise ConfigurationError(f"{COMMAND_LINE}: {name} is not YAML: {error}.") from error
         else:
@@ -207,10 +179,10 @@ def _changed(config: RunConfig, settings: Sequence[Setting], where: str) -> RunC
     """Return a configuration with other settings."""
     if not settings:
         return config
-    known = [name.removesuffix(f".{_PEAK}") for name, _ in _flat(to_dict(config), where)]
+    known = [name.removesuffix(f".{PEAK}") for name, _ in _flat(to_dict(config), where)]
     arguments = []
     for written, text in settings:
-        name = _current(written).removesuffix(f".{_PEAK}")
+        name = _current(written).removesuffix(f".{PEAK}")
         if name not in known:
             raise ConfigurationError(f"{where}: {_unknown(name, known)}")
         if text is None:
@@ -272,24 +244,12 @@ def _section(info: StructTypeInfo) -> StructConstructorSpec | None:
     if not is_dataclass(info.type):
         return None
     hints = get_type_hints(info.type)
-    hints |= {_PEAK: Annotated[hints[_PEAK], tyro.conf.arg(name="")]} if _PEAK in hints else {}
+    hints |= {PEAK: Annotated[hints[PEAK], tyro.conf.arg(name="")]} if PEAK in hints else {}
     settings = (
-        StructFieldSpec(name, hint, getattr(info.default, name), _docstrings(info.type).get(name))
+        StructFieldSpec(name, hint, getattr(info.default, name), docstrings(info.type).get(name))
         for name, hint in hints.items()
     )
     return StructConstructorSpec(info.type, tuple(settings))
-
-
-@cache
-def _docstrings(section: type) -> dict[str, str]:
-    """Return the docstrings under fields, with a line for each paragraph; tyro would break lines as the source does."""
-    docstrings = {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
-    for field, below in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            text = inspect.cleandoc(str(below.value.value)).replace("``", "`")
-            docstrings[ast.unparse(field.target)] = re.sub(r"\n(?![\n-]) *", " ", text)
-    return docstrings
 
 
 @_REGISTRY.primitive_rule
@@ -302,91 +262,14 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     def value(given: list[str]) -> Any:
         name, _, text = given[0].partition("=")
         try:
-            return _value(hint, text)
+            return value_of(hint, text)
         except (ValueError, KeyError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"{name} must be {_form(hint)}, not {text!r}.") from error
+            raise ConfigurationError(f"{name} must be {form_of(hint)}, not {text!r}.") from error
 
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=_form(hint),
+        metavar=form_of(hint),
         instance_from_str=value,
         is_instance=lambda _: True,
-        str_from_instance=lambda value: [_written(value)],
+        str_from_instance=lambda value: [text_of(value)],
     )
-
-
-def _value(hint: Any, given: Any) -> Any:
-    """Return a text, or what YAML makes of a list, as a value of a type.
-
-    Raises:
-        ValueError, KeyError, YAMLError: It is none.
-    """
-    inner = _without_none(hint)
-    if inner is not hint and given in (NONE, *_NULLS):
-        return None
-    if is_dataclass(inner):  # in a list
-        hints = get_type_hints(inner)
-        if not isinstance(given, dict) or given.keys() != hints.keys():
-            raise ValueError
-        return inner(**{name: _value(hints[name], text) for name, text in given.items()})  # type: ignore[operator]
-    if get_origin(inner) is tuple:
-        if isinstance(given, str):
-            given = yaml.load(given, _Loader) if given.startswith("[") else given.split(",")  # a SafeLoader
-        if not isinstance(given, list):
-            raise ValueError
-        elements = get_args(inner)
-        if elements[-1] is Ellipsis:
-            elements = elements[:1] * len(given)
-        return tuple(_value(element, one) for element, one in zip(elements, given, strict=True))
-    if not isinstance(given, str):
-        raise ValueError
-    if get_origin(inner) is Literal:
-        return get_args(inner)[get_args(inner).index(given)]  # ValueError where it is none of them
-    if inner is bool:
-        return _BOOLS[given.lower()]
-    if inner is float:
-        given = given.replace(".inf", "inf")  # as YAML writes it
-    if (inner is float and math.isnan(float(given))) or (inner is str and given in _NULLS):
-        raise ValueError
-    return inner(given)
-
-
-def _without_none(hint: Any) -> Any:
-    """Return X of ``X | None``, and other types as they are."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    (inner,) = (choice for choice in get_args(hint) if choice is not type(None))
-    return inner
-
-
-def _form(hint: Any) -> str:
-    """Return how values of a type are written."""
-    inner = _without_none(hint)
-    if inner is not hint:
-        return f"{_form(inner)}|{NONE}"
-    if get_origin(hint) is Literal:
-        return "|".join(get_args(hint))
-    if get_origin(hint) is tuple:
-        elements = get_args(hint)
-        if elements[-1] is Ellipsis:
-            return f"[{_form(elements[0])}, ...]"
-        return ",".join(map(_form, elements))
-    if is_dataclass(hint):
-        return f"{{{', '.join(f'{name}: {_form(one)}' for name, one in get_type_hints(hint).items())}}}"
-    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(hint, "PATH")
-
-
-def _written(value: Any) -> str:
-    """Return a value as the command line takes it."""
-    if isinstance(value, tuple) and value and not any(isinstance(one, tuple) or is_dataclass(one) for one in value):
-        return ",".join(map(_written, value))
-    if isinstance(value, tuple):
-        return _as_yaml([vars(one) if is_dataclass(one) else one for one in value])
-    if value is None or isinstance(value, bool):
-        return {None: NONE, True: "true", False: "false"}[value]
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def _as_yaml(value: Any) -> str:
-    # YAML ends a number that stands alone with a line of dots
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).removesuffix("...\n").strip()

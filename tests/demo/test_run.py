@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 
+import nnunetv2_meddino.commands
 from nnunetv2_meddino.commands import BarWatch, PredictionWatch, TrainingWatch
 from nnunetv2_meddino.demo import phantom, run
 from nnunetv2_meddino.demo.phantom import make_phantom_dataset
@@ -267,7 +268,8 @@ def test_a_work_folder_of_other_settings_is_refused(stage: Stage, real_data: Pat
     assert stage.called() == list(STEPS)
 
 
-def test_a_missing_command_is_named_before_anything_is_written(stage: Stage) -> None:
+def test_a_missing_command_is_named_before_anything_is_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nnunetv2_meddino.commands, "entry_points", lambda **_: ())  # nnU-Net is not installed
     (stage.folder / "bin" / "nnUNetv2_predict").unlink()
     with pytest.raises(ConfigurationError, match="nnUNetv2_predict not found"):
         stage.play()

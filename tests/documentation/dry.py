@@ -34,6 +34,8 @@ import nnunetv2_meddino.reproduction.run
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
 import pretraining.engine.stages
+from nnunetv2_meddino.demo.phantom import DATASET_NAME
+from nnunetv2_meddino.demo.run import TRAINER
 from nnunetv2_meddino.inference import Predictor
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.reproduction.study import Study
@@ -47,6 +49,8 @@ from pretraining.config import STAGES
 from pretraining.corpus.case_ids import corpus_record
 from pretraining.engine.teachers import teacher_path
 from tests.documentation.world import small_entry
+from tests.inference.models import write_model
+from tests.nnunet import write_dataset
 from tests.weights.checkpoints import random_tensors
 
 
@@ -149,7 +153,12 @@ def strict_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _demo(out: Path, *, data: Path | None) -> None:
+    """Leave what users go on with: a dataset and a trained model."""
     assert data is None or (data / "dataset.json").is_file(), f"{data} is no dataset"
+    if not out.exists():
+        write_dataset(out / "nnUNet_raw", DATASET_NAME)
+        (out / "nnUNet_preprocessed").mkdir()
+        write_model(out / "nnUNet_results" / DATASET_NAME / f"{TRAINER}__nnUNetPlans__2d")
 
 
 def _one_batch(loader: Callable, corpus: Path, *, batch_size: int, workers: int, **options: Any) -> Any:

@@ -7,6 +7,7 @@ import configparser
 import importlib
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -63,12 +64,15 @@ class Programs:
             "meddino-pretrain": lambda call: self._pretrain(call.words[1:], nodes=1, processes=1),
             "torchrun": self._torchrun,
             "sbatch": self._sbatch,
+            "docker": self._container,
+            "apptainer": self._container,
             "pip": self._pip,
             "python": self._python,
             "python3": self._python,
             "ruff": self._check,
             "mypy": self._check,
             "shtab": self._shtab,
+            "mkdocs": self._check,
             **dict.fromkeys(NNUNET, self._nnunet),
         }
 
@@ -151,12 +155,13 @@ class Programs:
         self.dry.used = True
         parser = Strict("pip")
         parser.add_argument("action", choices=("install",))
-        parser.add_argument("-e", dest="editable")
+        parser.add_argument("-e", dest="editable", action="append", default=[])
+        parser.add_argument("--user", action="store_true")
+        parser.add_argument("--target")
         parser.add_argument("requirements", nargs="*")
-        options = parser.parse_args(call.words[1:])
-        wanted = [*options.requirements, *([f"nnunetv2-meddino{options.editable[1:]}"] if options.editable else [])]
-        for requirement in wanted:
-            check_requirement(requirement)
+        options = parser.parse_intermixed_args(call.words[1:])
+        for requirement in (*options.requirements, *options.editable):
+            check_requirement(re.sub(r"^\.", "nnunetv2-meddino", requirement))
 
     def _python(self, call: Call) -> None:
         self.dry.used = True
@@ -168,6 +173,18 @@ class Programs:
             return
         msg = f"no test knows how to run python {shlex.join(words)}"
         raise DocumentationError(msg)
+
+    def _container(self, call: Call) -> None:
+        """The recipe must be there, and what is run in the container is tried here."""
+        self.dry.used = True
+        options = container_parser(call.words[0]).parse_args(call.words[1:])
+        if options.action == "build":
+            if not (PROJECT / (options.recipe if call.words[0] == "apptainer" else "Dockerfile")).is_file():
+                raise DocumentationError(f"there is no recipe for {shlex.join(call.words)}")
+            return
+        if options.command:
+            self.try_(Call(call.line, call.folder, tuple(options.command), call.environment))
+        self.dry.used = True
 
     def _check(self, call: Call) -> None:
         """``.ci/run`` runs these; here it matters that it does so in the same words."""
@@ -243,6 +260,27 @@ def sbatch_parser() -> Strict:
     for name in ("ntasks-per-node", "gpus-per-node", "chdir", "signal", "open-mode"):
         parser.add_argument(f"--{name}")
     parser.add_argument("script", nargs="?")
+    return parser
+
+
+def container_parser(program: str) -> Strict:
+    """Return the options of ``docker`` or ``apptainer`` that the pages use, as their manuals have them."""
+    parser = Strict(program, allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True)
+    build, run = actions.add_parser("build"), actions.add_parser("run")
+    if program == "docker":
+        build.add_argument("-t", required=True)
+        run.add_argument("--rm", action="store_true")
+        run.add_argument("-v")
+        run.add_argument("-e", dest="variables", action="append", default=[])
+        run.add_argument("--gpus")
+        run.add_argument("--ipc")
+    else:
+        build.add_argument("image")
+        run.add_argument("--nv", action="store_true")
+    build.add_argument("recipe")
+    run.add_argument("image")
+    run.add_argument("command", nargs=argparse.REMAINDER)
     return parser
 
 

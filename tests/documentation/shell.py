@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BASH = "/bin/bash"
-PROGRAMS = ("meddino", "meddino-pretrain", "torchrun", "sbatch", "pip", "python", "python3", "ruff", "mypy")
+PROGRAMS = (
+    *("meddino", "meddino-pretrain", "torchrun", "sbatch", "docker", "apptainer"),
+    *("pip", "python", "python3", "ruff", "mypy", "mkdocs"),
+)
 NNUNET_PROGRAMS = ("plan_and_preprocess", "preprocess", "train", "predict")
 
 _RECORD = r"""

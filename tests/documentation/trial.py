@@ -20,6 +20,7 @@ from tests.documentation.world import World, make_world, write_downloads
 
 README = "README.md"
 _PLANS_ITSELF = re.compile(r"(plan_and_preprocess|meddino plan) -d 900")
+_SETS = re.compile(r"(export )?(\w+=\S+ ?)+")
 _CONVERTS_ITSELF = re.compile(r"meddino dataset amos22")
 
 
@@ -126,8 +127,8 @@ class Trial:
 
 
 def _without_call(page: str, line: int, text: str) -> Outcome:
-    """Return what became of a line in which bash called nothing: it activates an environment, or is for Slurm."""
-    if text.startswith(". "):
+    """Return what became of a line in which bash called nothing: it changes the environment, or is for Slurm."""
+    if text.startswith(". ") or _SETS.fullmatch(text):
         return Outcome(page, line, text, "run")
     if not text.startswith("#SBATCH "):
         return Outcome(page, line, text, "", "bash calls nothing here")

@@ -32,7 +32,7 @@ from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.planning import planner
 from nnunetv2_meddino.planning.planner import _warn_unless_axial as warn_unless_axial
 from nnunetv2_meddino.planning.planner import largest_batch, plan_dataset
-from nnunetv2_meddino.planning.presets import load_overlay, overlay_folder
+from nnunetv2_meddino.planning.presets import load_overlay, overlays
 from tests.conftest import shared_path
 
 CT = "Dataset900_CTMini"
@@ -397,7 +397,7 @@ def test_an_interrupted_write_leaves_the_old_plans(ct: Path, monkeypatch: pytest
 
 
 def test_every_overlay_in_the_folder_is_tested() -> None:
-    assert tuple(sorted(path.stem for path in overlay_folder().glob("*.json"))) == (*BENCHMARKS, "mixed512")
+    assert tuple(sorted(overlays())) == (*BENCHMARKS, "mixed512")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -86,7 +86,7 @@ def test_a_fold_that_another_command_trains_is_left_to_it(tmp_path):
 
 
 def test_a_missing_command_is_told_before_anything_runs(tmp_path):
-    with pytest.raises(ConfigurationError, match="no_such_command not found beside"):
+    with pytest.raises(ConfigurationError, match="no_such_command not found for"):
         run([python("first", ""), Step("x", "x", ("no_such_command",))], tmp_path)
     assert not (tmp_path / "logs").exists()
 

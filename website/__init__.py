@@ -1,0 +1,1 @@
+"""The site: what mkdocs is told beyond mkdocs.yml."""
