@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
@@ -23,7 +24,7 @@ from pretraining.modality import Modality
 from pretraining.progress import Progress
 
 _TILES, _COLUMNS = 40, 8
-_BAR = "#56B4E9"
+_BAR, _BEYOND = "#56B4E9", "#E69F00"
 _SHADE = (0.34, 0.71, 0.91, 0.45)
 """Red, green, blue and opacity."""
 _TILE_INCH, _DPI = 1.9, 110
@@ -134,17 +135,14 @@ def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(14, 8), facecolor=BACKGROUND, dpi=_DPI)
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.9, wspace=0.24, hspace=0.5)
     panels = figure.subplots(2, 3).ravel()
-    spacing, body = inspection["spacing"], inspection["body"]
+    spacing, body, intensity = inspection["spacing"], inspection["body"], inspection["intensity"]
     _draw(panels[0], spacing["in_plane_mm"], "pixel spacing [mm]", "slices")
     _draw(panels[1], spacing["between_slices_mm"], "distance between slices [mm]", "slices")
     _draw(panels[2], spacing["scan_length_mm"], "scan length [mm]", "volumes")
-    sampled = inspection["intensity"]["slices_sampled"]
-    _draw_intensities(panels[3], inspection["intensity"]["hu"], f"intensity [HU], {sampled} slices")
+    _draw(panels[3], intensity["hu"], f"intensity [HU], {intensity['slices_sampled']} slices", "voxels")
+    panels[3].set_yscale("log")  # air outweighs everything
     _draw(panels[4], body["fraction"], "share of the slice that is body", "slices")
-    means = body["mean_fraction_by_relative_z"]
-    panels[5].bar((np.arange(len(means)) + 0.5) / len(means), means, width=0.9 / len(means), color=_BAR)
-    panels[5].set_xlabel("height in the scan (0 feet, 1 head)")
-    panels[5].set_ylabel("mean share of body")
+    _draw_heights(panels[5], body)
     for axes in panels:
         _style(axes)
     title = f"{inspection['volumes']} volumes, {inspection['slices']} slices"
@@ -153,27 +151,61 @@ def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
 
 
 def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None:
-    """Draw bars of equal width: the bins are not, and the last ones are very wide."""
-    counts, edges = histogram["counts"], histogram["edges"]
-    occupied = np.flatnonzero(counts)
-    first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, len(counts) - 1)
-    shown = range(first, last + 1)
-    axes.bar([i + 0.5 for i in shown], [counts[i] for i in shown], width=0.9, color=_BAR)
-    step = -(-len(shown) // 11)
-    ticks = list(range(first, last + 2, step))
-    axes.set_xticks(ticks, [f"{edges[i]:g}" for i in ticks])
+    """Draw the bins from the first to the last that hold something; what lies beyond them all stands apart, labelled.
+
+    The axis is linear. A bar beyond it is as wide as a bin, at least a twelfth of the axis, and says its limit and
+    its number.
+    """
+    counts, edges = np.asarray(histogram["counts"]), np.asarray(histogram["edges"], np.float64)
+    below, above = histogram["below"], histogram["above"]
+    held = np.flatnonzero(counts)
+    first = 0 if below or not len(held) else held[0]
+    last = len(counts) if above or not len(held) else held[-1] + 1
+    shown = edges[first : last + 1]
+    axes.bar(
+        shown[:-1], counts[first:last], np.diff(shown), align="edge", color=_BAR, edgecolor=BACKGROUND, linewidth=0.5
+    )
+    low, high = float(shown[0]), float(shown[-1])
+    axes.set_xticks(
+        [tick for tick in MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high) if low <= tick <= high]
+    )
+    wide = max(edges[1] - edges[0], (high - low) / 12)
+    if below:
+        low = _draw_beyond(axes, low - 1.2 * wide, wide, below, f"< {low:g}") - wide
+    if above:
+        high = _draw_beyond(axes, high + 1.2 * wide, wide, above, f"> {high:g}") + wide
+    axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     axes.set_xlabel(label)
     axes.set_ylabel(of)
 
 
-def _draw_intensities(axes: Axes, histogram: Mapping[str, Any], label: str) -> None:
-    """Draw shares on a logarithmic axis: air outweighs everything."""
-    edges = np.asarray(histogram["edges"], np.float64)
-    counts = np.asarray(histogram["counts"], np.float64)
-    axes.bar(edges[:-1], counts / max(counts.sum(), 1), width=np.diff(edges), align="edge", color=_BAR)
-    axes.set_yscale("log")
-    axes.set_xlabel(label)
-    axes.set_ylabel("share of voxels")
+def _draw_beyond(axes: Axes, centre: float, width: float, count: int, limit: str) -> float:
+    """Draw the bar of the values beyond the axis, another colour, its limit and number above; return ``centre``."""
+    axes.bar(centre, count, 0.8 * width, color=_BEYOND)
+    text = f"{limit}:\n{count}".replace("-", "\N{MINUS SIGN}")
+    axes.annotate(
+        text,
+        (centre, count),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color=_BEYOND,
+        fontsize=8,
+    )
+    return centre
+
+
+def _draw_heights(axes: Axes, body: Mapping[str, Any]) -> None:
+    """Draw the mean share of body along the scans, where there are slices."""
+    slices, means = np.asarray(body["slices_by_relative_z"]), np.asarray(body["mean_fraction_by_relative_z"])
+    edges = np.linspace(0, 1, len(means) + 1)[:-1]
+    held = slices > 0
+    axes.bar(edges[held], means[held], 1 / len(means), align="edge", color=_BAR, edgecolor=BACKGROUND, linewidth=0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("height in the scan (0 feet, 1 head)")
+    axes.set_ylabel("mean share of body")
 
 
 def _style(axes: Axes) -> None:
