@@ -37,10 +37,9 @@ def add_features(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--slice",
-        dest="index",
         type=int,
         metavar="Z",
-        help="axial slice, from 0 (default: the one with most body)",
+        help="axial slice, from 1 at the feet (default: the one with most body)",
     )
     command.add_argument(
         "--point",
@@ -63,6 +62,11 @@ def _features(options: argparse.Namespace) -> int:
     return 0
 
 
+def _index(options: argparse.Namespace) -> int | None:
+    """Return the slice as Python counts: on the command line, as in titles and messages, the first one is 1."""
+    return None if options.slice is None else options.slice - 1
+
+
 def _write_picture(options: argparse.Namespace) -> None:
     from nnunetv2_meddino.visualization.feature_panels import feature_picture
 
@@ -72,7 +76,7 @@ def _write_picture(options: argparse.Namespace) -> None:
             options.weights,
             options.out,
             size=options.size,
-            index=options.index,
+            index=_index(options),
             point=options.point and tuple(options.point),
             channel=options.channel,
             on_step=lambda step: show("features", 0, None, step),
@@ -90,7 +94,7 @@ def _write_array(options: argparse.Namespace) -> None:
         raise ConfigurationError(f"{len(options.weights)} weights are given; -o {options.out} holds features with one.")
     if options.point is not None:
         raise ConfigurationError(f"--point is for pictures; -o {options.out} holds the features of all patches.")
-    image = read_slice(options.image, options.index, options.channel)
+    image = read_slice(options.image, _index(options), options.channel)
     network_size(image, options.size)  # refuses it before weights are fetched
     with progress() as show:
         show("features", 0, None, f"reading {options.weights[0]}")

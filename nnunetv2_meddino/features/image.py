@@ -34,7 +34,7 @@ class ImageSlice:
     spacing_mm: tuple[float, float]
     """Pixel size (y, x); 1 for formats without a unit."""
     name: str
-    """File name and, of a volume, the slice."""
+    """File name and, of a volume, the slice, counted from 1."""
     in_hu: bool
     """The values are Hounsfield units."""
     eight_bit: bool
@@ -46,7 +46,8 @@ def read_slice(path: Path | str, index: int | None = None, channel: int | None =
 
     Args:
         path: The file.
-        index: Slice, counted from 0 from the patient's feet upwards. None: the one with the largest body area.
+        index: Of the slice, from 0 at the patient's feet; names and messages, which people read, count slices from 1.
+            None: the slice with the largest body area.
         channel: Which channel to take, from 0. None: all of a colour picture, the first of anything else.
 
     Raises:
@@ -99,8 +100,8 @@ def _slice(
     if index is None:
         index = richest_slice(_body(voxels[0], in_hu).astype(np.uint8))
     if not 0 <= index < depth:
-        raise DataError(f"{source} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}.")
-    name = Path(source).name if depth == 1 else f"{Path(source).name}, slice {index} of {depth}"
+        raise DataError(f"{source} has {depth} axial slices, 1 to {depth}; there is no slice {index + 1}.")
+    name = Path(source).name if depth == 1 else f"{Path(source).name}, slice {index + 1} of {depth}"
     return ImageSlice(voxels[:, index], spacing_mm, name, in_hu, eight_bit=volumes.dtype == np.uint8)
 
 

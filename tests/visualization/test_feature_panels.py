@@ -125,8 +125,8 @@ def test_command_writes_a_picture(tmp_path: Path, weights: Path, capsys: pytest.
         ({"out": "ct.nii.gz/o.png"}, ConfigurationError, r"ct\.nii\.gz/o\.png: its folder cannot be made"),
         ({"size": 100}, ConfigurationError, "--size 100 must be a multiple of 16"),
         ({"size": 48}, ConfigurationError, "at least 64"),
-        ({"index": 10}, DataError, r"ct\.nii\.gz has 10 axial slices, 0 to 9; there is no slice 10"),
-        ({"index": -1}, DataError, "there is no slice -1"),
+        ({"index": 10}, DataError, r"ct\.nii\.gz has 10 axial slices, 1 to 10; there is no slice 11"),
+        ({"index": -1}, DataError, "there is no slice 0"),
         ({"channel": 1}, DataError, "there is no channel 1"),
         ({"point": (48, 0)}, DataError, "--point 48 0 lies outside .* rows 0 to 47 and columns 0 to 63"),
         ({"point": (0, -1)}, DataError, "--point 0 -1 lies outside"),
@@ -148,7 +148,7 @@ def test_arguments_that_cannot_be_used_are_refused(
         (lambda path: None, "does not exist or is not a file"),
         (lambda path: path.mkdir(), "does not exist or is not a file"),
         (lambda path: path.write_text("no image"), "cannot be read as an image"),
-        (lambda path: write(path, np.full((3, 32, 32), 7, np.int16)), "slice 0 of 3 holds one value only"),
+        (lambda path: write(path, np.full((3, 32, 32), 7, np.int16)), "slice 1 of 3 holds one value only"),
     ],
 )
 def test_images_that_cannot_be_used_are_refused(
