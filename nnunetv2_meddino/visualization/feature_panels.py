@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError
@@ -27,12 +26,13 @@ from nnunetv2_meddino.features.dense import (
     read_encoder,
 )
 from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
+from nnunetv2_meddino.visualization.annotations import mark_patch
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, MARK, SIMILARITY
+from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, SIMILARITY
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 MAX_WEIGHTS = 2
-PANELS = ("image", "PCA as red, green, blue", "cosine similarity to the point")
+PANELS = ("image", "PCA as red, green, blue", "cosine similarity to the framed patch")
 _PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.75, 8.0
 _TOP_INCH, _HEADER_INCH, _DPI = 0.3, 0.98, 140
 
@@ -128,7 +128,9 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
     def axes(x: float, y: float, wide: float) -> Axes:
         return figure.add_axes((x / total_width, y / total_height, wide / total_width, height / total_height))
 
-    text(total_height - 0.22, f"{image.name}, point (y {point[0]}, x {point[1]})", FOREGROUND, 12)
+    patch = patch_of_point(image, point, size)
+    title = f"{image.name}   |   framed: the patch of pixel (y {point[0]}, x {point[1]})"
+    text(total_height - 0.22, title, FOREGROUND, 12)
     for number, row in enumerate(rows):
         bottom = total_height - _TOP_INCH - (number + 1) * (_HEADER_INCH + height)
         text(bottom + height + 0.64, row.title, FOREGROUND, 11)
@@ -141,7 +143,7 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
             row.similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=low, vmax=1
         )
         for panel, name in zip(panels, PANELS, strict=True):
-            _finish(panel, name, image, point, size_px)
+            _finish(panel, name, patch, size_px)
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))
         bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
     return write_png(figure, out)
@@ -167,16 +169,12 @@ def _show_image(axes: Axes, image: ImageSlice, size_px: tuple[int, int]) -> None
     axes.imshow(image.pixels[0], cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
 
 
-def _finish(axes: Axes, title: str, image: ImageSlice, point: tuple[int, int], size_px: tuple[int, int]) -> None:
-    """Mark the point and its patch, and cut off what lies beyond the image."""
+def _finish(axes: Axes, title: str, patch: tuple[int, int], size_px: tuple[int, int]) -> None:
+    """Cut off what lies beyond the image, and frame the patch (row, column)."""
     height, width = size_px
-    y, x = ((p + 0.5) * n_px / n for p, n, n_px in zip(point, image.pixels.shape[1:], size_px, strict=True))
-    corner = (x // PATCH_PX * PATCH_PX, y // PATCH_PX * PATCH_PX)
-    axes.add_patch(Rectangle(corner, PATCH_PX, PATCH_PX, fill=False, edgecolor=MARK, linewidth=1.4))
-    arm = max(size_px) / 40
-    for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        axes.plot([x + dx * arm, x + 2.2 * dx * arm], [y + dy * arm, y + 2.2 * dy * arm], color=MARK, linewidth=1.6)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.set_title(title, color=FOREGROUND, fontsize=10, pad=4)
+    top, left = (PATCH_PX * place for place in patch)
+    mark_patch(axes, (left, top, left + PATCH_PX, top + PATCH_PX))
+    axes.set_title(title, color=FOREGROUND, fontsize=10, pad=5)
     axes.set_axis_off()

@@ -18,8 +18,11 @@ among all; in normal vision alone it is 12.7. To any grey of an image it is 8, i
 SURELY_DISTINCT = 12
 """Of more colours than this, some are less than 10 apart to a colour-blind reader: structures need a second sign."""
 
-BACKGROUND, FOREGROUND, FAINT, MARK = "#101014", "#E8E8E8", "#A8A8B0", "#FF3B30"
-"""Of pictures on black: page, text, lesser text, and what marks a place."""
+BACKGROUND, FOREGROUND, FAINT = "#101014", "#E8E8E8", "#A8A8B0"
+"""Of pictures on black: page, text, lesser text."""
+
+MARK, MARK_EDGE = "#FF3B30", "#FFFFFF"
+"""Of what marks a place in an image, and of its edge."""
 
 SIMILARITY = "viridis"
 """Colours of similarities; named, for nnU-Net's plots of a training change matplotlib's usual ones (seaborn)."""

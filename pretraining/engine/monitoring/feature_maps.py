@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
 from nnunetv2_meddino.imaging.slices import centre_of
+from nnunetv2_meddino.visualization.annotations import mark_patch
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, MARK, SIMILARITY
+from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, SIMILARITY
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
 from pretraining.views import IntensityConfig
 
@@ -133,10 +133,10 @@ def _draw(
     panels[1].imshow(colours, extent=extent, interpolation="nearest")
     shown = panels[2].imshow(similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=0, vmax=1)
     row, column = point
-    for axes, title in zip(panels, (whole.name, "PCA", "similarity to the point"), strict=True):
-        box = Rectangle((column * side, row * side), side, side, fill=False, edgecolor=MARK, linewidth=1.2)
-        axes.add_patch(box)
-        axes.set_title(title, color=FOREGROUND, fontsize=8.5, pad=3)
+    for axes, title in zip(panels, (whole.name, "PCA", "similarity to the framed patch"), strict=True):
         axes.set_anchor("N")
+        axes.apply_aspect()
+        mark_patch(axes, (column * side, row * side, (column + 1) * side, (row + 1) * side))
+        axes.set_title(title, color=FOREGROUND, fontsize=8.5, pad=3)
         axes.set_axis_off()
     return shown
