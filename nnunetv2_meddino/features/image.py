@@ -39,6 +39,8 @@ class ImageSlice:
     """The values are Hounsfield units."""
     eight_bit: bool
     """The values are 0 to 255, as in photographs."""
+    in_mm: bool = True
+    """``spacing_mm`` is known."""
 
 
 def read_slice(path: Path | str, index: int | None = None, channel: int | None = None) -> ImageSlice:
@@ -60,7 +62,7 @@ def read_slice(path: Path | str, index: int | None = None, channel: int | None =
         raise DataError(f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}.")
     colour = channel is None and len(volumes) in (3, 4) and volumes.dtype == np.uint8 and image.vector
     taken = volumes[:3] if colour else volumes[channel or 0][np.newaxis]  # a fourth channel of a picture is its opacity
-    return _slice(taken, (y, x), index, None, path)
+    return _slice(taken, (y, x), index, None, path, in_mm=image.in_mm)
 
 
 def slice_of_array(
@@ -90,7 +92,13 @@ def slice_of_array(
 
 
 def _slice(
-    volumes: NDArray[Any], spacing_mm: tuple[float, float], index: int | None, in_hu: bool | None, source: Path | str
+    volumes: NDArray[Any],
+    spacing_mm: tuple[float, float],
+    index: int | None,
+    in_hu: bool | None,
+    source: Path | str,
+    *,
+    in_mm: bool = True,
 ) -> ImageSlice:
     """Take a slice of ``(C, z, y, x)``: the one asked for, or the one with most body."""
     voxels = volumes.astype(np.float32)
@@ -102,7 +110,7 @@ def _slice(
     if not 0 <= index < depth:
         raise DataError(f"{source} has {depth} axial slices, 1 to {depth}; there is no slice {index + 1}.")
     name = Path(source).name if depth == 1 else f"{Path(source).name}, slice {index + 1} of {depth}"
-    return ImageSlice(voxels[:, index], spacing_mm, name, in_hu, eight_bit=volumes.dtype == np.uint8)
+    return ImageSlice(voxels[:, index], spacing_mm, name, in_hu, volumes.dtype == np.uint8, in_mm)
 
 
 def body_centre(image: ImageSlice) -> tuple[int, int]:

@@ -1,13 +1,18 @@
-"""What is drawn on top of an image: the frame of a patch."""
+"""What is drawn on top of an image: the frame of a patch, a scale bar."""
 
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from nnunetv2_meddino.visualization.style import MARK, MARK_EDGE
 
 _FRAME_POINTS, _EDGE_POINTS = 1.4, 0.9
+_LENGTHS_MM = tuple(step * 10.0**power for power in range(-3, 4) for step in (1, 2, 5))
+_LARGEST_SHARE = 0.3
+_PLATE = {"facecolor": "black", "edgecolor": "none", "alpha": 0.55}
 
 
 def mark_patch(axes: Axes, box: tuple[float, float, float, float]) -> None:
@@ -31,3 +36,31 @@ def mark_patch(axes: Axes, box: tuple[float, float, float, float]) -> None:
         frame = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width, joinstyle="miter")
         frame.set(clip_on=False, zorder=5)
         axes.add_patch(frame)
+
+
+def scale_bar(axes: Axes, mm_per_unit: float, points: float) -> None:
+    """Draw a scale bar at the lower right: the longest of 1, 2, 5, 10 mm and so on within three tenths of the width.
+
+    Args:
+        axes: Axes with an image, whose limits are those they will have.
+        mm_per_unit: Millimetres of one unit of the data along x.
+        points: Font size of its label.
+    """
+    width = abs(axes.get_xlim()[1] - axes.get_xlim()[0])
+    longest = _LARGEST_SHARE * width * mm_per_unit
+    length_mm = max((length for length in _LENGTHS_MM if length <= longest), default=_LENGTHS_MM[0])
+    bar = AnchoredSizeBar(
+        axes.transData,
+        length_mm / mm_per_unit,
+        f"{length_mm:g} mm",
+        "lower right",
+        pad=0.3,
+        borderpad=0.4,
+        sep=2.5,
+        size_vertical=0.006 * width,
+        color="white",
+        label_top=True,
+        fontproperties=FontProperties(size=points),
+    )
+    bar.patch.set(**_PLATE)
+    axes.add_artist(bar)

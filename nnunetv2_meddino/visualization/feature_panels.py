@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.features.dense import (
     DEFAULT_SIZE_PX,
-    DISPLAY_PERCENTILES,
     PATCH_PX,
     Encoder,
     as_colours,
@@ -26,14 +25,14 @@ from nnunetv2_meddino.features.dense import (
     read_encoder,
 )
 from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
-from nnunetv2_meddino.visualization.annotations import mark_patch
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
+from nnunetv2_meddino.visualization.annotations import mark_patch, scale_bar
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, SHOWN_PERCENTILES, image_title, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, SIMILARITY
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 MAX_WEIGHTS = 2
-PANELS = ("image", "PCA as red, green, blue", "cosine similarity to the framed patch")
-_PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.75, 8.0
+PANELS = ("PCA: components 1, 2, 3 as red, green, blue", "cosine similarity to the framed patch")
+_PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.95, 8.0
 _TOP_INCH, _HEADER_INCH, _DPI = 0.3, 0.98, 140
 
 
@@ -136,15 +135,18 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
         text(bottom + height + 0.64, row.title, FOREGROUND, 11)
         text(bottom + height + 0.42, f"input: {row.treatment}", FAINT, 9)
         panels = [axes(_GAP_INCH + i * (width + _GAP_INCH), bottom, width) for i in range(3)]
-        _show_image(panels[0], image, size_px)
+        shown_as = _show_image(panels[0], image, size_px)
         extent = (0, row.similarity.shape[1] * PATCH_PX, row.similarity.shape[0] * PATCH_PX, 0)
         panels[1].imshow(row.colours, extent=extent, interpolation="nearest")
         shown = panels[2].imshow(
             row.similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=low, vmax=1
         )
-        for panel, name in zip(panels, PANELS, strict=True):
+        for panel, name in zip(panels, (shown_as, *PANELS), strict=True):
             _finish(panel, name, patch, size_px)
+        if image.in_mm:
+            scale_bar(panels[0], image.pixels.shape[2] * image.spacing_mm[1] / size_px[1], 9)
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))
+        bar.set_label("cosine similarity", color=FOREGROUND, fontsize=9)
         bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
     return write_png(figure, out)
 
@@ -159,14 +161,15 @@ def _encoders(specs: Sequence[str], on_step: Callable[[str], None]) -> list[Enco
     return [encoders[index] for index in range(len(specs))]
 
 
-def _show_image(axes: Axes, image: ImageSlice, size_px: tuple[int, int]) -> None:
-    """Show CT in the soft-tissue window, colour as it is, anything else between its 1st and 99th percentile."""
+def _show_image(axes: Axes, image: ImageSlice, size_px: tuple[int, int]) -> str:
+    """Show CT in the soft-tissue window, colour as it is, anything else between percentiles; return what was shown."""
     extent = (0, size_px[1], size_px[0], 0)
     if len(image.pixels) == 3:
         axes.imshow(np.moveaxis(image.pixels, 0, -1) / 255, extent=extent, interpolation="bilinear")
-        return
-    low, high = CT_WINDOW_HU if image.in_hu else np.percentile(image.pixels, DISPLAY_PERCENTILES)
+        return "image"
+    low, high = CT_WINDOW_HU if image.in_hu else np.percentile(image.pixels, SHOWN_PERCENTILES)
     axes.imshow(image.pixels[0], cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+    return image_title(CT_WINDOW_HU if image.in_hu else None)
 
 
 def _finish(axes: Axes, title: str, patch: tuple[int, int], size_px: tuple[int, int]) -> None:

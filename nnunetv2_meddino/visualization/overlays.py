@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from nnunetv2_meddino.files import replacing
+from nnunetv2_meddino.visualization.annotations import scale_bar
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, SURELY_DISTINCT, structure_colours
 
 CT_WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window of abdominal CT: level 40, width 400."""
+
+SHOWN_PERCENTILES = (1, 99)
+"""Black and white of images that are no CT."""
 
 _PANEL_HEIGHT_INCH, _DPI = 4.2, 130
 _LEGEND_POINTS, _LEGEND_ROW_INCH = 11, 0.23
@@ -37,6 +41,7 @@ def save_overlay(
     label_names: Mapping[int, str],
     window_hu: tuple[float, float] | None,
     title: str,
+    in_mm: bool = True,
 ) -> Path:
     """Write a picture with the panels image, reference (where there is one) and prediction, and a legend.
 
@@ -49,6 +54,7 @@ def save_overlay(
         label_names: Name of each label; a label without a name is shown by its number.
         window_hu: Grey window (lower, upper) for CT; None spans the 1st to the 99th percentile.
         title: One line above the panels.
+        in_mm: Whether the spacing is known (``Image.in_mm``): there is a scale bar then.
 
     Returns:
         ``path``.
@@ -58,10 +64,10 @@ def save_overlay(
         msg += "" if reference is None else f" and a reference {reference.shape}"
         raise ValueError(msg)
     maps = [("prediction", prediction)] if reference is None else [("reference", reference), ("prediction", prediction)]
-    panels: list[tuple[str, NDArray[Any] | None]] = [("image", None), *maps]
+    panels: list[tuple[str, NDArray[Any] | None]] = [(image_title(window_hu), None), *maps]
     shown = sorted({int(value) for _, labels in maps for value in np.unique(labels)} - {0})
     colours = structure_colours(shown)
-    limits = window_hu or tuple(np.percentile(image, (1, 99)))
+    limits = window_hu or tuple(np.percentile(image, SHOWN_PERCENTILES))
 
     aspect = spacing_mm[0] / spacing_mm[1]
     panel_width = _PANEL_HEIGHT_INCH * image.shape[1] / (image.shape[0] * aspect)
@@ -78,11 +84,21 @@ def save_overlay(
             draw_labels(axes, labels, colours)
         axes.set_title(name, color=FOREGROUND, fontsize=11)
         axes.set_axis_off()
+        if in_mm and labels is None:
+            scale_bar(axes, spacing_mm[1], 9)
     figure.suptitle(title, color=FOREGROUND, fontsize=12, y=0.975)
     if handles:
         style = {"frameon": False, "labelcolor": FOREGROUND, "handlelength": 1.1, "handleheight": 1.1}
         figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=_LEGEND_POINTS, **style)
     return write_png(figure, path)
+
+
+def image_title(window_hu: tuple[float, float] | None) -> str:
+    """Say what is black and what is white in an image: a grey window, or ``SHOWN_PERCENTILES``."""
+    if window_hu is None:
+        return f"image, percentile {SHOWN_PERCENTILES[0]} to {SHOWN_PERCENTILES[1]}"
+    low, high = (f"{hu:g}".replace("-", "\N{MINUS SIGN}") for hu in window_hu)
+    return f"image, {low} to {high} HU"
 
 
 def draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:

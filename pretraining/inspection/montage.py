@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.visualization.annotations import scale_bar
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
 from pretraining.corpus.case_ids import short_name
@@ -24,6 +25,7 @@ from pretraining.modality import Modality
 from pretraining.progress import Progress
 
 _TILES, _COLUMNS = 40, 8
+_PERCENTILES = (0.5, 99.5)
 _BAR, _BEYOND = "#56B4E9", "#E69F00"
 _SHADE = (0.34, 0.71, 0.91, 0.45)
 """Red, green, blue and opacity."""
@@ -49,6 +51,8 @@ class Tile:
     """Drawn on it: top, left, height, width in pixels, and colour."""
     shaded: NDArray[np.bool_] | None = None
     """``(H, W)`` bool, pixels under a shade; None for none."""
+    pixel_mm: float | None = None
+    """Width of a pixel, for a scale bar; None for none."""
 
 
 def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:
@@ -69,12 +73,13 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
     for number, (row, index) in enumerate(chosen):
         image = open_volume(corpus / volumes["path"][row])[index]
         ct = volumes["modality"][row] == Modality.CT
-        low, high = CT_WINDOW_HU if ct else np.percentile(image, (0.5, 99.5)).tolist()
+        low, high = CT_WINDOW_HU if ct else np.percentile(image, _PERCENTILES).tolist()
         aspect = volumes["spacing_y_mm"][row] / volumes["spacing_x_mm"][row]
         name = f"{volumes['source'][row]}\n{short_name(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"
-        tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name))
+        tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name, pixel_mm=volumes["spacing_x_mm"][row]))
         progress("drawing", number + 1, len(chosen))
-    title = f"{content['volumes']} volumes, {content['slices']} slices"
+    title = f"{content['volumes']} volumes, {content['slices']} slices   |   CT from {CT_WINDOW_HU[0]:g} to "
+    title += f"{CT_WINDOW_HU[1]:g} HU, other images from percentile {_PERCENTILES[0]:g} to {_PERCENTILES[1]:g}"
     return save_tiles(tiles, path, title=title)
 
 
@@ -127,6 +132,8 @@ def _draw_tile(axes: Axes, tile: Tile) -> None:
     for top, left, height, width, colour in tile.boxes:
         corner = (left - 0.5, top - 0.5)  # pixel centres are whole numbers
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2))
+    if tile.pixel_mm is not None:
+        scale_bar(axes, tile.pixel_mm, 5.5)
     axes.set_title(tile.title, color=tile.colour or FOREGROUND, fontsize=6.5, pad=2)
 
 

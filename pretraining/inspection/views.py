@@ -34,7 +34,7 @@ def save_views(corpus: Path, path: Path) -> Path:
     """
     title = (
         f"views of the training with default settings, seed {SEED}: crops of {DRAWN.global_size}, {DRAWN.local_size} "
-        f"and {DRAWN.gram_size} pixels; shaded patches are hidden from the student"
+        f"and {DRAWN.gram_size} pixels; shaded patches are hidden from the student; grey: values not clipped"
     )
     return save_tiles([tile for row in view_tiles(corpus, DRAWN) for tile in row], path, title=title)
 
@@ -98,7 +98,9 @@ def _rows_of(slices: Slices, config: ViewConfig, titles: list[str]) -> list[list
         whole = (float(scale.low[sample]), float(scale.high[sample]))
         image = slices.pixels[sample, :height, :width].numpy()
         crops = [_crop(views, config, sample, view, limits[sample]) for view in shown]
-        pictures.append([Tile(image, whole, y / x, title, boxes=boxes), *crops, *_gram(views, sample, limits[sample])])
+        pictures.append(
+            [Tile(image, whole, y / x, title, boxes=boxes, pixel_mm=x), *crops, *_gram(views, sample, limits[sample])]
+        )
     return pictures
 
 

@@ -16,6 +16,7 @@ from tests.features.images import write, write_ct
 def test_default_slice_has_the_largest_body_area_and_the_default_point_its_centre(tmp_path: Path) -> None:
     image = read_slice(write_ct(tmp_path / "ct.nii.gz"))
     assert image.name == "ct.nii.gz, slice 4 of 10"
+    assert image.in_mm
     assert (image.in_hu, image.pixels.shape) == (True, (1, 48, 64))
     assert image.spacing_mm == pytest.approx((0.8, 0.8))
     assert body_centre(image) in [(y, x) for y in (23, 24) for x in (39, 40)]
@@ -114,6 +115,7 @@ def test_channels_along_the_fourth_dimension(tmp_path: Path) -> None:
 def test_jpeg_is_read(tmp_path: Path) -> None:
     grey = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))
     image = read_slice(write(tmp_path / "p.jpg", grey))
+    assert not image.in_mm
     np.testing.assert_allclose(image.pixels[0], grey, atol=4)
 
 

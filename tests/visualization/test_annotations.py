@@ -1,4 +1,4 @@
-"""What is drawn on top of images: the frame of a patch, wherever it lies."""
+"""What is drawn on top of images: the frame of a patch, wherever it lies, and a scale bar."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-from nnunetv2_meddino.visualization.annotations import mark_patch
+from nnunetv2_meddino.visualization.annotations import mark_patch, scale_bar
 from nnunetv2_meddino.visualization.style import MARK
 
 SIDE, PIXELS = 64, 400
@@ -42,3 +43,21 @@ def test_a_patch_is_framed_on_all_sides_and_nothing_of_it_is_hidden(corner: tupl
     assert rows.max() == pytest.approx(y1 + 1, abs=1)
     assert columns.min() == pytest.approx(x0 - 2, abs=1)
     assert columns.max() == pytest.approx(x1 + 1, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("mm_per_unit", "label", "units"),
+    [(2.0, "20 mm", 10), (0.7, "10 mm", 10 / 0.7), (4.0, "50 mm", 12.5), (0.002, "0.02 mm", 10)],
+)
+def test_a_scale_bar_is_as_long_as_it_says(mm_per_unit: float, label: str, units: float) -> None:
+    figure = Figure(figsize=(4, 4), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(np.zeros((SIDE, SIDE)), cmap="gray", extent=(0, SIDE, SIDE, 0))
+    scale_bar(axes, mm_per_unit, 8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., 0]
+    longest = max(np.flatnonzero(row).size for row in picture[-30:] > 250)
+    assert longest * SIDE / picture.shape[1] == pytest.approx(units, rel=0.02)
+    (bar,) = (artist for artist in axes.artists if isinstance(artist, AnchoredSizeBar))
+    assert bar.txt_label.get_text() == label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image as pictures
+from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError, WeightsError
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
+from nnunetv2_meddino.visualization import feature_panels
 from nnunetv2_meddino.visualization.feature_panels import FeatureRow, draw_rows, feature_picture
 from nnunetv2_meddino.weights.catalog import CT
 from nnunetv2_meddino.weights.load import write_weights
@@ -81,6 +84,23 @@ def test_two_weights_make_two_rows_with_one_scale(tmp_path: Path, monkeypatch: p
     assert count(single, lowest).sum() > 10_000  # 0 on a scale from 0 to 1
     assert count(double, middle).sum() > 10_000  # 0 on a scale from -1 to 1
     assert count(double, lowest).sum() < 2_000
+
+
+@pytest.mark.parametrize("in_mm", [True, False])
+def test_a_slice_with_a_spacing_has_a_scale_bar_of_its_millimetres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_mm: bool
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(feature_panels, "write_png", lambda figure, path: figures.append(figure) or path)
+    image = replace(ct_slice(32, 64, (2.0, 2.0)), in_mm=in_mm)  # 128 mm wide, 128 px
+    draw_rows(image, [planted_row("a", np.zeros((4, 8)))], tmp_path / "o.png", size=128, point=(16, 60))
+    panels = figures[0].axes[:3]
+    bars = [[artist for artist in panel.artists if isinstance(artist, AnchoredSizeBar)] for panel in panels]
+    assert [len(own) for own in bars] == [in_mm, 0, 0]
+    if in_mm:
+        assert bars[0][0].txt_label.get_text() == "20 mm"
+        assert bars[0][0].size_bar.get_children()[0].get_width() == pytest.approx(20)
+    assert panels[0].get_title() == "image, \N{MINUS SIGN}160 to 240 HU"
 
 
 def test_title_says_weights_grid_and_explained_variance() -> None:

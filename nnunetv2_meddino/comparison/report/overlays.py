@@ -22,7 +22,16 @@ from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.imaging.grid import Grid, to_axial
 from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.imaging.segmentation import read_segmentation
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, draw_labels, legend_columns, legend_handles, write_png
+from nnunetv2_meddino.visualization.annotations import scale_bar
+from nnunetv2_meddino.visualization.overlays import (
+    CT_WINDOW_HU,
+    SHOWN_PERCENTILES,
+    draw_labels,
+    image_title,
+    legend_columns,
+    legend_handles,
+    write_png,
+)
 from nnunetv2_meddino.visualization.style import INK, structure_colours
 
 WORST_CASES = 3
@@ -99,10 +108,13 @@ def draw_case(
     wrong = sum(np.count_nonzero(volume != reference, axis=(1, 2)) for volume in labels.values())
     z = int(np.argmax(wrong)) if np.any(wrong) else int(np.argmax(np.count_nonzero(reference, axis=(1, 2))))
     channel = next(iter(dataset.dataset_json.get("channel_names", {"0": ""}).values()))
-    window = CT_WINDOW_HU if str(channel).casefold() == "ct" else tuple(np.percentile(image[z], (1, 99)))
-    panels: list[tuple[str, NDArray[Any] | None]] = [("image", None), *((n, v[z]) for n, v in labels.items())]
+    window = CT_WINDOW_HU if str(channel).casefold() == "ct" else None
+    panels: list[tuple[str, NDArray[Any] | None]] = [(image_title(window), None)]
+    panels += [(name, volume[z]) for name, volume in labels.items()]
     title = f"{worst.case}, slice {z + 1} of {len(image)}: {worst.reason}"
-    return write_png(_figure(image[z], panels, spacing_mm[1:], window, _label_names(dataset), title), path)
+    limits = window or tuple(np.percentile(image[z], SHOWN_PERCENTILES))
+    figure = _figure(image[z], panels, spacing_mm[1:], limits, _label_names(dataset), title, picture.in_mm)
+    return write_png(figure, path)
 
 
 def _prediction(row: MethodResults, case: str, ending: str) -> Path:
@@ -134,9 +146,10 @@ def _figure(
     image: NDArray[Any],
     panels: Sequence[tuple[str, NDArray[Any] | None]],
     spacing_mm: tuple[float, float],
-    window: tuple[float, ...],
+    limits: tuple[float, ...],
     label_names: Mapping[int, str],
     title: str,
+    in_mm: bool,
 ) -> Figure:
     aspect = spacing_mm[0] / spacing_mm[1]
     columns = min(len(panels), _COLUMNS)
@@ -153,9 +166,11 @@ def _figure(
     for axes in grid:
         axes.set_axis_off()
     for axes, (name, labels) in zip(grid, panels, strict=False):
-        axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear")
+        axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
             draw_labels(axes, labels, colours)
+        elif in_mm:
+            scale_bar(axes, spacing_mm[1], 7)
         axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color=INK)
     figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color=INK)
     if handles:

@@ -57,6 +57,7 @@ def save_pictures(
     figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=BACKGROUND, dpi=_DPI)
     shares = " + ".join(f"{100 * share:.0f}" for share in explained)
     title = f"step {step:,}   |   PCA explains {shares} % of the variance of the body's patches"
+    title += "   |   CT from {:g} to {:g} HU".format(*CT_WINDOW_HU) if intensity.rule == "ct" else ""
     figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=FOREGROUND, fontsize=13, va="center")
 
     def axes(x: float, y: float, width: float) -> Axes:
@@ -70,7 +71,9 @@ def save_pictures(
         point = centre_of(means[number] > BODY_ABOVE)
         shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
     bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
-    figure.colorbar(shown, cax=bar, extend="min").ax.tick_params(colors=FOREGROUND, labelsize=9)
+    colour_bar = figure.colorbar(shown, cax=bar, extend="min")
+    colour_bar.set_label("cosine similarity", color=FOREGROUND, fontsize=9)
+    colour_bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
     return write_png(figure, folder / f"step_{step:08d}.png")
 
 
@@ -133,7 +136,9 @@ def _draw(
     panels[1].imshow(colours, extent=extent, interpolation="nearest")
     shown = panels[2].imshow(similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=0, vmax=1)
     row, column = point
-    for axes, title in zip(panels, (whole.name, "PCA", "similarity to the framed patch"), strict=True):
+    for axes, title in zip(
+        panels, (whole.name, "PCA as red, green, blue", "similarity to the framed patch"), strict=True
+    ):
         axes.set_anchor("N")
         axes.apply_aspect()
         mark_patch(axes, (column * side, row * side, (column + 1) * side, (row + 1) * side))
