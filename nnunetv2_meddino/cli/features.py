@@ -29,7 +29,7 @@ def add_features(commands: argparse._SubParsersAction) -> None:
     add_out(
         command,
         "OUT",
-        "PNG file: a picture, one row per weights; .npy file, of one: the features themselves, float32 (h, w, D)",
+        ".png, .svg or .pdf: a picture, one row per weights; .npy, of one: the features themselves, float32 (h, w, D)",
         required=True,
     )
     command.add_argument(
@@ -52,12 +52,14 @@ def add_features(commands: argparse._SubParsersAction) -> None:
 
 
 def _features(options: argparse.Namespace) -> int:
-    kinds = {".png": _write_picture, ".npy": _write_array}
-    write = kinds.get(options.out.suffix.lower())
-    if write is None or options.out.is_dir():
-        raise ConfigurationError(f"-o {options.out} must name a PNG file, or a .npy file for the features themselves.")
+    from nnunetv2_meddino.visualization.figure_files import FIGURE_ENDINGS
+
+    ending = options.out.suffix.lower()
+    if ending not in (*FIGURE_ENDINGS, ".npy") or options.out.is_dir():
+        kinds = f"a picture ({', '.join(FIGURE_ENDINGS)}), or a .npy file for the features themselves"
+        raise ConfigurationError(f"-o {options.out} must name {kinds}.")
     check_writable(options.out)
-    write(options)
+    (_write_array if ending == ".npy" else _write_picture)(options)
     say(str(options.out))
     return 0
 

@@ -26,7 +26,8 @@ from nnunetv2_meddino.features.dense import (
 )
 from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
 from nnunetv2_meddino.visualization.annotations import mark_patch, scale_bar
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, SHOWN_PERCENTILES, image_title, write_png
+from nnunetv2_meddino.visualization.figure_files import check_figure_name, write_figure
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, SHOWN_PERCENTILES, image_title
 from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, SIMILARITY
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
@@ -75,7 +76,7 @@ def feature_picture(
     Args:
         path: Picture or volume (``read_slice``).
         specs: One or two weights (``read_encoder``).
-        out: The PNG to write; it appears only once it is complete.
+        out: The PNG, SVG or PDF to write; it appears only once it is complete.
         size: Longer side of the network's input in pixels, a multiple of 16.
         index: Axial slice, from 0; None: the one with the largest body area.
         point: Pixel (y, x) of the slice to whose patch all others are compared; None: the centre of the body.
@@ -92,8 +93,7 @@ def feature_picture(
     """
     if not 1 <= len(specs) <= MAX_WEIGHTS:
         raise ConfigurationError(f"{len(specs)} weights are given; a picture compares one or two.")
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigurationError(f"-o {out} must name a PNG file.")
+    check_figure_name(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,7 +148,7 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))
         bar.set_label("cosine similarity", color=FOREGROUND, fontsize=9)
         bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
-    return write_png(figure, out)
+    return write_figure(figure, out)
 
 
 def _encoders(specs: Sequence[str], on_step: Callable[[str], None]) -> list[Encoder]:

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from nnunetv2_meddino.files import replacing
 from nnunetv2_meddino.visualization.annotations import scale_bar
+from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, SURELY_DISTINCT, structure_colours
 
 CT_WINDOW_HU = (-160.0, 240.0)
@@ -49,7 +48,7 @@ def save_overlay(
         image: One slice ``(H, W)``.
         reference: Its reference labels ``(H, W)``, or None.
         prediction: Its predicted labels ``(H, W)``; 0 is background.
-        path: The PNG to write; it appears only once it is complete.
+        path: The PNG, SVG or PDF to write (``write_figure``); it appears only once it is complete.
         spacing_mm: Pixel spacing ``(y, x)``: the picture keeps the patient's proportions.
         label_names: Name of each label; a label without a name is shown by its number.
         window_hu: Grey window (lower, upper) for CT; None spans the 1st to the 99th percentile.
@@ -58,6 +57,10 @@ def save_overlay(
 
     Returns:
         ``path``.
+
+    Raises:
+        ConfigurationError: The ending of the path is another.
+        ValueError: Labels do not lie on the grid of the image.
     """
     if any(labels is not None and labels.shape != image.shape for labels in (reference, prediction)):
         msg = f"an overlay needs labels on the grid of the image {image.shape}; got a prediction {prediction.shape}"
@@ -90,7 +93,7 @@ def save_overlay(
     if handles:
         style = {"frameon": False, "labelcolor": FOREGROUND, "handlelength": 1.1, "handleheight": 1.1}
         figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=_LEGEND_POINTS, **style)
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def image_title(window_hu: tuple[float, float] | None) -> str:
@@ -139,10 +142,3 @@ def _deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), mask.shape)
     return int(y), int(x)
-
-
-def write_png(figure: Figure, path: Path) -> Path:
-    """Write a figure under a temporary name and rename it; return its path."""
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
-    return path

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.annotations import scale_bar
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
+from nnunetv2_meddino.visualization.figure_files import write_figure
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
 from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.format import read_corpus, read_volumes
@@ -119,7 +120,7 @@ def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
         if number < len(tiles):
             _draw_tile(axes, tiles[number])
     figure.suptitle(title, color=FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def _draw_tile(axes: Axes, tile: Tile) -> None:
@@ -154,7 +155,7 @@ def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
         _style(axes)
     title = f"{inspection['volumes']} volumes, {inspection['slices']} slices"
     figure.suptitle(title, color=FOREGROUND, fontsize=12)
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None:

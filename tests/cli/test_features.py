@@ -68,8 +68,8 @@ def test_array_is_written_whole_or_not_at_all(
         ("o.npy", ["--weights", "none", "--size", "100"], "--size 100 must be a multiple of 16"),
         ("o.npy", ["--weights", "none", "--slice", "11"], "1 to 10; there is no slice 11"),
         ("o.npy", ["--weights", "none", "--slice", "0"], "there is no slice 0"),
-        ("o.npz", ["--weights", "none"], "-o {out} must name a PNG file, or a .npy file"),
-        ("", ["--weights", "none"], "-o {out} must name a PNG file, or a .npy file"),
+        ("o.npz", ["--weights", "none"], "-o {out} must name a picture (.png, .svg, .pdf), or a .npy file"),
+        ("", ["--weights", "none"], "-o {out} must name a picture (.png, .svg, .pdf), or a .npy file"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

@@ -91,7 +91,7 @@ def test_a_slice_with_a_spacing_has_a_scale_bar_of_its_millimetres(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_mm: bool
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(feature_panels, "write_png", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(feature_panels, "write_figure", lambda figure, path: figures.append(figure) or path)
     image = replace(ct_slice(32, 64, (2.0, 2.0)), in_mm=in_mm)  # 128 mm wide, 128 px
     draw_rows(image, [planted_row("a", np.zeros((4, 8)))], tmp_path / "o.png", size=128, point=(16, 60))
     panels = figures[0].axes[:3]
@@ -131,6 +131,9 @@ def test_command_writes_a_picture(tmp_path: Path, weights: Path, capsys: pytest.
     assert main(["features", str(ct), "--weights", str(weights), "none", "-o", str(out), *options]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert pictures.imread(out).ndim == 3
+    vectors = out.with_suffix(".svg")
+    assert main(["features", str(ct), "--weights", "none", "-o", str(vectors), "--size", "64"]) == 0
+    assert "<svg" in vectors.read_text()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -141,7 +144,7 @@ def test_command_writes_a_picture(tmp_path: Path, weights: Path, capsys: pytest.
     [
         ({"specs": ["none"] * 3}, ConfigurationError, "3 weights are given; a picture compares one or two"),
         ({"specs": ["absent.pth"]}, WeightsError, "absent.pth"),
-        ({"out": "o.jpg"}, ConfigurationError, r"o\.jpg must name a PNG file"),
+        ({"out": "o.jpg"}, ConfigurationError, r"o\.jpg must name a file that ends with \.png, \.svg, \.pdf"),
         ({"out": "ct.nii.gz/o.png"}, ConfigurationError, r"ct\.nii\.gz/o\.png: its folder cannot be made"),
         ({"size": 100}, ConfigurationError, "--size 100 must be a multiple of 16"),
         ({"size": 48}, ConfigurationError, "at least 64"),

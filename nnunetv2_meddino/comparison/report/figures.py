@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.evaluation.results import Metric
-from nnunetv2_meddino.visualization.overlays import write_png
+from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.style import COLOURS, INK, JOIN, LINE, SOFT
 
 _WIDTH_INCH, _ROW_INCH, _DPI = 4.9, 0.62, 200
@@ -80,7 +80,7 @@ def draw_metric(
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def _draw_lines(axes: Axes, rows: Sequence[tuple[Sequence[str], NDArray[np.float64]]]) -> None:

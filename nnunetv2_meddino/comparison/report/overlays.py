@@ -23,6 +23,7 @@ from nnunetv2_meddino.imaging.grid import Grid, to_axial
 from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.imaging.segmentation import read_segmentation
 from nnunetv2_meddino.visualization.annotations import scale_bar
+from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.overlays import (
     CT_WINDOW_HU,
     SHOWN_PERCENTILES,
@@ -30,7 +31,6 @@ from nnunetv2_meddino.visualization.overlays import (
     image_title,
     legend_columns,
     legend_handles,
-    write_png,
 )
 from nnunetv2_meddino.visualization.style import INK, structure_colours
 
@@ -114,7 +114,7 @@ def draw_case(
     title = f"{worst.case}, slice {z + 1} of {len(image)}: {worst.reason}"
     limits = window or tuple(np.percentile(image[z], SHOWN_PERCENTILES))
     figure = _figure(image[z], panels, spacing_mm[1:], limits, _label_names(dataset), title, picture.in_mm)
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def _prediction(row: MethodResults, case: str, ending: str) -> Path:

@@ -16,7 +16,8 @@ from torch import Tensor
 from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
 from nnunetv2_meddino.imaging.slices import centre_of
 from nnunetv2_meddino.visualization.annotations import mark_patch
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
+from nnunetv2_meddino.visualization.figure_files import write_figure
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
 from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, SIMILARITY
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
 from pretraining.views import IntensityConfig
@@ -74,7 +75,7 @@ def save_pictures(
     colour_bar = figure.colorbar(shown, cax=bar, extend="min")
     colour_bar.set_label("cosine similarity", color=FOREGROUND, fontsize=9)
     colour_bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
-    return write_png(figure, folder / f"step_{step:08d}.png")
+    return write_figure(figure, folder / f"step_{step:08d}.png")
 
 
 def pooled_colours(

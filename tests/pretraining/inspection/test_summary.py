@@ -80,7 +80,7 @@ def test_values_beyond_the_edges_are_counted_apart():
 
 def test_all_bins_of_a_histogram_have_one_width_and_its_axis_is_linear(corpus, tmp_path, monkeypatch):
     figures: list[Figure] = []
-    monkeypatch.setattr(montage, "write_png", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(montage, "write_figure", lambda figure, path: figures.append(figure) or path)
     inspection = inspect_corpus(corpus)
     inspection["spacing"]["in_plane_mm"] |= {"above": 5}
     save_histograms(inspection, tmp_path / "histograms.png")

@@ -99,7 +99,7 @@ def test_views_are_those_of_the_training(corpus, rows):
 
 def test_boxes_and_shades_are_drawn_where_the_tile_says(tmp_path, monkeypatch):
     figures: list[Figure] = []
-    monkeypatch.setattr(montage, "write_png", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(montage, "write_figure", lambda figure, path: figures.append(figure) or path)
     shaded = np.zeros((40, 60), bool)
     shaded[10:20, 30:50] = True
     tile = montage.Tile(np.zeros((40, 60)), (0, 1), 1.0, "a", boxes=((10, 30, 5, 20, "#E69F00"),), shaded=shaded)
