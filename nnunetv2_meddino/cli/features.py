@@ -6,7 +6,7 @@ import argparse
 import io
 from pathlib import Path
 
-from nnunetv2_meddino.command_line import add_command, add_out
+from nnunetv2_meddino.command_line import add_command, add_out, add_theme
 from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.files import check_writable, replacing
@@ -48,6 +48,7 @@ def add_features(commands: argparse._SubParsersAction) -> None:
         metavar=("Y", "X"),
         help="pixel that others are compared with (default: the body's centre)",
     )
+    add_theme(command)
     command.add_argument("--channel", type=int, metavar="C", help="channel, from 0 (default: all of a colour picture)")
 
 
@@ -71,6 +72,7 @@ def _index(options: argparse.Namespace) -> int | None:
 
 def _write_picture(options: argparse.Namespace) -> None:
     from nnunetv2_meddino.visualization.feature_panels import feature_picture
+    from nnunetv2_meddino.visualization.style import THEMES
 
     with progress() as show:
         feature_picture(
@@ -81,6 +83,7 @@ def _write_picture(options: argparse.Namespace) -> None:
             index=_index(options),
             point=options.point and tuple(options.point),
             channel=options.channel,
+            theme=THEMES[options.theme],
             on_step=lambda step: show("features", 0, None, step),
         )
 

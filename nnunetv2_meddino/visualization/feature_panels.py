@@ -28,7 +28,7 @@ from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
 from nnunetv2_meddino.visualization.annotations import mark_patch, scale_bar
 from nnunetv2_meddino.visualization.figure_files import check_figure_name, write_figure
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, SHOWN_PERCENTILES, image_title
-from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, SIMILARITY
+from nnunetv2_meddino.visualization.style import DARK, SIMILARITY, Theme
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 MAX_WEIGHTS = 2
@@ -69,6 +69,7 @@ def feature_picture(
     index: int | None = None,
     point: tuple[int, int] | None = None,
     channel: int | None = None,
+    theme: Theme = DARK,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Path:
     """Write a picture of the dense features of one image with one or two sets of weights.
@@ -81,6 +82,7 @@ def feature_picture(
         index: Axial slice, from 0; None: the one with the largest body area.
         point: Pixel (y, x) of the slice to whose patch all others are compared; None: the centre of the body.
         channel: Channel of the image, from 0; None: all of a colour picture, the first of anything else.
+        theme: Colours of page and text.
         on_step: Called with what is being done.
 
     Returns:
@@ -109,17 +111,25 @@ def feature_picture(
         components, explained = principal_components(features)
         similarity = cosine_similarity(features, patch)
         rows.append(FeatureRow(encoder.name, treatment, as_colours(components), explained, similarity))
-    return draw_rows(image, rows, out, size=size, point=point)
+    return draw_rows(image, rows, out, size=size, point=point, theme=theme)
 
 
-def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size: int, point: tuple[int, int]) -> Path:
+def draw_rows(
+    image: ImageSlice,
+    rows: Sequence[FeatureRow],
+    out: Path,
+    *,
+    size: int,
+    point: tuple[int, int],
+    theme: Theme = DARK,
+) -> Path:
     """Draw one row of panels per ``FeatureRow`` and write the picture; patches are shown as the squares they are."""
     size_px = network_size(image, size)
     low = 0.0 if min(row.similarity.min() for row in rows) >= 0 else -1.0
     height, width = (_PANEL_INCH * side / max(size_px) for side in size_px)
     total_width = max(3 * (width + _GAP_INCH) + _BAR_INCH + _MARGIN_INCH, _MIN_WIDTH_INCH)
     total_height = _TOP_INCH + len(rows) * (_HEADER_INCH + height) + _GAP_INCH
-    figure = Figure(figsize=(total_width, total_height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(total_width, total_height), facecolor=theme.page, dpi=_DPI)
 
     def text(y: float, words: str, colour: str, points: float) -> None:
         figure.text(_GAP_INCH / total_width, y / total_height, words, color=colour, fontsize=points, va="center")
@@ -129,11 +139,11 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
 
     patch = patch_of_point(image, point, size)
     title = f"{image.name}   |   framed: the patch of pixel (y {point[0]}, x {point[1]})"
-    text(total_height - 0.22, title, FOREGROUND, 12)
+    text(total_height - 0.22, title, theme.text, 12)
     for number, row in enumerate(rows):
         bottom = total_height - _TOP_INCH - (number + 1) * (_HEADER_INCH + height)
-        text(bottom + height + 0.64, row.title, FOREGROUND, 11)
-        text(bottom + height + 0.42, f"input: {row.treatment}", FAINT, 9)
+        text(bottom + height + 0.64, row.title, theme.text, 11)
+        text(bottom + height + 0.42, f"input: {row.treatment}", theme.faint, 9)
         panels = [axes(_GAP_INCH + i * (width + _GAP_INCH), bottom, width) for i in range(3)]
         shown_as = _show_image(panels[0], image, size_px)
         extent = (0, row.similarity.shape[1] * PATCH_PX, row.similarity.shape[0] * PATCH_PX, 0)
@@ -142,12 +152,12 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
             row.similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=low, vmax=1
         )
         for panel, name in zip(panels, (shown_as, *PANELS), strict=True):
-            _finish(panel, name, patch, size_px)
+            _finish(panel, name, patch, size_px, theme)
         if image.in_mm:
             scale_bar(panels[0], image.pixels.shape[2] * image.spacing_mm[1] / size_px[1], 9)
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))
-        bar.set_label("cosine similarity", color=FOREGROUND, fontsize=9)
-        bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
+        bar.set_label("cosine similarity", color=theme.text, fontsize=9)
+        bar.ax.tick_params(colors=theme.text, labelsize=9)
     return write_figure(figure, out)
 
 
@@ -172,12 +182,12 @@ def _show_image(axes: Axes, image: ImageSlice, size_px: tuple[int, int]) -> str:
     return image_title(CT_WINDOW_HU if image.in_hu else None)
 
 
-def _finish(axes: Axes, title: str, patch: tuple[int, int], size_px: tuple[int, int]) -> None:
+def _finish(axes: Axes, title: str, patch: tuple[int, int], size_px: tuple[int, int], theme: Theme) -> None:
     """Cut off what lies beyond the image, and frame the patch (row, column)."""
     height, width = size_px
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     top, left = (PATCH_PX * place for place in patch)
     mark_patch(axes, (left, top, left + PATCH_PX, top + PATCH_PX))
-    axes.set_title(title, color=FOREGROUND, fontsize=10, pad=5)
+    axes.set_title(title, color=theme.text, fontsize=10, pad=5)
     axes.set_axis_off()

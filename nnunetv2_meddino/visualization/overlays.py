@@ -17,7 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from nnunetv2_meddino.visualization.annotations import scale_bar
 from nnunetv2_meddino.visualization.figure_files import write_figure
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, SURELY_DISTINCT, structure_colours
+from nnunetv2_meddino.visualization.style import DARK, SURELY_DISTINCT, Theme, structure_colours
 
 CT_WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window of abdominal CT: level 40, width 400."""
@@ -41,6 +41,7 @@ def save_overlay(
     window_hu: tuple[float, float] | None,
     title: str,
     in_mm: bool = True,
+    theme: Theme = DARK,
 ) -> Path:
     """Write a picture with the panels image, reference (where there is one) and prediction, and a legend.
 
@@ -54,6 +55,7 @@ def save_overlay(
         window_hu: Grey window (lower, upper) for CT; None spans the 1st to the 99th percentile.
         title: One line above the panels.
         in_mm: Whether the spacing is known (``Image.in_mm``): there is a scale bar then.
+        theme: Colours of page and text.
 
     Returns:
         ``path``.
@@ -79,19 +81,19 @@ def save_overlay(
     columns = legend_columns(handles, width, _LEGEND_POINTS)
     bottom = 0.2 + _LEGEND_ROW_INCH * math.ceil(len(handles) / columns)
     height = _PANEL_HEIGHT_INCH + bottom + 0.5
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(width, height), facecolor=theme.page, dpi=_DPI)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom / height, top=1 - 0.75 / height, wspace=0.02)
     for axes, (name, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
             draw_labels(axes, labels, colours)
-        axes.set_title(name, color=FOREGROUND, fontsize=11)
+        axes.set_title(name, color=theme.text, fontsize=11)
         axes.set_axis_off()
         if in_mm and labels is None:
             scale_bar(axes, spacing_mm[1], 9)
-    figure.suptitle(title, color=FOREGROUND, fontsize=12, y=0.975)
+    figure.suptitle(title, color=theme.text, fontsize=12, y=0.975)
     if handles:
-        style = {"frameon": False, "labelcolor": FOREGROUND, "handlelength": 1.1, "handleheight": 1.1}
+        style = {"frameon": False, "labelcolor": theme.text, "handlelength": 1.1, "handleheight": 1.1}
         figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=_LEGEND_POINTS, **style)
     return write_figure(figure, path)
 

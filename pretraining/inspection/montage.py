@@ -18,7 +18,7 @@ from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.annotations import scale_bar
 from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
+from nnunetv2_meddino.visualization.style import DARK, Theme
 from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.format import read_corpus, read_volumes
 from pretraining.corpus.storage import open_volume
@@ -27,7 +27,7 @@ from pretraining.progress import Progress
 
 _TILES, _COLUMNS = 40, 8
 _PERCENTILES = (0.5, 99.5)
-_BAR, _BEYOND = "#56B4E9", "#E69F00"
+_BAR, _BEYOND = "#56B4E9", "#B86E00"
 _SHADE = (0.34, 0.71, 0.91, 0.45)
 """Red, green, blue and opacity."""
 _TILE_INCH, _DPI = 1.9, 110
@@ -47,7 +47,7 @@ class Tile:
     title: str
     """A line or two above it."""
     colour: str | None = None
-    """Of the title; None for the usual one."""
+    """Of a frame around it; None for none."""
     boxes: tuple[tuple[int, int, int, int, str], ...] = ()
     """Drawn on it: top, left, height, width in pixels, and colour."""
     shaded: NDArray[np.bool_] | None = None
@@ -56,7 +56,7 @@ class Tile:
     """Width of a pixel, for a scale bar; None for none."""
 
 
-def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:
+def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None, theme: Theme = DARK) -> Path:
     """Write a montage of slices from all sources, at all heights of their scans, and return its path.
 
     CT is shown in the soft-tissue window, other images from their 0.5th to their 99.5th percentile. The patient's
@@ -81,7 +81,7 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
         progress("drawing", number + 1, len(chosen))
     title = f"{content['volumes']} volumes, {content['slices']} slices   |   CT from {CT_WINDOW_HU[0]:g} to "
     title += f"{CT_WINDOW_HU[1]:g} HU, other images from percentile {_PERCENTILES[0]:g} to {_PERCENTILES[1]:g}"
-    return save_tiles(tiles, path, title=title)
+    return save_tiles(tiles, path, title=title, theme=theme)
 
 
 def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) -> list[tuple[int, int]]:
@@ -108,22 +108,22 @@ def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) ->
     return sorted(chosen)
 
 
-def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
+def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str, theme: Theme = DARK) -> Path:
     """Write pictures side by side, eight in a row, and return the path."""
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     height = rows * (_TILE_INCH + 0.35) + 0.5
-    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=theme.page, dpi=_DPI)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.04, hspace=0.32)
     for number, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
         axes.set_axis_off()
         if number < len(tiles):
-            _draw_tile(axes, tiles[number])
-    figure.suptitle(title, color=FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
+            _draw_tile(axes, tiles[number], theme)
+    figure.suptitle(title, color=theme.text, fontsize=11, y=1 - 0.15 / height, va="top")
     return write_figure(figure, path)
 
 
-def _draw_tile(axes: Axes, tile: Tile) -> None:
+def _draw_tile(axes: Axes, tile: Tile, theme: Theme) -> None:
     low, high = tile.limits
     axes.imshow(tile.image, cmap="gray", vmin=low, vmax=high, aspect=tile.aspect, interpolation="bilinear")
     if tile.shaded is not None:
@@ -135,14 +135,19 @@ def _draw_tile(axes: Axes, tile: Tile) -> None:
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2))
     if tile.pixel_mm is not None:
         scale_bar(axes, tile.pixel_mm, 5.5)
-    axes.set_title(tile.title, color=tile.colour or FOREGROUND, fontsize=6.5, pad=2)
+    if tile.colour is not None:
+        frame = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=tile.colour, linewidth=2.4)
+        axes.add_patch(frame)
+    axes.set_title(tile.title, color=theme.text, fontsize=6.5, pad=2)
 
 
-def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
+def save_histograms(inspection: Mapping[str, Any], path: Path, theme: Theme = DARK) -> Path:
     """Write the histograms of an inspection and return the path."""
-    figure = Figure(figsize=(14, 8), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(14, 8), facecolor=theme.page, dpi=_DPI)
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.9, wspace=0.24, hspace=0.5)
     panels = figure.subplots(2, 3).ravel()
+    for axes in panels:
+        _style(axes, theme)
     spacing, body, intensity = inspection["spacing"], inspection["body"], inspection["intensity"]
     _draw(panels[0], spacing["in_plane_mm"], "pixel spacing [mm]", "slices")
     _draw(panels[1], spacing["between_slices_mm"], "distance between slices [mm]", "slices")
@@ -151,10 +156,8 @@ def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
     panels[3].set_yscale("log")  # air outweighs everything
     _draw(panels[4], body["fraction"], "share of the slice that is body", "slices")
     _draw_heights(panels[5], body)
-    for axes in panels:
-        _style(axes)
     title = f"{inspection['volumes']} volumes, {inspection['slices']} slices"
-    figure.suptitle(title, color=FOREGROUND, fontsize=12)
+    figure.suptitle(title, color=theme.text, fontsize=12)
     return write_figure(figure, path)
 
 
@@ -171,7 +174,13 @@ def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None
     last = len(counts) if above or not len(held) else held[-1] + 1
     shown = edges[first : last + 1]
     axes.bar(
-        shown[:-1], counts[first:last], np.diff(shown), align="edge", color=_BAR, edgecolor=BACKGROUND, linewidth=0.5
+        shown[:-1],
+        counts[first:last],
+        np.diff(shown),
+        align="edge",
+        color=_BAR,
+        edgecolor=axes.get_facecolor(),
+        linewidth=0.5,
     )
     low, high = float(shown[0]), float(shown[-1])
     axes.set_xticks(
@@ -209,18 +218,26 @@ def _draw_heights(axes: Axes, body: Mapping[str, Any]) -> None:
     slices, means = np.asarray(body["slices_by_relative_z"]), np.asarray(body["mean_fraction_by_relative_z"])
     edges = np.linspace(0, 1, len(means) + 1)[:-1]
     held = slices > 0
-    axes.bar(edges[held], means[held], 1 / len(means), align="edge", color=_BAR, edgecolor=BACKGROUND, linewidth=0.5)
+    axes.bar(
+        edges[held],
+        means[held],
+        1 / len(means),
+        align="edge",
+        color=_BAR,
+        edgecolor=axes.get_facecolor(),
+        linewidth=0.5,
+    )
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, 1)
     axes.set_xlabel("height in the scan (0 feet, 1 head)")
     axes.set_ylabel("mean share of body")
 
 
-def _style(axes: Axes) -> None:
-    axes.set_facecolor(BACKGROUND)
-    axes.tick_params(colors=FOREGROUND, labelsize=8)
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor(theme.page)
+    axes.tick_params(colors=theme.text, labelsize=8)
     for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set_color(FOREGROUND)
+        text.set_color(theme.text)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(FOREGROUND)
+        spine.set_color(theme.text)

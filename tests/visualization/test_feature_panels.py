@@ -134,6 +134,8 @@ def test_command_writes_a_picture(tmp_path: Path, weights: Path, capsys: pytest.
     vectors = out.with_suffix(".svg")
     assert main(["features", str(ct), "--weights", "none", "-o", str(vectors), "--size", "64"]) == 0
     assert "<svg" in vectors.read_text()
+    assert main(["features", str(ct), "--weights", "none", "-o", str(out), "--size", "64", "--theme", "light"]) == 0
+    assert np.all(pictures.imread(out)[:5, :, :3] == 1), "a white page"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from nnunetv2_meddino.imaging.slices import centre_of
 from nnunetv2_meddino.visualization.annotations import mark_patch
 from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, SIMILARITY
+from nnunetv2_meddino.visualization.style import DARK, SIMILARITY
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
 from pretraining.views import IntensityConfig
 
@@ -55,11 +55,11 @@ def save_pictures(
     means = [patch_means(whole, (grid.shape[0], grid.shape[1])) for whole, grid in zip(slices, grids, strict=True)]
     colours, explained = pooled_colours(grids, means)
     height = -(-len(slices) // _COLUMNS) * _ROW_INCH + _TOP_INCH
-    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=DARK.page, dpi=_DPI)
     shares = " + ".join(f"{100 * share:.0f}" for share in explained)
     title = f"step {step:,}   |   PCA explains {shares} % of the variance of the body's patches"
     title += "   |   CT from {:g} to {:g} HU".format(*CT_WINDOW_HU) if intensity.rule == "ct" else ""
-    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=FOREGROUND, fontsize=13, va="center")
+    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=DARK.text, fontsize=13, va="center")
 
     def axes(x: float, y: float, width: float) -> Axes:
         return figure.add_axes((x / _WIDTH_INCH, y / height, width / _WIDTH_INCH, _PANEL_INCH / height))
@@ -73,8 +73,8 @@ def save_pictures(
         shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
     bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
     colour_bar = figure.colorbar(shown, cax=bar, extend="min")
-    colour_bar.set_label("cosine similarity", color=FOREGROUND, fontsize=9)
-    colour_bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
+    colour_bar.set_label("cosine similarity", color=DARK.text, fontsize=9)
+    colour_bar.ax.tick_params(colors=DARK.text, labelsize=9)
     return write_figure(figure, folder / f"step_{step:08d}.png")
 
 
@@ -143,6 +143,6 @@ def _draw(
         axes.set_anchor("N")
         axes.apply_aspect()
         mark_patch(axes, (column * side, row * side, (column + 1) * side, (row + 1) * side))
-        axes.set_title(title, color=FOREGROUND, fontsize=8.5, pad=3)
+        axes.set_title(title, color=DARK.text, fontsize=8.5, pad=3)
         axes.set_axis_off()
     return shown
