@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import check_finite, read_picture
-from nnunetv2_meddino.imaging.slices import centre_of, richest_slice
+from nnunetv2_meddino.imaging.slices import centre_of, patient, richest_slice
 
 CT_BELOW_HU = -100
 """A volume with a value as low as this counts as CT in HU: fat and air are, and other modalities are not negative."""
@@ -23,6 +23,7 @@ BODY_ABOVE_HU, BODY_ABOVE_FRACTION = -300, 0.1
 """What counts as body when slice and point are chosen: of CT in HU, else as a fraction of the stretched intensities."""
 
 STRETCH_PERCENTILES = (0.5, 99.5)
+_ASIDE_PX = 128
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,14 @@ def _slice(
 def body_centre(image: ImageSlice) -> tuple[int, int]:
     """Return the pixel (y, x) of the body that is nearest to the body's centre of mass."""
     return centre_of(_body(image.pixels[0], image.in_hu))
+
+
+def body_of(image: ImageSlice) -> NDArray[np.bool_] | None:
+    """Return what of a slice is body, in a copy of about 128 pixels a side; None for a colour picture."""
+    if len(image.pixels) == 3:
+        return None
+    step = max(1, round(max(image.pixels.shape[1:]) / _ASIDE_PX))
+    return patient(_body(image.pixels[0], image.in_hu)[step // 2 :: step, step // 2 :: step])
 
 
 def _body(voxels: NDArray[np.float32], in_hu: bool) -> NDArray[np.bool_]:

@@ -16,15 +16,15 @@ from nnunetv2_meddino.features.dense import (
     DEFAULT_SIZE_PX,
     PATCH_PX,
     Encoder,
-    as_colours,
     cosine_similarity,
     network_size,
     patch_features,
+    patch_means,
     patch_of_point,
-    principal_components,
+    pooled_colours,
     read_encoder,
 )
-from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
+from nnunetv2_meddino.features.image import ImageSlice, body_centre, body_of, read_slice
 from nnunetv2_meddino.visualization.annotations import mark_patch, scale_bar
 from nnunetv2_meddino.visualization.figure_files import check_figure_name, write_figure
 from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, SHOWN_PERCENTILES, image_title
@@ -32,6 +32,9 @@ from nnunetv2_meddino.visualization.style import DARK, SIMILARITY, Theme
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 MAX_WEIGHTS = 2
+BODY_SHARE = 0.5
+"""Of a patch that counts as body."""
+
 PANELS = ("PCA: components 1, 2, 3 as red, green, blue", "cosine similarity to the framed patch")
 _PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.95, 8.0
 _TOP_INCH, _HEADER_INCH, _DPI = 0.3, 0.98, 140
@@ -46,18 +49,21 @@ class FeatureRow:
     treatment: str
     """What became of the intensities."""
     colours: NDArray[np.float64]
-    """PCA as red, green, blue, ``(h, w, 3)`` in 0..1."""
+    """PCA as red, green, blue, ``(h, w, 3)`` in 0..1; black where there is no body."""
     explained: NDArray[np.float64]
     """Fractions of the variance that the three components explain."""
     similarity: NDArray[np.float64]
     """Cosine similarity to the chosen patch, ``(h, w)``."""
+    masked: bool = True
+    """The components are those of the body's patches; False: of all."""
 
     @property
     def title(self) -> str:
         """Say what the row shows: weights, patch grid, explained variance."""
         height, width = self.similarity.shape
         parts = " + ".join(f"{100 * part:.0f}" for part in self.explained)
-        return f"{self.name}   |   {height} x {width} patches   |   PCA explains {parts} % of the variance"
+        variance = "variance of the body's patches" if self.masked else "variance"
+        return f"{self.name}   |   {height} x {width} patches   |   PCA explains {parts} % of the {variance}"
 
 
 def feature_picture(
@@ -104,13 +110,15 @@ def feature_picture(
     network_size(image, size)
     point = point or body_centre(image)
     patch = patch_of_point(image, point, size)
+    brightness, body = patch_means(image.pixels.mean(axis=0), image, size), body_of(image)
+    inside = np.ones(brightness.shape, bool) if body is None else patch_means(body, image, size) >= BODY_SHARE
     rows = []
     for encoder in _encoders(specs, on_step):
         on_step(f"computing features of {encoder.name}")
         features, treatment = patch_features(image, encoder, size)
-        components, explained = principal_components(features)
+        (colours,), explained = pooled_colours([features], [brightness], [inside])
         similarity = cosine_similarity(features, patch)
-        rows.append(FeatureRow(encoder.name, treatment, as_colours(components), explained, similarity))
+        rows.append(FeatureRow(encoder.name, treatment, colours, explained, similarity, masked=body is not None))
     return draw_rows(image, rows, out, size=size, point=point, theme=theme)
 
 

@@ -105,7 +105,31 @@ def test_a_slice_with_a_spacing_has_a_scale_bar_of_its_millimetres(
 
 def test_title_says_weights_grid_and_explained_variance() -> None:
     title = planted_row("vitb16", np.zeros((4, 8))).title
-    assert title.split("   |   ") == ["vitb16", "4 x 8 patches", "PCA explains 50 + 25 + 12 % of the variance"]
+    assert title.split("   |   ") == [
+        "vitb16",
+        "4 x 8 patches",
+        "PCA explains 50 + 25 + 12 % of the variance of the body's patches",
+    ]
+
+
+def test_components_are_those_of_the_body_and_air_and_table_are_black(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[FeatureRow] = []
+    monkeypatch.setattr(feature_panels, "draw_rows", lambda image, found, out, **_: rows.extend(found) or out)
+    voxels = np.random.default_rng(0).integers(-1020, -980, (1, 128, 128)).astype(np.int16)
+    voxels[0, 32:96, 32:96] = np.random.default_rng(1).integers(-100, 100, (64, 64))
+    voxels[0, 48:80, 48:80] = -900  # lung: as thin as air, inside the body
+    voxels[0, 112, :] = 300  # the table
+    feature_picture(write(tmp_path / "ct.nii.gz", voxels), ["none"], tmp_path / "o.png", size=128)
+    expected = np.zeros((8, 8), bool)
+    expected[2:6, 2:6] = True
+    np.testing.assert_array_equal(rows[0].colours.any(axis=-1), expected)
+    assert rows[0].masked
+    photo = np.random.default_rng(2).integers(0, 30, (64, 64, 3)).astype(np.uint8)
+    feature_picture(write(tmp_path / "p.png", photo, (1, 1), colour=True), ["none"], tmp_path / "o.png", size=64)
+    assert rows[1].colours.any(axis=-1).all()
+    assert not rows[1].masked
 
 
 def test_pictures_are_reproducible_and_report_their_steps(tmp_path: Path, weights: Path) -> None:

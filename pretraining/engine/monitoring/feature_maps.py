@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
+from nnunetv2_meddino.features.dense import cosine_similarity, pooled_colours
 from nnunetv2_meddino.imaging.slices import centre_of
 from nnunetv2_meddino.visualization.annotations import mark_patch
 from nnunetv2_meddino.visualization.figure_files import write_figure
@@ -53,7 +53,7 @@ def save_pictures(
     """
     grids = [tokens.cpu().double().numpy() for tokens in features]
     means = [patch_means(whole, (grid.shape[0], grid.shape[1])) for whole, grid in zip(slices, grids, strict=True)]
-    colours, explained = pooled_colours(grids, means)
+    colours, explained = pooled_colours(grids, means, [mean > BODY_ABOVE for mean in means])
     height = -(-len(slices) // _COLUMNS) * _ROW_INCH + _TOP_INCH
     figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=DARK.page, dpi=_DPI)
     shares = " + ".join(f"{100 * share:.0f}" for share in explained)
@@ -76,35 +76,6 @@ def save_pictures(
     colour_bar.set_label("cosine similarity", color=DARK.text, fontsize=9)
     colour_bar.ax.tick_params(colors=DARK.text, labelsize=9)
     return write_figure(figure, folder / f"step_{step:08d}.png")
-
-
-def pooled_colours(
-    features: Sequence[NDArray[np.float64]], means: Sequence[NDArray[np.float64]]
-) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return the first three principal components of all slices together as red, green, blue; air stays black.
-
-    Args:
-        features: ``(h, w, D)`` of each slice.
-        means: ``(h, w)``, mean of each patch on the unit scale.
-
-    Returns:
-        Colours ``(h, w, 3)`` in [0, 1] of each slice, and the fractions of the variance that are explained, ``(3,)``.
-    """
-    bodies = [mean > BODY_ABOVE for mean in means]
-    if sum(np.count_nonzero(body) for body in bodies) < 4:  # three components need as many patches
-        bodies = [np.ones_like(body) for body in bodies]
-    pooled = np.concatenate([grid[body] for grid, body in zip(features, bodies, strict=True)])
-    brightness = np.concatenate([mean[body] for mean, body in zip(means, bodies, strict=True)])
-    components, explained = principal_components(pooled[:, None])
-    rises = np.tensordot(brightness - brightness.mean(), components[:, 0], axes=1) >= 0
-    coloured = as_colours(components * np.where(rises, 1, -1))[:, 0]
-    pictures = []
-    ends = np.cumsum([np.count_nonzero(body) for body in bodies])
-    for body, own in zip(bodies, np.split(coloured, ends[:-1]), strict=True):
-        picture = np.zeros((*body.shape, 3))
-        picture[body] = own
-        pictures.append(picture)
-    return pictures, explained
 
 
 def patch_means(whole: WholeSlice, grid: tuple[int, int]) -> NDArray[np.float64]:
