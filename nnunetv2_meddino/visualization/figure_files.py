@@ -41,6 +41,7 @@ def write_figure(figure: Figure, path: Path) -> Path:
         ConfigurationError: As ``check_figure_name``.
     """
     check_figure_name(path)
+    dpi = figure.dpi
     # TrueType fonts in PDF, for journals refuse matplotlib's usual Type 3; the same identifiers in every SVG
     with replacing(path) as temporary, rc_context({"pdf.fonttype": 42, "svg.hashsalt": "meddino"}):
         match path.suffix.lower():
@@ -52,4 +53,5 @@ def write_figure(figure: Figure, path: Path) -> Path:
                 FigureCanvasPdf(figure).print_pdf(str(temporary), metadata={"CreationDate": None})
             case _:
                 FigureCanvasAgg(figure).print_png(str(temporary))
+        figure.dpi = dpi  # which vector formats change
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from nnunetv2_meddino.comparison.analysis import common_cases
 from nnunetv2_meddino.comparison.folders import Folders, Method
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import case_means
+from nnunetv2_meddino.comparison.wording import wrapped
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.imaging.grid import Grid, to_axial
@@ -35,9 +35,10 @@ from nnunetv2_meddino.visualization.overlays import (
 from nnunetv2_meddino.visualization.style import INK, structure_colours
 
 WORST_CASES = 3
-_DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 3
+_DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 4
 _LEGEND_POINTS, _LEGEND_ROW_INCH = 8, 0.19
-_PANEL_LETTERS, _TITLE_LETTERS = 30, 90
+_PANEL_LETTERS = 30
+_TITLE_LETTERS_PER_INCH = 13
 _TRUTH = "reference segmentation"
 
 
@@ -152,8 +153,8 @@ def _figure(
     in_mm: bool,
 ) -> Figure:
     aspect = spacing_mm[0] / spacing_mm[1]
-    columns = min(len(panels), _COLUMNS)
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / _COLUMNS)
+    columns = math.ceil(len(panels) / rows)  # five panels are three and two, not four and one
     height = _PANEL_INCH * image.shape[0] * aspect / image.shape[1]
     shown = sorted({int(v) for _, labels in panels if labels is not None for v in np.unique(labels)} - {0})
     colours = structure_colours(shown)
@@ -171,8 +172,8 @@ def _figure(
             draw_labels(axes, labels, colours)
         elif in_mm:
             scale_bar(axes, spacing_mm[1], 7)
-        axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color=INK)
-    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color=INK)
+        axes.set_title(wrapped(name, _PANEL_LETTERS), fontsize=8, color=INK)
+    figure.suptitle(wrapped(title, round(size[0] * _TITLE_LETTERS_PER_INCH)), fontsize=8.5, color=INK)
     if handles:
         style = {"frameon": False, "fontsize": _LEGEND_POINTS, "ncols": side_by_side}
         figure.legend(handles=handles, loc="outside lower center", **style)
