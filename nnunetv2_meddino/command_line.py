@@ -99,6 +99,12 @@ def add_out(command: argparse.ArgumentParser, metavar: str, meaning: str, **sett
     command.add_argument("-o", "--out", type=Path, metavar=metavar, help=meaning, **settings)
 
 
+def add_theme(command: argparse.ArgumentParser) -> None:
+    """Add ``--theme``, one of ``visualization.style.THEMES``, which is not imported here: it takes matplotlib."""
+    meaning = "page of the pictures: dark, for a screen, or light, for print (default: dark)"
+    command.add_argument("--theme", choices=("dark", "light"), default="dark", help=meaning)
+
+
 def add_processes(command: argparse.ArgumentParser) -> None:
     """Add ``-np``, as nnU-Net spells it."""
     command.add_argument(

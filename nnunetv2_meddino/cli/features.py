@@ -6,7 +6,7 @@ import argparse
 import io
 from pathlib import Path
 
-from nnunetv2_meddino.command_line import add_command, add_out
+from nnunetv2_meddino.command_line import add_command, add_out, add_theme
 from nnunetv2_meddino.console import progress, say
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.files import check_writable, replacing
@@ -29,7 +29,7 @@ def add_features(commands: argparse._SubParsersAction) -> None:
     add_out(
         command,
         "OUT",
-        "PNG file: a picture, one row per weights; .npy file, of one: the features themselves, float32 (h, w, D)",
+        ".png, .svg or .pdf: a picture, one row per weights; .npy, of one: the features themselves, float32 (h, w, D)",
         required=True,
     )
     command.add_argument(
@@ -37,10 +37,9 @@ def add_features(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--slice",
-        dest="index",
         type=int,
         metavar="Z",
-        help="axial slice, from 0 (default: the one with most body)",
+        help="axial slice, from 1 at the feet (default: the one with most body)",
     )
     command.add_argument(
         "--point",
@@ -49,22 +48,31 @@ def add_features(commands: argparse._SubParsersAction) -> None:
         metavar=("Y", "X"),
         help="pixel that others are compared with (default: the body's centre)",
     )
+    add_theme(command)
     command.add_argument("--channel", type=int, metavar="C", help="channel, from 0 (default: all of a colour picture)")
 
 
 def _features(options: argparse.Namespace) -> int:
-    kinds = {".png": _write_picture, ".npy": _write_array}
-    write = kinds.get(options.out.suffix.lower())
-    if write is None or options.out.is_dir():
-        raise ConfigurationError(f"-o {options.out} must name a PNG file, or a .npy file for the features themselves.")
+    from nnunetv2_meddino.visualization.figure_files import FIGURE_ENDINGS
+
+    ending = options.out.suffix.lower()
+    if ending not in (*FIGURE_ENDINGS, ".npy") or options.out.is_dir():
+        kinds = f"a picture ({', '.join(FIGURE_ENDINGS)}), or a .npy file for the features themselves"
+        raise ConfigurationError(f"-o {options.out} must name {kinds}.")
     check_writable(options.out)
-    write(options)
+    (_write_array if ending == ".npy" else _write_picture)(options)
     say(str(options.out))
     return 0
 
 
+def _index(options: argparse.Namespace) -> int | None:
+    """Return the slice as Python counts: on the command line, as in titles and messages, the first one is 1."""
+    return None if options.slice is None else options.slice - 1
+
+
 def _write_picture(options: argparse.Namespace) -> None:
     from nnunetv2_meddino.visualization.feature_panels import feature_picture
+    from nnunetv2_meddino.visualization.style import THEMES
 
     with progress() as show:
         feature_picture(
@@ -72,9 +80,10 @@ def _write_picture(options: argparse.Namespace) -> None:
             options.weights,
             options.out,
             size=options.size,
-            index=options.index,
+            index=_index(options),
             point=options.point and tuple(options.point),
             channel=options.channel,
+            theme=THEMES[options.theme],
             on_step=lambda step: show("features", 0, None, step),
         )
 
@@ -90,7 +99,7 @@ def _write_array(options: argparse.Namespace) -> None:
         raise ConfigurationError(f"{len(options.weights)} weights are given; -o {options.out} holds features with one.")
     if options.point is not None:
         raise ConfigurationError(f"--point is for pictures; -o {options.out} holds the features of all patches.")
-    image = read_slice(options.image, options.index, options.channel)
+    image = read_slice(options.image, _index(options), options.channel)
     network_size(image, options.size)  # refuses it before weights are fetched
     with progress() as show:
         show("features", 0, None, f"reading {options.weights[0]}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunetv2_meddino.comparison.folders import FOLD_ALL
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
+from nnunetv2_meddino.comparison.wording import counted
 from nnunetv2_meddino.weights.catalog import CATALOG, CatalogEntry
 from nnunetv2_meddino.weights.contamination import history, seen_cases, unlisted
 
@@ -120,7 +121,7 @@ def _cases(row: MethodResults, union: set[str]) -> str:
     lacking = sorted(union.difference(row.scores.cases))
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
     without = f" (without {', '.join(lacking[:5])}{more})" if lacking else ""
-    return f"{len(row.scores.cases)} cases{without}"
+    return f"{counted(len(row.scores.cases), 'case')}{without}"
 
 
 def _iterations(row: MethodResults) -> Hashable:
@@ -131,7 +132,11 @@ def _iterations(row: MethodResults) -> Hashable:
 
 def _length(row: MethodResults) -> str:
     planned = {(t.epochs_planned, t.iterations_per_epoch) for t in row.trainings.values()}
-    shown = [f"{epochs} epochs x {iterations} iterations" for epochs, iterations in sorted(planned, key=str) if epochs]
+    shown = [
+        f"{counted(epochs, 'epoch')} x {counted(iterations or '?', 'iteration')}"
+        for epochs, iterations in sorted(planned, key=str)
+        if epochs
+    ]
     return f"{' or '.join(shown)}, batch size {row.model.batch_size}"
 
 
@@ -161,7 +166,7 @@ def _row_notices(dataset: str, row: MethodResults) -> Iterator[Notice]:
     for fold, training in row.trainings.items():
         planned, done = training.epochs_planned, training.epochs_done
         if not training.finished or (planned is not None and done is not None and done < planned):
-            progress = f"{'?' if done is None else done} of {'?' if planned is None else planned} epochs"
+            progress = f"{'?' if done is None else done} of {counted('?' if planned is None else planned, 'epoch')}"
             progress += "" if training.finished else ", no checkpoint_final.pth"
             unfinished.setdefault(progress, []).append(fold)
     for progress, folds in unfinished.items():

@@ -258,6 +258,7 @@ class _Demo:
             label_names=names,
             window_hu=CT_WINDOW_HU if channel.casefold() == "ct" else None,
             title=f"{case}, slice {z + 1} of {len(image)}",
+            in_mm=picture.in_mm,
         )
 
     def result(self, duration_s: float) -> DemoResult:

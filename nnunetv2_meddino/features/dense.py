@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,6 +204,55 @@ def as_colours(components: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale each of three components ``(h, w, 3)`` from its 1st to its 99th percentile to 0 to 1: red, green, blue."""
     low, high = np.percentile(components, DISPLAY_PERCENTILES, axis=(0, 1))
     return np.clip((components - low) / np.maximum(high - low, np.finfo(float).tiny), 0, 1)
+
+
+def pooled_colours(
+    features: Sequence[NDArray[np.float64]],
+    brightness: Sequence[NDArray[np.float64]],
+    bodies: Sequence[NDArray[np.bool_]],
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return the first three principal components of the bodies of all slices together as red, green and blue.
+
+    What is no body is black; if fewer than four patches are, all count. Each component has the sign with which it grows
+    with the brightness.
+
+    Args:
+        features: ``(h, w, D)`` of each slice.
+        brightness: ``(h, w)``, mean of each patch.
+        bodies: ``(h, w)``, which patches are body.
+
+    Returns:
+        Colours ``(h, w, 3)`` in [0, 1] of each slice, and the fractions of the variance that are explained, ``(3,)``.
+    """
+    if sum(np.count_nonzero(body) for body in bodies) <= COMPONENTS:
+        bodies = [np.ones_like(body) for body in bodies]
+    pooled = np.concatenate([grid[body] for grid, body in zip(features, bodies, strict=True)])
+    bright = np.concatenate([mean[body] for mean, body in zip(brightness, bodies, strict=True)])
+    components, explained = principal_components(pooled[:, None])
+    rises = np.tensordot(bright - bright.mean(), components[:, 0], axes=1) >= 0
+    coloured = as_colours(components * np.where(rises, 1, -1))[:, 0]
+    pictures = []
+    ends = np.cumsum([np.count_nonzero(body) for body in bodies])
+    for body, own in zip(bodies, np.split(coloured, ends[:-1]), strict=True):
+        picture = np.zeros((*body.shape, COMPONENTS))
+        picture[body] = own
+        pictures.append(picture)
+    return pictures, explained
+
+
+def patch_means(values: NDArray[Any], image: ImageSlice, size: int) -> NDArray[np.float64]:
+    """Return the mean over each patch of the network's input, ``(h, w)``, of an array that covers a slice.
+
+    Args:
+        values: ``(H, W)`` of any resolution.
+        image: The slice.
+        size: As for ``patch_features``.
+    """
+    rows, columns = network_size(image, size)
+    pixels = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))[None, None]
+    pixels = F.interpolate(pixels, (rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    pixels = F.pad(pixels, (0, -columns % PATCH_PX, 0, -rows % PATCH_PX), mode="replicate")
+    return F.avg_pool2d(pixels, PATCH_PX)[0, 0].numpy()
 
 
 def cosine_similarity(features: NDArray[np.float64], patch: tuple[int, int]) -> NDArray[np.float64]:

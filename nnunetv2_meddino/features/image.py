@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.imaging.grid import to_axial
 from nnunetv2_meddino.imaging.io import check_finite, read_picture
-from nnunetv2_meddino.imaging.slices import centre_of, richest_slice
+from nnunetv2_meddino.imaging.slices import centre_of, patient, richest_slice
 
 CT_BELOW_HU = -100
 """A volume with a value as low as this counts as CT in HU: fat and air are, and other modalities are not negative."""
@@ -23,6 +23,7 @@ BODY_ABOVE_HU, BODY_ABOVE_FRACTION = -300, 0.1
 """What counts as body when slice and point are chosen: of CT in HU, else as a fraction of the stretched intensities."""
 
 STRETCH_PERCENTILES = (0.5, 99.5)
+_ASIDE_PX = 128
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class ImageSlice:
     spacing_mm: tuple[float, float]
     """Pixel size (y, x); 1 for formats without a unit."""
     name: str
-    """File name and, of a volume, the slice."""
+    """File name and, of a volume, the slice, counted from 1."""
     in_hu: bool
     """The values are Hounsfield units."""
     eight_bit: bool
     """The values are 0 to 255, as in photographs."""
+    in_mm: bool = True
+    """``spacing_mm`` is known."""
 
 
 def read_slice(path: Path | str, index: int | None = None, channel: int | None = None) -> ImageSlice:
@@ -46,7 +49,8 @@ def read_slice(path: Path | str, index: int | None = None, channel: int | None =
 
     Args:
         path: The file.
-        index: Slice, counted from 0 from the patient's feet upwards. None: the one with the largest body area.
+        index: Of the slice, from 0 at the patient's feet; names and messages, which people read, count slices from 1.
+            None: the slice with the largest body area.
         channel: Which channel to take, from 0. None: all of a colour picture, the first of anything else.
 
     Raises:
@@ -59,7 +63,7 @@ def read_slice(path: Path | str, index: int | None = None, channel: int | None =
         raise DataError(f"{path} has {len(volumes)} channels, 0 to {len(volumes) - 1}; there is no channel {channel}.")
     colour = channel is None and len(volumes) in (3, 4) and volumes.dtype == np.uint8 and image.vector
     taken = volumes[:3] if colour else volumes[channel or 0][np.newaxis]  # a fourth channel of a picture is its opacity
-    return _slice(taken, (y, x), index, None, path)
+    return _slice(taken, (y, x), index, None, path, in_mm=image.in_mm)
 
 
 def slice_of_array(
@@ -89,7 +93,13 @@ def slice_of_array(
 
 
 def _slice(
-    volumes: NDArray[Any], spacing_mm: tuple[float, float], index: int | None, in_hu: bool | None, source: Path | str
+    volumes: NDArray[Any],
+    spacing_mm: tuple[float, float],
+    index: int | None,
+    in_hu: bool | None,
+    source: Path | str,
+    *,
+    in_mm: bool = True,
 ) -> ImageSlice:
     """Take a slice of ``(C, z, y, x)``: the one asked for, or the one with most body."""
     voxels = volumes.astype(np.float32)
@@ -99,14 +109,22 @@ def _slice(
     if index is None:
         index = richest_slice(_body(voxels[0], in_hu).astype(np.uint8))
     if not 0 <= index < depth:
-        raise DataError(f"{source} has {depth} axial slices, 0 to {depth - 1}; there is no slice {index}.")
-    name = Path(source).name if depth == 1 else f"{Path(source).name}, slice {index} of {depth}"
-    return ImageSlice(voxels[:, index], spacing_mm, name, in_hu, eight_bit=volumes.dtype == np.uint8)
+        raise DataError(f"{source} has {depth} axial slices, 1 to {depth}; there is no slice {index + 1}.")
+    name = Path(source).name if depth == 1 else f"{Path(source).name}, slice {index + 1} of {depth}"
+    return ImageSlice(voxels[:, index], spacing_mm, name, in_hu, volumes.dtype == np.uint8, in_mm)
 
 
 def body_centre(image: ImageSlice) -> tuple[int, int]:
     """Return the pixel (y, x) of the body that is nearest to the body's centre of mass."""
     return centre_of(_body(image.pixels[0], image.in_hu))
+
+
+def body_of(image: ImageSlice) -> NDArray[np.bool_] | None:
+    """Return what of a slice is body, in a copy of about 128 pixels a side; None for a colour picture."""
+    if len(image.pixels) == 3:
+        return None
+    step = max(1, round(max(image.pixels.shape[1:]) / _ASIDE_PX))
+    return patient(_body(image.pixels[0], image.in_hu)[step // 2 :: step, step // 2 :: step])
 
 
 def _body(voxels: NDArray[np.float32], in_hu: bool) -> NDArray[np.bool_]:

@@ -50,6 +50,11 @@ class Image:
     vector: bool = False
     """The channels are the values of one pixel, as in a colour picture, not a series of volumes."""
 
+    @property
+    def in_mm(self) -> bool:
+        """Whether the spacing is known; where a format has none, a pixel is only taken to be 1 mm wide."""
+        return not self.path.name.lower().endswith(PIXEL_ENDINGS) or self.grid.spacing_mm != (1.0, 1.0, 1.0)
+
 
 def read_image(path: Path, what: str = "an image") -> Image:
     """Read an image in any format that SimpleITK or nibabel reads; its values may have any type.

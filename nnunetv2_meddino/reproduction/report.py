@@ -27,7 +27,7 @@ from nnunetv2_meddino.comparison.results import Selection, collect
 from nnunetv2_meddino.evaluation.results import DICE, METRICS, Metric
 from nnunetv2_meddino.files import write_text
 from nnunetv2_meddino.reproduction.study import ALL, STAGES, Row, Study
-from nnunetv2_meddino.visualization.overlays import write_png
+from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.style import COLOURS, INK, LINE, SOFT
 
 NSD = METRICS[1]
@@ -156,7 +156,7 @@ def draw_few_labels(study: Study, dataset: str, rows: Sequence[Row], analyses: A
     axes.legend(fontsize=8, frameon=False)
     for side in axes.spines.values():
         side.set_visible(False)
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def _pretraining(run: Path) -> Table:

@@ -9,31 +9,34 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import ConfigurationError
 from nnunetv2_meddino.features.dense import (
     DEFAULT_SIZE_PX,
-    DISPLAY_PERCENTILES,
     PATCH_PX,
     Encoder,
-    as_colours,
     cosine_similarity,
     network_size,
     patch_features,
+    patch_means,
     patch_of_point,
-    principal_components,
+    pooled_colours,
     read_encoder,
 )
-from nnunetv2_meddino.features.image import ImageSlice, body_centre, read_slice
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FAINT, FOREGROUND, MARK, SIMILARITY
+from nnunetv2_meddino.features.image import ImageSlice, body_centre, body_of, read_slice
+from nnunetv2_meddino.visualization.annotations import mark_patch, scale_bar
+from nnunetv2_meddino.visualization.figure_files import check_figure_name, write_figure
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, SHOWN_PERCENTILES, image_title
+from nnunetv2_meddino.visualization.style import DARK, SIMILARITY, Theme
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
 
 MAX_WEIGHTS = 2
-PANELS = ("image", "PCA as red, green, blue", "cosine similarity to the point")
-_PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.75, 8.0
+BODY_SHARE = 0.5
+"""Of a patch that counts as body."""
+
+PANELS = ("PCA: components 1, 2, 3 as red, green, blue", "cosine similarity to the framed patch")
+_PANEL_INCH, _GAP_INCH, _BAR_INCH, _MARGIN_INCH, _MIN_WIDTH_INCH = 4.6, 0.12, 0.14, 0.95, 8.0
 _TOP_INCH, _HEADER_INCH, _DPI = 0.3, 0.98, 140
 
 
@@ -46,18 +49,21 @@ class FeatureRow:
     treatment: str
     """What became of the intensities."""
     colours: NDArray[np.float64]
-    """PCA as red, green, blue, ``(h, w, 3)`` in 0..1."""
+    """PCA as red, green, blue, ``(h, w, 3)`` in 0..1; black where there is no body."""
     explained: NDArray[np.float64]
     """Fractions of the variance that the three components explain."""
     similarity: NDArray[np.float64]
     """Cosine similarity to the chosen patch, ``(h, w)``."""
+    masked: bool = True
+    """The components are those of the body's patches; False: of all."""
 
     @property
     def title(self) -> str:
         """Say what the row shows: weights, patch grid, explained variance."""
         height, width = self.similarity.shape
         parts = " + ".join(f"{100 * part:.0f}" for part in self.explained)
-        return f"{self.name}   |   {height} x {width} patches   |   PCA explains {parts} % of the variance"
+        variance = "variance of the body's patches" if self.masked else "variance"
+        return f"{self.name}   |   {height} x {width} patches   |   PCA explains {parts} % of the {variance}"
 
 
 def feature_picture(
@@ -69,6 +75,7 @@ def feature_picture(
     index: int | None = None,
     point: tuple[int, int] | None = None,
     channel: int | None = None,
+    theme: Theme = DARK,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Path:
     """Write a picture of the dense features of one image with one or two sets of weights.
@@ -76,11 +83,12 @@ def feature_picture(
     Args:
         path: Picture or volume (``read_slice``).
         specs: One or two weights (``read_encoder``).
-        out: The PNG to write; it appears only once it is complete.
+        out: The PNG, SVG or PDF to write; it appears only once it is complete.
         size: Longer side of the network's input in pixels, a multiple of 16.
         index: Axial slice, from 0; None: the one with the largest body area.
         point: Pixel (y, x) of the slice to whose patch all others are compared; None: the centre of the body.
         channel: Channel of the image, from 0; None: all of a colour picture, the first of anything else.
+        theme: Colours of page and text.
         on_step: Called with what is being done.
 
     Returns:
@@ -93,8 +101,7 @@ def feature_picture(
     """
     if not 1 <= len(specs) <= MAX_WEIGHTS:
         raise ConfigurationError(f"{len(specs)} weights are given; a picture compares one or two.")
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigurationError(f"-o {out} must name a PNG file.")
+    check_figure_name(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,24 +110,34 @@ def feature_picture(
     network_size(image, size)
     point = point or body_centre(image)
     patch = patch_of_point(image, point, size)
+    brightness, body = patch_means(image.pixels.mean(axis=0), image, size), body_of(image)
+    inside = np.ones(brightness.shape, bool) if body is None else patch_means(body, image, size) >= BODY_SHARE
     rows = []
     for encoder in _encoders(specs, on_step):
         on_step(f"computing features of {encoder.name}")
         features, treatment = patch_features(image, encoder, size)
-        components, explained = principal_components(features)
+        (colours,), explained = pooled_colours([features], [brightness], [inside])
         similarity = cosine_similarity(features, patch)
-        rows.append(FeatureRow(encoder.name, treatment, as_colours(components), explained, similarity))
-    return draw_rows(image, rows, out, size=size, point=point)
+        rows.append(FeatureRow(encoder.name, treatment, colours, explained, similarity, masked=body is not None))
+    return draw_rows(image, rows, out, size=size, point=point, theme=theme)
 
 
-def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size: int, point: tuple[int, int]) -> Path:
+def draw_rows(
+    image: ImageSlice,
+    rows: Sequence[FeatureRow],
+    out: Path,
+    *,
+    size: int,
+    point: tuple[int, int],
+    theme: Theme = DARK,
+) -> Path:
     """Draw one row of panels per ``FeatureRow`` and write the picture; patches are shown as the squares they are."""
     size_px = network_size(image, size)
     low = 0.0 if min(row.similarity.min() for row in rows) >= 0 else -1.0
     height, width = (_PANEL_INCH * side / max(size_px) for side in size_px)
     total_width = max(3 * (width + _GAP_INCH) + _BAR_INCH + _MARGIN_INCH, _MIN_WIDTH_INCH)
     total_height = _TOP_INCH + len(rows) * (_HEADER_INCH + height) + _GAP_INCH
-    figure = Figure(figsize=(total_width, total_height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(total_width, total_height), facecolor=theme.page, dpi=_DPI)
 
     def text(y: float, words: str, colour: str, points: float) -> None:
         figure.text(_GAP_INCH / total_width, y / total_height, words, color=colour, fontsize=points, va="center")
@@ -128,23 +145,28 @@ def draw_rows(image: ImageSlice, rows: Sequence[FeatureRow], out: Path, *, size:
     def axes(x: float, y: float, wide: float) -> Axes:
         return figure.add_axes((x / total_width, y / total_height, wide / total_width, height / total_height))
 
-    text(total_height - 0.22, f"{image.name}, point (y {point[0]}, x {point[1]})", FOREGROUND, 12)
+    patch = patch_of_point(image, point, size)
+    title = f"{image.name}   |   framed: the patch of pixel (y {point[0]}, x {point[1]})"
+    text(total_height - 0.22, title, theme.text, 12)
     for number, row in enumerate(rows):
         bottom = total_height - _TOP_INCH - (number + 1) * (_HEADER_INCH + height)
-        text(bottom + height + 0.64, row.title, FOREGROUND, 11)
-        text(bottom + height + 0.42, f"input: {row.treatment}", FAINT, 9)
+        text(bottom + height + 0.64, row.title, theme.text, 11)
+        text(bottom + height + 0.42, f"input: {row.treatment}", theme.faint, 9)
         panels = [axes(_GAP_INCH + i * (width + _GAP_INCH), bottom, width) for i in range(3)]
-        _show_image(panels[0], image, size_px)
+        shown_as = _show_image(panels[0], image, size_px)
         extent = (0, row.similarity.shape[1] * PATCH_PX, row.similarity.shape[0] * PATCH_PX, 0)
         panels[1].imshow(row.colours, extent=extent, interpolation="nearest")
         shown = panels[2].imshow(
             row.similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=low, vmax=1
         )
-        for panel, name in zip(panels, PANELS, strict=True):
-            _finish(panel, name, image, point, size_px)
+        for panel, name in zip(panels, (shown_as, *PANELS), strict=True):
+            _finish(panel, name, patch, size_px, theme)
+        if image.in_mm:
+            scale_bar(panels[0], image.pixels.shape[2] * image.spacing_mm[1] / size_px[1], 9)
         bar = figure.colorbar(shown, cax=axes(3 * (width + _GAP_INCH) + _GAP_INCH, bottom, _BAR_INCH))
-        bar.ax.tick_params(colors=FOREGROUND, labelsize=9)
-    return write_png(figure, out)
+        bar.set_label("cosine similarity", color=theme.text, fontsize=9)
+        bar.ax.tick_params(colors=theme.text, labelsize=9)
+    return write_figure(figure, out)
 
 
 def _encoders(specs: Sequence[str], on_step: Callable[[str], None]) -> list[Encoder]:
@@ -157,26 +179,23 @@ def _encoders(specs: Sequence[str], on_step: Callable[[str], None]) -> list[Enco
     return [encoders[index] for index in range(len(specs))]
 
 
-def _show_image(axes: Axes, image: ImageSlice, size_px: tuple[int, int]) -> None:
-    """Show CT in the soft-tissue window, colour as it is, anything else between its 1st and 99th percentile."""
+def _show_image(axes: Axes, image: ImageSlice, size_px: tuple[int, int]) -> str:
+    """Show CT in the soft-tissue window, colour as it is, anything else between percentiles; return what was shown."""
     extent = (0, size_px[1], size_px[0], 0)
     if len(image.pixels) == 3:
         axes.imshow(np.moveaxis(image.pixels, 0, -1) / 255, extent=extent, interpolation="bilinear")
-        return
-    low, high = CT_WINDOW_HU if image.in_hu else np.percentile(image.pixels, DISPLAY_PERCENTILES)
+        return "image"
+    low, high = CT_WINDOW_HU if image.in_hu else np.percentile(image.pixels, SHOWN_PERCENTILES)
     axes.imshow(image.pixels[0], cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+    return image_title(CT_WINDOW_HU if image.in_hu else None)
 
 
-def _finish(axes: Axes, title: str, image: ImageSlice, point: tuple[int, int], size_px: tuple[int, int]) -> None:
-    """Mark the point and its patch, and cut off what lies beyond the image."""
+def _finish(axes: Axes, title: str, patch: tuple[int, int], size_px: tuple[int, int], theme: Theme) -> None:
+    """Cut off what lies beyond the image, and frame the patch (row, column)."""
     height, width = size_px
-    y, x = ((p + 0.5) * n_px / n for p, n, n_px in zip(point, image.pixels.shape[1:], size_px, strict=True))
-    corner = (x // PATCH_PX * PATCH_PX, y // PATCH_PX * PATCH_PX)
-    axes.add_patch(Rectangle(corner, PATCH_PX, PATCH_PX, fill=False, edgecolor=MARK, linewidth=1.4))
-    arm = max(size_px) / 40
-    for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        axes.plot([x + dx * arm, x + 2.2 * dx * arm], [y + dy * arm, y + 2.2 * dy * arm], color=MARK, linewidth=1.6)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.set_title(title, color=FOREGROUND, fontsize=10, pad=4)
+    top, left = (PATCH_PX * place for place in patch)
+    mark_patch(axes, (left, top, left + PATCH_PX, top + PATCH_PX))
+    axes.set_title(title, color=theme.text, fontsize=10, pad=5)
     axes.set_axis_off()

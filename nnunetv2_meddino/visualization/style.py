@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from matplotlib.colors import to_rgb
 
@@ -18,14 +19,31 @@ among all; in normal vision alone it is 12.7. To any grey of an image it is 8, i
 SURELY_DISTINCT = 12
 """Of more colours than this, some are less than 10 apart to a colour-blind reader: structures need a second sign."""
 
-BACKGROUND, FOREGROUND, FAINT, MARK = "#101014", "#E8E8E8", "#A8A8B0", "#FF3B30"
-"""Of pictures on black: page, text, lesser text, and what marks a place."""
+MARK, MARK_EDGE = "#FF3B30", "#FFFFFF"
+"""Of what marks a place in an image, and of its edge."""
 
 SIMILARITY = "viridis"
 """Colours of similarities; named, for nnU-Net's plots of a training change matplotlib's usual ones (seaborn)."""
 
 INK, SOFT, LINE, JOIN = "#1c2430", "#5b6675", "#d5dae1", "#8a97a8"
 """Of pictures on white: text, lesser text, grid lines, lines that join points."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours around the images of a picture."""
+
+    page: str
+    """Background."""
+    text: str
+    """Titles and axes."""
+    faint: str
+    """Lesser text."""
+
+
+DARK, LIGHT = Theme("#101014", "#E8E8E8", "#A8A8B0"), Theme("#FFFFFF", INK, SOFT)
+THEMES = {"dark": DARK, "light": LIGHT}
+"""By the name that a command line takes: for a screen, and for print."""
 
 
 def structure_colours(shown: Iterable[int]) -> dict[int, tuple[float, float, float]]:

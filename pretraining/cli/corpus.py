@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_meddino.command_line import EXIT_ERROR, add_command, add_out, add_processes
+from nnunetv2_meddino.command_line import EXIT_ERROR, add_command, add_out, add_processes, add_theme
 from nnunetv2_meddino.console import print_table, progress, say
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 
@@ -106,6 +106,7 @@ def add_inspect(commands: argparse._SubParsersAction) -> None:
         help="only compare every slice with its checksum; exit code 1 if volumes are damaged",
     )
     add_out(command, "DIR", "folder for montage.png, histograms.png and views.png")
+    add_theme(command)
 
 
 def add_seen(commands: argparse._SubParsersAction) -> None:
@@ -186,13 +187,15 @@ def _inspect(options: argparse.Namespace) -> int:
         inspection = inspect_corpus(options.corpus, show)
     say(json.dumps(inspection, indent=4) if options.json else inspection_text(inspection))
     if options.out is not None:
+        from nnunetv2_meddino.visualization.style import THEMES
         from pretraining.inspection.montage import save_histograms, save_slices
         from pretraining.inspection.views import save_views
 
+        theme = THEMES[options.theme]
         with progress() as show:
-            slices = save_slices(options.corpus, options.out / "montage.png", show)
-        histograms = save_histograms(inspection, options.out / "histograms.png")
-        views = save_views(options.corpus, options.out / "views.png")
+            slices = save_slices(options.corpus, options.out / "montage.png", show, theme)
+        histograms = save_histograms(inspection, options.out / "histograms.png", theme)
+        views = save_views(options.corpus, options.out / "views.png", theme)
         say(f"{slices}\n{histograms}\n{views}", stderr=True)
     return 0
 

@@ -196,7 +196,7 @@ class SliceDataset(Dataset[Slices]):
             volume = int(self.volume[row])
             self._open.pop(volume, None)
             path = self.corpus / self.paths[volume]
-            raise DataError(f"cannot read slice {self.index[row]} of {path}: {_reason(path, error)}") from error
+            raise DataError(f"cannot read slice {self.index[row] + 1} of {path}: {_reason(path, error)}") from error
 
     def _opened(self, volume: int) -> Any:
         """Return an open volume whose layout has been checked; the least recently used one makes room."""

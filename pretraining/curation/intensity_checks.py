@@ -112,7 +112,7 @@ def _values(
     values = slab.astype(np.float64) * times + plus
     if not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
-        raise Rejected("nonfinite", f"{count} values near slice {part.start} are not finite")
+        raise Rejected("nonfinite", f"{count} values near slice {part.start + 1} are not finite")
     return values
 
 

@@ -11,11 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND
+from nnunetv2_meddino.visualization.annotations import scale_bar
+from nnunetv2_meddino.visualization.figure_files import write_figure
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
+from nnunetv2_meddino.visualization.style import DARK, Theme
 from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.format import read_corpus, read_volumes
 from pretraining.corpus.storage import open_volume
@@ -23,7 +26,8 @@ from pretraining.modality import Modality
 from pretraining.progress import Progress
 
 _TILES, _COLUMNS = 40, 8
-_BAR = "#56B4E9"
+_PERCENTILES = (0.5, 99.5)
+_BAR, _BEYOND = "#56B4E9", "#B86E00"
 _SHADE = (0.34, 0.71, 0.91, 0.45)
 """Red, green, blue and opacity."""
 _TILE_INCH, _DPI = 1.9, 110
@@ -43,14 +47,16 @@ class Tile:
     title: str
     """A line or two above it."""
     colour: str | None = None
-    """Of the title; None for the usual one."""
+    """Of a frame around it; None for none."""
     boxes: tuple[tuple[int, int, int, int, str], ...] = ()
     """Drawn on it: top, left, height, width in pixels, and colour."""
     shaded: NDArray[np.bool_] | None = None
     """``(H, W)`` bool, pixels under a shade; None for none."""
+    pixel_mm: float | None = None
+    """Width of a pixel, for a scale bar; None for none."""
 
 
-def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) -> Path:
+def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None, theme: Theme = DARK) -> Path:
     """Write a montage of slices from all sources, at all heights of their scans, and return its path.
 
     CT is shown in the soft-tissue window, other images from their 0.5th to their 99.5th percentile. The patient's
@@ -68,13 +74,14 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None) 
     for number, (row, index) in enumerate(chosen):
         image = open_volume(corpus / volumes["path"][row])[index]
         ct = volumes["modality"][row] == Modality.CT
-        low, high = CT_WINDOW_HU if ct else np.percentile(image, (0.5, 99.5)).tolist()
+        low, high = CT_WINDOW_HU if ct else np.percentile(image, _PERCENTILES).tolist()
         aspect = volumes["spacing_y_mm"][row] / volumes["spacing_x_mm"][row]
         name = f"{volumes['source'][row]}\n{short_name(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"
-        tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name))
+        tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name, pixel_mm=volumes["spacing_x_mm"][row]))
         progress("drawing", number + 1, len(chosen))
-    title = f"{content['volumes']} volumes, {content['slices']} slices"
-    return save_tiles(tiles, path, title=title)
+    title = f"{content['volumes']} volumes, {content['slices']} slices   |   CT from {CT_WINDOW_HU[0]:g} to "
+    title += f"{CT_WINDOW_HU[1]:g} HU, other images from percentile {_PERCENTILES[0]:g} to {_PERCENTILES[1]:g}"
+    return save_tiles(tiles, path, title=title, theme=theme)
 
 
 def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) -> list[tuple[int, int]]:
@@ -101,22 +108,22 @@ def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) ->
     return sorted(chosen)
 
 
-def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
+def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str, theme: Theme = DARK) -> Path:
     """Write pictures side by side, eight in a row, and return the path."""
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     height = rows * (_TILE_INCH + 0.35) + 0.5
-    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=theme.page, dpi=_DPI)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.04, hspace=0.32)
     for number, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
         axes.set_axis_off()
         if number < len(tiles):
-            _draw_tile(axes, tiles[number])
-    figure.suptitle(title, color=FOREGROUND, fontsize=11, y=1 - 0.15 / height, va="top")
-    return write_png(figure, path)
+            _draw_tile(axes, tiles[number], theme)
+    figure.suptitle(title, color=theme.text, fontsize=11, y=1 - 0.15 / height, va="top")
+    return write_figure(figure, path)
 
 
-def _draw_tile(axes: Axes, tile: Tile) -> None:
+def _draw_tile(axes: Axes, tile: Tile, theme: Theme) -> None:
     low, high = tile.limits
     axes.imshow(tile.image, cmap="gray", vmin=low, vmax=high, aspect=tile.aspect, interpolation="bilinear")
     if tile.shaded is not None:
@@ -126,61 +133,111 @@ def _draw_tile(axes: Axes, tile: Tile) -> None:
     for top, left, height, width, colour in tile.boxes:
         corner = (left - 0.5, top - 0.5)  # pixel centres are whole numbers
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.2))
-    axes.set_title(tile.title, color=tile.colour or FOREGROUND, fontsize=6.5, pad=2)
+    if tile.pixel_mm is not None:
+        scale_bar(axes, tile.pixel_mm, 5.5)
+    if tile.colour is not None:
+        frame = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=tile.colour, linewidth=2.4)
+        axes.add_patch(frame)
+    axes.set_title(tile.title, color=theme.text, fontsize=6.5, pad=2)
 
 
-def save_histograms(inspection: Mapping[str, Any], path: Path) -> Path:
+def save_histograms(inspection: Mapping[str, Any], path: Path, theme: Theme = DARK) -> Path:
     """Write the histograms of an inspection and return the path."""
-    figure = Figure(figsize=(14, 8), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(14, 8), facecolor=theme.page, dpi=_DPI)
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.9, wspace=0.24, hspace=0.5)
     panels = figure.subplots(2, 3).ravel()
-    spacing, body = inspection["spacing"], inspection["body"]
+    for axes in panels:
+        _style(axes, theme)
+    spacing, body, intensity = inspection["spacing"], inspection["body"], inspection["intensity"]
     _draw(panels[0], spacing["in_plane_mm"], "pixel spacing [mm]", "slices")
     _draw(panels[1], spacing["between_slices_mm"], "distance between slices [mm]", "slices")
     _draw(panels[2], spacing["scan_length_mm"], "scan length [mm]", "volumes")
-    sampled = inspection["intensity"]["slices_sampled"]
-    _draw_intensities(panels[3], inspection["intensity"]["hu"], f"intensity [HU], {sampled} slices")
+    _draw(panels[3], intensity["hu"], f"intensity [HU], {intensity['slices_sampled']} slices", "voxels")
+    panels[3].set_yscale("log")  # air outweighs everything
     _draw(panels[4], body["fraction"], "share of the slice that is body", "slices")
-    means = body["mean_fraction_by_relative_z"]
-    panels[5].bar((np.arange(len(means)) + 0.5) / len(means), means, width=0.9 / len(means), color=_BAR)
-    panels[5].set_xlabel("height in the scan (0 feet, 1 head)")
-    panels[5].set_ylabel("mean share of body")
-    for axes in panels:
-        _style(axes)
+    _draw_heights(panels[5], body)
     title = f"{inspection['volumes']} volumes, {inspection['slices']} slices"
-    figure.suptitle(title, color=FOREGROUND, fontsize=12)
-    return write_png(figure, path)
+    figure.suptitle(title, color=theme.text, fontsize=12)
+    return write_figure(figure, path)
 
 
 def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None:
-    """Draw bars of equal width: the bins are not, and the last ones are very wide."""
-    counts, edges = histogram["counts"], histogram["edges"]
-    occupied = np.flatnonzero(counts)
-    first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, len(counts) - 1)
-    shown = range(first, last + 1)
-    axes.bar([i + 0.5 for i in shown], [counts[i] for i in shown], width=0.9, color=_BAR)
-    step = -(-len(shown) // 11)
-    ticks = list(range(first, last + 2, step))
-    axes.set_xticks(ticks, [f"{edges[i]:g}" for i in ticks])
+    """Draw the bins from the first to the last that hold something; what lies beyond them all stands apart, labelled.
+
+    The axis is linear. A bar beyond it is as wide as a bin, at least a twelfth of the axis, and says its limit and
+    its number.
+    """
+    counts, edges = np.asarray(histogram["counts"]), np.asarray(histogram["edges"], np.float64)
+    below, above = histogram["below"], histogram["above"]
+    held = np.flatnonzero(counts)
+    first = 0 if below or not len(held) else held[0]
+    last = len(counts) if above or not len(held) else held[-1] + 1
+    shown = edges[first : last + 1]
+    axes.bar(
+        shown[:-1],
+        counts[first:last],
+        np.diff(shown),
+        align="edge",
+        color=_BAR,
+        edgecolor=axes.get_facecolor(),
+        linewidth=0.5,
+    )
+    low, high = float(shown[0]), float(shown[-1])
+    axes.set_xticks(
+        [tick for tick in MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high) if low <= tick <= high]
+    )
+    wide = max(edges[1] - edges[0], (high - low) / 12)
+    if below:
+        low = _draw_beyond(axes, low - 1.2 * wide, wide, below, f"< {low:g}") - wide
+    if above:
+        high = _draw_beyond(axes, high + 1.2 * wide, wide, above, f"> {high:g}") + wide
+    axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     axes.set_xlabel(label)
     axes.set_ylabel(of)
 
 
-def _draw_intensities(axes: Axes, histogram: Mapping[str, Any], label: str) -> None:
-    """Draw shares on a logarithmic axis: air outweighs everything."""
-    edges = np.asarray(histogram["edges"], np.float64)
-    counts = np.asarray(histogram["counts"], np.float64)
-    axes.bar(edges[:-1], counts / max(counts.sum(), 1), width=np.diff(edges), align="edge", color=_BAR)
-    axes.set_yscale("log")
-    axes.set_xlabel(label)
-    axes.set_ylabel("share of voxels")
+def _draw_beyond(axes: Axes, centre: float, width: float, count: int, limit: str) -> float:
+    """Draw the bar of the values beyond the axis, another colour, its limit and number above; return ``centre``."""
+    axes.bar(centre, count, 0.8 * width, color=_BEYOND)
+    text = f"{limit}:\n{count}".replace("-", "\N{MINUS SIGN}")
+    axes.annotate(
+        text,
+        (centre, count),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color=_BEYOND,
+        fontsize=8,
+    )
+    return centre
 
 
-def _style(axes: Axes) -> None:
-    axes.set_facecolor(BACKGROUND)
-    axes.tick_params(colors=FOREGROUND, labelsize=8)
+def _draw_heights(axes: Axes, body: Mapping[str, Any]) -> None:
+    """Draw the mean share of body along the scans, where there are slices."""
+    slices, means = np.asarray(body["slices_by_relative_z"]), np.asarray(body["mean_fraction_by_relative_z"])
+    edges = np.linspace(0, 1, len(means) + 1)[:-1]
+    held = slices > 0
+    axes.bar(
+        edges[held],
+        means[held],
+        1 / len(means),
+        align="edge",
+        color=_BAR,
+        edgecolor=axes.get_facecolor(),
+        linewidth=0.5,
+    )
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("height in the scan (0 feet, 1 head)")
+    axes.set_ylabel("mean share of body")
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor(theme.page)
+    axes.tick_params(colors=theme.text, labelsize=8)
     for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set_color(FOREGROUND)
+        text.set_color(theme.text)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(FOREGROUND)
+        spine.set_color(theme.text)

@@ -177,10 +177,10 @@ def inspection_text(inspection: Mapping[str, Any]) -> str:
 
 def _bars(title: str, histogram: Mapping[str, Any]) -> list[str]:
     """Return a histogram as lines; bins without a value are left out."""
-    most = max(histogram["counts"], default=0)
-    edges = histogram["edges"]
-    lines = ["", f"{title}:"]
-    for low, high, count in zip(edges, edges[1:], histogram["counts"], strict=False):
-        if count:
-            lines.append(f"  {low:>6g} to {high:<6g} {count:8}  {'#' * max(1, round(40 * count / most))}")
-    return lines
+    edges = [f"{edge:g}" for edge in histogram["edges"]]
+    rows = [(f"below {edges[0]}", histogram["below"])]
+    rows += [(f"{low:>6} to {high}", n) for low, high, n in zip(edges, edges[1:], histogram["counts"], strict=False)]
+    rows += [(f"above {edges[-1]}", histogram["above"])]
+    most = max(count for _, count in rows)
+    drawn = [f"  {bin:<16} {count:8}  {'#' * max(1, round(40 * count / most))}" for bin, count in rows if count]
+    return ["", f"{title}:", *drawn]

@@ -37,18 +37,26 @@ FLAG_MEANINGS = FLAGS | STORE_FLAGS | COPY_FLAGS | {EMPTY: "the slice holds air 
 HU_SAMPLE = 400
 """Number of slices, evenly spread, that the intensity histogram is made of."""
 
-_SPACING_EDGES_MM = (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 20.0)
-_THICKNESS_EDGES_MM = (0, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 50.0)
-_LENGTH_EDGES_MM = (0, 50, 100, 200, 300, 400, 500, 700, 1000, 1500, 3000)
-_FRACTION_EDGES = tuple(np.round(np.linspace(0, 1, 21), 2).tolist())
-_HU_EDGES = tuple(range(-1050, 2001, 50))
 _POSITIONS = 20
+
+
+def _even(first: float, last: float, bins: int) -> tuple[float, ...]:
+    """Return the edges of bins of one width, as decimals: a spacing of 0.7 mm is on the edge 0.7."""
+    return tuple(np.linspace(first, last, bins + 1).round(6).tolist())
+
+
+_SPACING_EDGES_MM = _even(0, 2, 40)
+_THICKNESS_EDGES_MM = _even(0, 10, 20)
+_LENGTH_EDGES_MM = _even(0, 2000, 40)
+_FRACTION_EDGES = _even(0, 1, 20)
+_HU_EDGES = _even(-1050, 2000, 61)
 
 
 def inspect_corpus(corpus: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Return the numbers of a corpus as JSON values.
 
-    Histograms are ``{"edges": [...], "counts": [...]}``; values beyond the edges count in the first or last bin.
+    Histograms are ``{"edges": [...], "counts": [...], "below": 0, "above": 0}`` with bins of one width; what lies
+    beyond the edges is counted apart.
 
     Raises:
         DataError: There is no finished corpus, or a file of it cannot be read.
@@ -105,14 +113,20 @@ def _slices_by(values: Sequence[str], counts: NDArray[np.int64]) -> dict[str, di
 
 
 def histogram(values: NDArray[Any], edges: Sequence[float], weights: NDArray[Any] | None = None) -> dict[str, Any]:
-    """Return how many values lie between the edges; what lies beyond counts in the first or last bin."""
-    inside = np.clip(values, edges[0], np.nextafter(edges[-1], edges[0]))
-    counts, _ = np.histogram(inside, edges, weights=weights)
-    return {"edges": list(edges), "counts": [int(count) for count in counts]}
+    """Return how many values lie between the edges, below the first and above the last."""
+    weights = np.ones(len(values), np.int64) if weights is None else weights
+    counts, _ = np.histogram(values, edges, weights=weights)
+    return {
+        "edges": list(edges),
+        "counts": [int(count) for count in counts],
+        "below": int(weights[values < edges[0]].sum()),
+        "above": int(weights[values > edges[-1]].sum()),
+    }
 
 
 def _spacing(volumes: dict[str, list[Any]], counts: NDArray[np.int64]) -> dict[str, Any]:
-    z, y = (np.asarray(volumes[f"spacing_{axis}_mm"], np.float64) for axis in "zy")
+    # rounded: as a float32, as headers keep it, 0.95 lies below 0.95
+    z, y = (np.asarray(volumes[f"spacing_{axis}_mm"], np.float64).round(4) for axis in "zy")
     return {
         "in_plane_mm": histogram(y, _SPACING_EDGES_MM, counts),
         "between_slices_mm": histogram(z, _THICKNESS_EDGES_MM, counts),
@@ -144,6 +158,7 @@ def _intensities(corpus: Path, paths: Sequence[str], slices: pa.Table, progress:
         image = open_volume(corpus / paths[volume[row]])[int(index[row])]
         own = histogram(image.ravel(), _HU_EDGES)
         total["counts"] = [a + b for a, b in zip(total["counts"], own["counts"], strict=True)]
+        total |= {side: total[side] + own[side] for side in ("below", "above")}
         progress("reading slices", number + 1, len(rows))
     return {"hu": total, "slices_sampled": len(rows)}
 

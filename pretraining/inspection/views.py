@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.visualization.style import COLOURS
+from nnunetv2_meddino.visualization.style import COLOURS, DARK, Theme
 from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.dataset import SliceDataset, Slices
 from pretraining.corpus.format import read_volumes
@@ -26,7 +26,7 @@ DRAWN = ViewConfig(gram_size=512)
 SEED, SLICES, LOCAL_CROPS = 0, 6, 4
 
 
-def save_views(corpus: Path, path: Path) -> Path:
+def save_views(corpus: Path, path: Path, theme: Theme = DARK) -> Path:
     """Write a montage of views and return its path: a row a slice, made by the training's own code.
 
     Raises:
@@ -34,9 +34,9 @@ def save_views(corpus: Path, path: Path) -> Path:
     """
     title = (
         f"views of the training with default settings, seed {SEED}: crops of {DRAWN.global_size}, {DRAWN.local_size} "
-        f"and {DRAWN.gram_size} pixels; shaded patches are hidden from the student"
+        f"and {DRAWN.gram_size} pixels; shaded patches are hidden from the student; grey: values not clipped"
     )
-    return save_tiles([tile for row in view_tiles(corpus, DRAWN) for tile in row], path, title=title)
+    return save_tiles([tile for row in view_tiles(corpus, DRAWN) for tile in row], path, title=title, theme=theme)
 
 
 def view_tiles(corpus: Path, config: ViewConfig) -> list[list[Tile]]:
@@ -98,7 +98,9 @@ def _rows_of(slices: Slices, config: ViewConfig, titles: list[str]) -> list[list
         whole = (float(scale.low[sample]), float(scale.high[sample]))
         image = slices.pixels[sample, :height, :width].numpy()
         crops = [_crop(views, config, sample, view, limits[sample]) for view in shown]
-        pictures.append([Tile(image, whole, y / x, title, boxes=boxes), *crops, *_gram(views, sample, limits[sample])])
+        pictures.append(
+            [Tile(image, whole, y / x, title, boxes=boxes, pixel_mm=x), *crops, *_gram(views, sample, limits[sample])]
+        )
     return pictures
 
 

@@ -31,7 +31,7 @@ def test_array_holds_the_features_and_the_terminal_says_of_what(
     assert main(["features", str(ct), "--weights", "none", "-o", str(out), "--size", "64", "--slice", "5"]) == 0
     features = np.load(out)
     assert (features.dtype, features.shape, features.flags.c_contiguous) == (np.float32, (3, 4, 96), True)
-    np.testing.assert_array_equal(features, dense_features(read_slice(ct, 5), "none", size=64))
+    np.testing.assert_array_equal(features, dense_features(read_slice(ct, 4), "none", size=64))
     printed = capsys.readouterr()
     assert printed.out == f"{out}\n"
     assert printed.err == (
@@ -66,9 +66,10 @@ def test_array_is_written_whole_or_not_at_all(
         ("o.npy", ["--weights", "none", "none"], "2 weights are given; -o {out} holds features with one"),
         ("o.npy", ["--weights", "none", "--point", "0", "0"], "--point is for pictures; -o {out} holds"),
         ("o.npy", ["--weights", "none", "--size", "100"], "--size 100 must be a multiple of 16"),
-        ("o.npy", ["--weights", "none", "--slice", "10"], "there is no slice 10"),
-        ("o.npz", ["--weights", "none"], "-o {out} must name a PNG file, or a .npy file"),
-        ("", ["--weights", "none"], "-o {out} must name a PNG file, or a .npy file"),
+        ("o.npy", ["--weights", "none", "--slice", "11"], "1 to 10; there is no slice 11"),
+        ("o.npy", ["--weights", "none", "--slice", "0"], "there is no slice 0"),
+        ("o.npz", ["--weights", "none"], "-o {out} must name a picture (.png, .svg, .pdf), or a .npy file"),
+        ("", ["--weights", "none"], "-o {out} must name a picture (.png, .svg, .pdf), or a .npy file"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

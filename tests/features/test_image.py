@@ -15,7 +15,8 @@ from tests.features.images import write, write_ct
 
 def test_default_slice_has_the_largest_body_area_and_the_default_point_its_centre(tmp_path: Path) -> None:
     image = read_slice(write_ct(tmp_path / "ct.nii.gz"))
-    assert image.name == "ct.nii.gz, slice 3 of 10"
+    assert image.name == "ct.nii.gz, slice 4 of 10"
+    assert image.in_mm
     assert (image.in_hu, image.pixels.shape) == (True, (1, 48, 64))
     assert image.spacing_mm == pytest.approx((0.8, 0.8))
     assert body_centre(image) in [(y, x) for y in (23, 24) for x in (39, 40)]
@@ -29,7 +30,7 @@ def test_an_array_gives_the_same_slice_as_its_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(from_array.pixels, from_file.pixels)
         assert from_array.spacing_mm == pytest.approx(from_file.spacing_mm)
         assert (from_array.in_hu, from_array.eight_bit) == (from_file.in_hu, from_file.eight_bit) == (True, False)
-    assert slice_of_array(volume, (3.0, 0.8, 0.8)).name == "the array, slice 3 of 10"
+    assert slice_of_array(volume, (3.0, 0.8, 0.8)).name == "the array, slice 4 of 10"
 
 
 def test_a_flat_array_is_a_picture_whose_axes_keep_their_spacing() -> None:
@@ -61,7 +62,7 @@ def test_whether_an_array_is_in_hu_can_be_said() -> None:
         (np.ones((20, 30)), (1, np.nan), None, "must be 2 positive numbers"),
         (np.full((20, 30), np.inf), (1, 1), None, "the array holds values that are not finite: 600 of 600"),
         (np.ones((20, 30), complex), (1, 1), None, "the array holds values of type complex128"),
-        (np.ones((3, 20, 30)), (1, 1, 1), 3, "the array has 3 axial slices, 0 to 2; there is no slice 3"),
+        (np.ones((3, 20, 30)), (1, 1, 1), 3, "the array has 3 axial slices, 1 to 3; there is no slice 4"),
     ],
 )
 def test_arrays_that_are_no_image_are_refused(
@@ -114,6 +115,7 @@ def test_channels_along_the_fourth_dimension(tmp_path: Path) -> None:
 def test_jpeg_is_read(tmp_path: Path) -> None:
     grey = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))
     image = read_slice(write(tmp_path / "p.jpg", grey))
+    assert not image.in_mm
     np.testing.assert_allclose(image.pixels[0], grey, atol=4)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image as pictures
+from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.errors import ConfigurationError, DataError, MedDINOError, WeightsError
 from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer
+from nnunetv2_meddino.visualization import feature_panels
 from nnunetv2_meddino.visualization.feature_panels import FeatureRow, draw_rows, feature_picture
 from nnunetv2_meddino.weights.catalog import CT
 from nnunetv2_meddino.weights.load import write_weights
@@ -83,9 +86,50 @@ def test_two_weights_make_two_rows_with_one_scale(tmp_path: Path, monkeypatch: p
     assert count(double, lowest).sum() < 2_000
 
 
+@pytest.mark.parametrize("in_mm", [True, False])
+def test_a_slice_with_a_spacing_has_a_scale_bar_of_its_millimetres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_mm: bool
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(feature_panels, "write_figure", lambda figure, path: figures.append(figure) or path)
+    image = replace(ct_slice(32, 64, (2.0, 2.0)), in_mm=in_mm)  # 128 mm wide, 128 px
+    draw_rows(image, [planted_row("a", np.zeros((4, 8)))], tmp_path / "o.png", size=128, point=(16, 60))
+    panels = figures[0].axes[:3]
+    bars = [[artist for artist in panel.artists if isinstance(artist, AnchoredSizeBar)] for panel in panels]
+    assert [len(own) for own in bars] == [in_mm, 0, 0]
+    if in_mm:
+        assert bars[0][0].txt_label.get_text() == "20 mm"
+        assert bars[0][0].size_bar.get_children()[0].get_width() == pytest.approx(20)
+    assert panels[0].get_title() == "image, \N{MINUS SIGN}160 to 240 HU"
+
+
 def test_title_says_weights_grid_and_explained_variance() -> None:
     title = planted_row("vitb16", np.zeros((4, 8))).title
-    assert title.split("   |   ") == ["vitb16", "4 x 8 patches", "PCA explains 50 + 25 + 12 % of the variance"]
+    assert title.split("   |   ") == [
+        "vitb16",
+        "4 x 8 patches",
+        "PCA explains 50 + 25 + 12 % of the variance of the body's patches",
+    ]
+
+
+def test_components_are_those_of_the_body_and_air_and_table_are_black(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[FeatureRow] = []
+    monkeypatch.setattr(feature_panels, "draw_rows", lambda image, found, out, **_: rows.extend(found) or out)
+    voxels = np.random.default_rng(0).integers(-1020, -980, (1, 128, 128)).astype(np.int16)
+    voxels[0, 32:96, 32:96] = np.random.default_rng(1).integers(-100, 100, (64, 64))
+    voxels[0, 48:80, 48:80] = -900  # lung: as thin as air, inside the body
+    voxels[0, 112, :] = 300  # the table
+    feature_picture(write(tmp_path / "ct.nii.gz", voxels), ["none"], tmp_path / "o.png", size=128)
+    expected = np.zeros((8, 8), bool)
+    expected[2:6, 2:6] = True
+    np.testing.assert_array_equal(rows[0].colours.any(axis=-1), expected)
+    assert rows[0].masked
+    photo = np.random.default_rng(2).integers(0, 30, (64, 64, 3)).astype(np.uint8)
+    feature_picture(write(tmp_path / "p.png", photo, (1, 1), colour=True), ["none"], tmp_path / "o.png", size=64)
+    assert rows[1].colours.any(axis=-1).all()
+    assert not rows[1].masked
 
 
 def test_pictures_are_reproducible_and_report_their_steps(tmp_path: Path, weights: Path) -> None:
@@ -111,6 +155,11 @@ def test_command_writes_a_picture(tmp_path: Path, weights: Path, capsys: pytest.
     assert main(["features", str(ct), "--weights", str(weights), "none", "-o", str(out), *options]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert pictures.imread(out).ndim == 3
+    vectors = out.with_suffix(".svg")
+    assert main(["features", str(ct), "--weights", "none", "-o", str(vectors), "--size", "64"]) == 0
+    assert "<svg" in vectors.read_text()
+    assert main(["features", str(ct), "--weights", "none", "-o", str(out), "--size", "64", "--theme", "light"]) == 0
+    assert np.all(pictures.imread(out)[:5, :, :3] == 1), "a white page"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -121,12 +170,12 @@ def test_command_writes_a_picture(tmp_path: Path, weights: Path, capsys: pytest.
     [
         ({"specs": ["none"] * 3}, ConfigurationError, "3 weights are given; a picture compares one or two"),
         ({"specs": ["absent.pth"]}, WeightsError, "absent.pth"),
-        ({"out": "o.jpg"}, ConfigurationError, r"o\.jpg must name a PNG file"),
+        ({"out": "o.jpg"}, ConfigurationError, r"o\.jpg must name a file that ends with \.png, \.svg, \.pdf"),
         ({"out": "ct.nii.gz/o.png"}, ConfigurationError, r"ct\.nii\.gz/o\.png: its folder cannot be made"),
         ({"size": 100}, ConfigurationError, "--size 100 must be a multiple of 16"),
         ({"size": 48}, ConfigurationError, "at least 64"),
-        ({"index": 10}, DataError, r"ct\.nii\.gz has 10 axial slices, 0 to 9; there is no slice 10"),
-        ({"index": -1}, DataError, "there is no slice -1"),
+        ({"index": 10}, DataError, r"ct\.nii\.gz has 10 axial slices, 1 to 10; there is no slice 11"),
+        ({"index": -1}, DataError, "there is no slice 0"),
         ({"channel": 1}, DataError, "there is no channel 1"),
         ({"point": (48, 0)}, DataError, "--point 48 0 lies outside .* rows 0 to 47 and columns 0 to 63"),
         ({"point": (0, -1)}, DataError, "--point 0 -1 lies outside"),
@@ -148,7 +197,7 @@ def test_arguments_that_cannot_be_used_are_refused(
         (lambda path: None, "does not exist or is not a file"),
         (lambda path: path.mkdir(), "does not exist or is not a file"),
         (lambda path: path.write_text("no image"), "cannot be read as an image"),
-        (lambda path: write(path, np.full((3, 32, 32), 7, np.int16)), "slice 0 of 3 holds one value only"),
+        (lambda path: write(path, np.full((3, 32, 32), 7, np.int16)), "slice 1 of 3 holds one value only"),
     ],
 )
 def test_images_that_cannot_be_used_are_refused(

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from skimage.color import deltaE_ciede2000, rgb2lab, rgb2xyz, xyz2rgb
 
-from nnunetv2_meddino.visualization.style import COLOURS, SURELY_DISTINCT, structure_colours
+from nnunetv2_meddino.visualization.style import COLOURS, SURELY_DISTINCT, THEMES, Theme, structure_colours
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 DEFICIENCIES = {
@@ -51,6 +51,22 @@ def test_no_colour_is_a_grey_of_the_image(vision: str, distance: float) -> None:
     greys = as_seen(tuple(f"#{level:02x}{level:02x}{level:02x}" for level in range(256)), "normal")
     colours = as_seen(COLOURS, vision)
     assert deltaE_ciede2000(colours[:, None], greys[None]).min() > distance - 0.2
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of WCAG 2."""
+    lighter, darker = sorted((rgb2xyz(np.array(to_rgb(code)))[1] for code in (one, other)), reverse=True)
+    return float((lighter + 0.05) / (darker + 0.05))
+
+
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_all_text_of_a_theme_can_be_read_on_its_page(theme: Theme) -> None:
+    assert contrast(theme.text, theme.page) > 7
+    assert contrast(theme.faint, theme.page) > 4.5
+
+
+def test_the_light_theme_is_for_white_paper() -> None:
+    assert to_rgb(THEMES["light"].page) == (1, 1, 1)
 
 
 def test_labels_shown_get_the_first_colours_and_the_background_has_no_colour() -> None:

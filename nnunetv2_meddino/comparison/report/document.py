@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: the value, and smaller beside it an interval or the like."""
+    """A cell of a table: the value, and smaller below it an interval or the like, a line each."""
 
     text: str
     small: str = ""
@@ -101,5 +102,6 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     templates.filters["plain"] = lambda text: re.sub(r"[\\|_*<`]", r"\\\g<0>", text)  # what Markdown takes for markup
+    templates.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))  # names are long
     templates.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode("ascii")
     return templates

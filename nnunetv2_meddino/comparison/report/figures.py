@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nnunetv2_meddino.evaluation.results import Metric
-from nnunetv2_meddino.visualization.overlays import write_png
+from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.style import COLOURS, INK, JOIN, LINE, SOFT
 
-_WIDTH_INCH, _ROW_INCH, _DPI = 4.9, 0.62, 200
+WIDTH_INCH, ROW_INCH = 4.9, 0.62
+_DPI = 200
 _LABEL_ABOVE = 0.34  # rows
 _JITTER = 0.1
 
@@ -27,31 +28,19 @@ def draw_metric(
     Args:
         metric: What is drawn.
         values: For each method's label its cases and their means over classes ``(C,)``; NaN is left out.
-        path: The PNG to write.
+        path: The PNG to write; a PDF is written beside it.
         title: One line above.
 
     Returns:
         ``path``.
     """
-    size = (_WIDTH_INCH, 0.95 + _ROW_INCH * len(values))
-    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(WIDTH_INCH, 0.95 + ROW_INCH * len(values)), facecolor="white", layout="constrained")
+    axes = new_axes(figure, title, len(values))
     _draw_lines(axes, list(values.values()))
     for row, (label, (_, scores)) in enumerate(values.items()):
         defined = scores[~np.isnan(scores)]
         colour = COLOURS[row % len(COLOURS)]
-        # Above its row, not beside the axes: names are long, and on a phone the picture is narrow.
-        axes.text(
-            0,
-            row - _LABEL_ABOVE,
-            label,
-            transform=axes.get_yaxis_transform(),
-            fontsize=8.5,
-            color=INK,
-            va="center",
-            zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
-        )
+        label_row(axes, row, f"{label}, n {len(defined)}")
         if len(defined) == 0:
             continue
         axes.boxplot(
@@ -60,6 +49,7 @@ def draw_metric(
             orientation="horizontal",
             widths=0.36,
             showfliers=False,
+            manage_ticks=False,
             patch_artist=True,
             zorder=2,
             boxprops={"facecolor": colour, "alpha": 0.22, "edgecolor": SOFT, "linewidth": 0.8},
@@ -70,17 +60,45 @@ def draw_metric(
         shift = _offsets(len(scores))
         axes.scatter(scores, row + shift, s=13, color=colour, edgecolors=INK, linewidths=0.3, zorder=3)
         axes.scatter([defined.mean()], [row], s=34, marker="D", color="white", edgecolors=INK, linewidths=1.1, zorder=4)
-    axes.set_yticks([])
-    axes.set_ylim(len(values) - 0.7, -0.55)
     direction = "higher is better" if metric.higher_is_better else "lower is better"
     axes.set_xlabel(f"{metric.title} ({direction})", color=SOFT, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=10.5, loc="left", fontweight="bold")
+    return write_chart(figure, path)
+
+
+def new_axes(figure: Figure, title: str, rows: int) -> Axes:
+    """Add axes with a grid and room for so many rows, the first on top, and a title above."""
+    axes = figure.add_subplot()
+    axes.set_title(title, color=INK, fontsize=10.5, loc="left", fontweight="bold", pad=14)
+    axes.set_yticks([])
+    axes.set_ylim(rows - 0.7, -0.55)
     axes.tick_params(colors=INK, labelsize=9, length=0)
     axes.grid(axis="x", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    return write_png(figure, path)
+    return axes
+
+
+def label_row(axes: Axes, row: int, label: str) -> None:
+    """Name a row above it, not beside the axes: names are long, and on a phone the picture is narrow."""
+    axes.text(
+        0,
+        row - _LABEL_ABOVE,
+        label,
+        transform=axes.get_yaxis_transform(),
+        fontsize=8.5,
+        color=INK,
+        va="center",
+        zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
+    )
+
+
+def write_chart(figure: Figure, path: Path) -> Path:
+    """Write a PNG for the report and a PDF beside it, for print; return the path of the PNG."""
+    figure.dpi = _DPI
+    write_figure(figure, path.with_suffix(".pdf"))
+    return write_figure(figure, path)
 
 
 def _draw_lines(axes: Axes, rows: Sequence[tuple[Sequence[str], NDArray[np.float64]]]) -> None:

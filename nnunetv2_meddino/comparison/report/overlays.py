@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,29 @@ from nnunetv2_meddino.comparison.analysis import common_cases
 from nnunetv2_meddino.comparison.folders import Folders, Method
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import case_means
+from nnunetv2_meddino.comparison.wording import wrapped
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.imaging.grid import Grid, to_axial
 from nnunetv2_meddino.imaging.io import read_picture
 from nnunetv2_meddino.imaging.segmentation import read_segmentation
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, draw_labels, legend_columns, legend_handles, write_png
+from nnunetv2_meddino.visualization.annotations import scale_bar
+from nnunetv2_meddino.visualization.figure_files import write_figure
+from nnunetv2_meddino.visualization.overlays import (
+    CT_WINDOW_HU,
+    SHOWN_PERCENTILES,
+    draw_labels,
+    image_title,
+    legend_columns,
+    legend_handles,
+)
 from nnunetv2_meddino.visualization.style import INK, structure_colours
 
 WORST_CASES = 3
-_DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 3
+_DPI, _PANEL_INCH, _COLUMNS = 170, 2.2, 4
 _LEGEND_POINTS, _LEGEND_ROW_INCH = 8, 0.19
-_PANEL_LETTERS, _TITLE_LETTERS = 30, 90
+_PANEL_LETTERS = 30
+_TITLE_LETTERS_PER_INCH = 13
 _TRUTH = "reference segmentation"
 
 
@@ -99,10 +109,13 @@ def draw_case(
     wrong = sum(np.count_nonzero(volume != reference, axis=(1, 2)) for volume in labels.values())
     z = int(np.argmax(wrong)) if np.any(wrong) else int(np.argmax(np.count_nonzero(reference, axis=(1, 2))))
     channel = next(iter(dataset.dataset_json.get("channel_names", {"0": ""}).values()))
-    window = CT_WINDOW_HU if str(channel).casefold() == "ct" else tuple(np.percentile(image[z], (1, 99)))
-    panels: list[tuple[str, NDArray[Any] | None]] = [("image", None), *((n, v[z]) for n, v in labels.items())]
+    window = CT_WINDOW_HU if str(channel).casefold() == "ct" else None
+    panels: list[tuple[str, NDArray[Any] | None]] = [(image_title(window), None)]
+    panels += [(name, volume[z]) for name, volume in labels.items()]
     title = f"{worst.case}, slice {z + 1} of {len(image)}: {worst.reason}"
-    return write_png(_figure(image[z], panels, spacing_mm[1:], window, _label_names(dataset), title), path)
+    limits = window or tuple(np.percentile(image[z], SHOWN_PERCENTILES))
+    figure = _figure(image[z], panels, spacing_mm[1:], limits, _label_names(dataset), title, picture.in_mm)
+    return write_figure(figure, path)
 
 
 def _prediction(row: MethodResults, case: str, ending: str) -> Path:
@@ -134,13 +147,14 @@ def _figure(
     image: NDArray[Any],
     panels: Sequence[tuple[str, NDArray[Any] | None]],
     spacing_mm: tuple[float, float],
-    window: tuple[float, ...],
+    limits: tuple[float, ...],
     label_names: Mapping[int, str],
     title: str,
+    in_mm: bool,
 ) -> Figure:
     aspect = spacing_mm[0] / spacing_mm[1]
-    columns = min(len(panels), _COLUMNS)
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / _COLUMNS)
+    columns = math.ceil(len(panels) / rows)  # five panels are three and two, not four and one
     height = _PANEL_INCH * image.shape[0] * aspect / image.shape[1]
     shown = sorted({int(v) for _, labels in panels if labels is not None for v in np.unique(labels)} - {0})
     colours = structure_colours(shown)
@@ -153,11 +167,13 @@ def _figure(
     for axes in grid:
         axes.set_axis_off()
     for axes, (name, labels) in zip(grid, panels, strict=False):
-        axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear")
+        axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect, interpolation="bilinear")
         if labels is not None:
             draw_labels(axes, labels, colours)
-        axes.set_title(textwrap.fill(name, _PANEL_LETTERS), fontsize=8, color=INK)
-    figure.suptitle(textwrap.fill(title, _TITLE_LETTERS), fontsize=8.5, color=INK)
+        elif in_mm:
+            scale_bar(axes, spacing_mm[1], 7)
+        axes.set_title(wrapped(name, _PANEL_LETTERS), fontsize=8, color=INK)
+    figure.suptitle(wrapped(title, round(size[0] * _TITLE_LETTERS_PER_INCH)), fontsize=8.5, color=INK)
     if handles:
         style = {"frameon": False, "fontsize": _LEGEND_POINTS, "ncols": side_by_side}
         figure.legend(handles=handles, loc="outside lower center", **style)

@@ -1,4 +1,4 @@
-"""Writes the report folder: report.html, report.md, summary.csv, cases.csv and figures/."""
+"""Writes the report folder: report.html, report.md, tables.tex, summary.csv, cases.csv and figures/."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from nnunetv2_meddino.comparison.report.document import (
     to_markdown,
 )
 from nnunetv2_meddino.comparison.report.figures import draw_metric
+from nnunetv2_meddino.comparison.report.forest import draw_forest
+from nnunetv2_meddino.comparison.report.latex import to_latex
 from nnunetv2_meddino.comparison.report.overlays import draw_case, worst_cases
 from nnunetv2_meddino.comparison.report.tables import ALL_CLASSES, write_cases_csv, write_summary_csv
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import case_means
-from nnunetv2_meddino.comparison.statistics import Interval
+from nnunetv2_meddino.comparison.statistics import Interval, Paired
+from nnunetv2_meddino.comparison.wording import counted, wrapped
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.results import METRICS, Metric
 from nnunetv2_meddino.files import write_text
@@ -79,9 +82,23 @@ def write_report(datasets: Sequence[DatasetResults], reference: Method, folders:
     blocks += [Heading(2, "How to read this"), *(Paragraph(text) for text in HOW_TO_READ)]
     write_summary_csv(datasets, analysis, out / "summary.csv")
     write_cases_csv(datasets, out / "cases.csv")
+    write_text(to_latex(_tables(datasets, analysis, names)), out / "tables.tex")
     write_text(to_markdown(blocks, out), out / "report.md")
     write_text(to_html(blocks), out / "report.html")
     return out / "report.html"
+
+
+def _tables(
+    datasets: Sequence[DatasetResults], analysis: Analysis, names: Mapping[Method, str]
+) -> list[tuple[str, Table]]:
+    """Return the tables that a paper shows: scores and comparisons of every dataset."""
+    tables = []
+    for dataset in datasets:
+        tables.append((dataset.name, _scores(dataset, analysis, names)))
+        comparisons = _comparisons(dataset, analysis, names)
+        if comparisons.rows:
+            tables.append((f"{dataset.name}, against {names[analysis.reference]}", comparisons))
+    return tables
 
 
 def short_names(methods: Sequence[Method]) -> dict[Method, str]:
@@ -97,7 +114,7 @@ def short_names(methods: Sequence[Method]) -> dict[Method, str]:
 
 def _header(datasets: Sequence[DatasetResults], analysis: Analysis, names: Mapping[Method, str]) -> list[Block]:
     cases = ", ".join(
-        f"{d.name} ({len({case for row in d.rows for case in row.scores.cases})} cases)" for d in datasets
+        f"{d.name} ({counted(len({case for row in d.rows for case in row.scores.cases}), 'case')})" for d in datasets
     )
     ended = [t.ended for d in datasets for row in d.rows for t in row.trainings.values() if t.ended is not None]
     trained = f" Trainings ended {_period(min(ended), max(ended))}." if ended else ""
@@ -133,7 +150,7 @@ def _dataset(
     blocks: list[Block] = [Heading(2, dataset.name), Heading(3, "Scores"), _scores(dataset, analysis, names)]
     if any(e.comparison for e in analysis.entries if e.dataset == dataset.name):
         blocks += [Heading(3, f"Against {names[analysis.reference]}"), _comparisons(dataset, analysis, names)]
-    blocks += [Heading(3, "Cases"), *_figures(dataset, names, out)]
+    blocks += [Heading(3, "Cases"), *_figures(dataset, analysis, names, out)]
     blocks += _pictures(dataset, analysis.reference, names, folders, out)
     blocks.append(Heading(3, "Classes"))
     classes = dataset.rows[0].scores.classes
@@ -148,12 +165,21 @@ def _scores(dataset: DatasetResults, analysis: Analysis, names: Mapping[Method, 
     rows = []
     for row in dataset.rows:
         entries = [analysis.entry(dataset.name, row.method, metric) for metric in METRICS]
-        cells = [estimate_cell(entry) for entry in entries]
+        cells = [_scored_cell(entry) for entry in entries]
         small = "(reference method)" if row.method == analysis.reference else ""
         counts = [Cell(str(len(row.scores.cases))), Cell(str(entries[0].n_missed))]
         rows.append((Cell(names[row.method], small), *cells, *counts))
     head = ("method", *(metric.title for metric in METRICS), "cases", "missed")
-    return Table(head, tuple(rows), caption="Means over cases of each case's mean over classes.")
+    caption = "Means over cases of each case's mean over classes; n: cases in which a distance is defined."
+    return Table(head, tuple(rows), caption=caption)
+
+
+def _scored_cell(entry: Entry) -> Cell:
+    """Return a mean, its interval and, of a distance, the number of cases, for missed classes have none."""
+    cell = estimate_cell(entry)
+    if entry.metric.higher_is_better:
+        return cell
+    return Cell(cell.text, "\n".join(part for part in (cell.small, f"n {entry.estimate.n}") if part))
 
 
 def estimate_cell(entry: Entry) -> Cell:
@@ -181,7 +207,7 @@ def comparison_cells(comparison: Comparison, decimals: int) -> tuple[Cell, ...]:
     return (
         Cell(_signed(paired.mean, decimals), _interval(paired.mean_interval, decimals, signed=True)),
         Cell(_signed(paired.median, decimals), _interval(paired.median_interval, decimals, signed=True)),
-        Cell(f"{paired.wins} / {paired.ties} / {paired.losses}"),
+        Cell(f"{paired.wins} / {paired.ties} / {paired.losses}".replace(" ", "\N{NO-BREAK SPACE}")),
         Cell(str(paired.n)),
         Cell(_p(paired.p)),
         Cell(_p(comparison.p_holm, mark=True)),
@@ -205,7 +231,7 @@ def _classes(
             parts += [f"missed {entry.n_missed}"] if entry.n_missed else []
             parts += [f"only predicted {entry.n_only_predicted}"] if entry.n_only_predicted else []
             parts += [f"p (Holm) {_p(entry.comparison.p_holm, mark=True)}"] if entry.comparison else []
-            cells.append(Cell(cell.text, ", ".join(part for part in parts if part)))
+            cells.append(Cell(cell.text, "\n".join(part for part in parts if part)))
         rows.append((Cell(name), *cells))
     entries = [analysis.entry(dataset.name, row.method, metric) for row in dataset.rows]
     rows.append((Cell("mean of these"), *(Cell(_number(entry.class_mean, metric.decimals)) for entry in entries)))
@@ -213,17 +239,31 @@ def _classes(
     return Table(("class", *(names[row.method] for row in dataset.rows)), tuple(rows), caption=caption)
 
 
-def _figures(dataset: DatasetResults, names: Mapping[Method, str], out: Path) -> list[Block]:
+def _figures(dataset: DatasetResults, analysis: Analysis, names: Mapping[Method, str], out: Path) -> list[Block]:
     blocks: list[Block] = []
     for metric in METRICS:
         values = {names[r.method]: (r.scores.cases, case_means(r.scores.values[metric.key])) for r in dataset.rows}
         path = out / "figures" / f"{_file_name(dataset.name)}_{metric.key}.png"
         draw_metric(metric, values, path, title=f"{metric.title}, {ALL_CLASSES}")
         blocks.append(Picture(path, f"{dataset.name}: {metric.title} of every case and method"))
+        if differences := _differences(dataset, analysis, names, metric):
+            forest = path.with_name(f"{path.stem}_differences.png")
+            draw_forest(metric, differences, names[analysis.reference], forest)
+            blocks.append(Picture(forest, f"{dataset.name}: {metric.title}, paired differences from the reference"))
     text = (
-        "Dots are cases (means over classes), grey lines join a case's dots, boxes are quartiles, diamonds are means."
+        "Dots are cases (means over classes), grey lines join a case's dots, boxes are quartiles, diamonds are means; "
+        "squares are mean differences of pairs, method minus reference, with 95 % intervals. Beside each of these "
+        "pictures lies a PDF."
     )
     return [*blocks, Paragraph(text)]
+
+
+def _differences(
+    dataset: DatasetResults, analysis: Analysis, names: Mapping[Method, str], metric: Metric
+) -> dict[str, Paired]:
+    """Return what a forest plot shows: every method that was compared with the reference."""
+    entries = [(row.method, analysis.entry(dataset.name, row.method, metric)) for row in dataset.rows]
+    return {names[method]: entry.comparison.paired for method, entry in entries if entry.comparison is not None}
 
 
 def _pictures(
@@ -252,21 +292,22 @@ def _pictures(
 
 def _models(dataset: DatasetResults, names: Mapping[Method, str]) -> Table:
     head = (
-        *("method", "parameters, M", "GFLOPs per patch", "patch, px", "spacing, mm", "batch", "folds", "epochs"),
-        *("training, h", "device", "pretrained weights"),
+        *("method", "parameters, M", "GFLOPs per patch", "patch, px", "batch", "folds", "epochs", "training, h"),
+        "pretrained weights",
     )
     return Table(
         head,
         tuple(_model(row, names[row.method]) for row in dataset.rows),
         caption="FLOPs of one forward pass of one patch, a multiplication and an addition counted as two. Training "
-        "time is the sum over epochs and folds, without pauses. Parameters: all, and those that are trained.",
+        "time is the sum over epochs and folds, without pauses; below it the device. Parameters: all, and those that "
+        "are trained.",
     )
 
 
 def _model(row: MethodResults, name: str) -> tuple[Cell, ...]:
     model, trainings = row.model, list(row.trainings.values())
     network = model.network
-    parameters = Cell(NONE, model.fault[:60])
+    parameters = Cell(NONE, wrapped(model.fault[:60], 22))
     if network is not None:
         parameters = Cell(f"{network.parameters / 1e6:.2f}", f"{network.trainable / 1e6:.2f} trained")
     done = sorted({NONE if t.epochs_done is None else str(t.epochs_done) for t in trainings})
@@ -277,13 +318,14 @@ def _model(row: MethodResults, name: str) -> tuple[Cell, ...]:
         Cell(name),
         parameters,
         Cell(NONE if network is None else f"{network.gflops:.3g}" if network.gflops < 100 else f"{network.gflops:.0f}"),
-        Cell(" x ".join(map(str, model.patch_size))),
-        Cell(" x ".join(f"{mm:.3g}" for mm in model.spacing_mm)),
+        Cell(" x ".join(map(str, model.patch_size)), f"{' x '.join(f'{mm:.3g}' for mm in model.spacing_mm)} mm"),
         Cell(str(model.batch_size)),
         Cell(", ".join(row.folds)),
         Cell(", ".join(done), f"of {', '.join(planned)}"),
-        Cell(f"{math.fsum(seconds) / 3600:.3g}" if seconds else NONE),
-        Cell(", ".join(sorted({t.device or NONE for t in trainings}))),
+        Cell(
+            f"{math.fsum(seconds) / 3600:.3g}" if seconds else NONE,
+            "\n".join(sorted({t.device for t in trainings if t.device})),
+        ),
         Cell(", ".join(weights) or NONE),
     )
 
@@ -305,7 +347,8 @@ def _interval(interval: Interval | None, decimals: int, *, signed: bool = False)
 def _p(p: float | None, *, mark: bool = False) -> str:
     if p is None:
         return NONE
-    return ("< 0.001" if p < 0.001 else f"{p:.3f}") + (" *" if mark and p < 0.05 else "")
+    text = ("< 0.001" if p < 0.001 else f"{p:.3f}") + (" *" if mark and p < 0.05 else "")
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _file_name(dataset: str) -> str:

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunetv2_meddino.features.dense import as_colours, cosine_similarity, principal_components
+from nnunetv2_meddino.features.dense import cosine_similarity, pooled_colours
 from nnunetv2_meddino.imaging.slices import centre_of
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, write_png
-from nnunetv2_meddino.visualization.style import BACKGROUND, FOREGROUND, MARK, SIMILARITY
+from nnunetv2_meddino.visualization.annotations import mark_patch
+from nnunetv2_meddino.visualization.figure_files import write_figure
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
+from nnunetv2_meddino.visualization.style import DARK, SIMILARITY
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
 from pretraining.views import IntensityConfig
 
@@ -52,12 +53,13 @@ def save_pictures(
     """
     grids = [tokens.cpu().double().numpy() for tokens in features]
     means = [patch_means(whole, (grid.shape[0], grid.shape[1])) for whole, grid in zip(slices, grids, strict=True)]
-    colours, explained = pooled_colours(grids, means)
+    colours, explained = pooled_colours(grids, means, [mean > BODY_ABOVE for mean in means])
     height = -(-len(slices) // _COLUMNS) * _ROW_INCH + _TOP_INCH
-    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=BACKGROUND, dpi=_DPI)
+    figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=DARK.page, dpi=_DPI)
     shares = " + ".join(f"{100 * share:.0f}" for share in explained)
     title = f"step {step:,}   |   PCA explains {shares} % of the variance of the body's patches"
-    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=FOREGROUND, fontsize=13, va="center")
+    title += "   |   CT from {:g} to {:g} HU".format(*CT_WINDOW_HU) if intensity.rule == "ct" else ""
+    figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=DARK.text, fontsize=13, va="center")
 
     def axes(x: float, y: float, width: float) -> Axes:
         return figure.add_axes((x / _WIDTH_INCH, y / height, width / _WIDTH_INCH, _PANEL_INCH / height))
@@ -70,37 +72,10 @@ def save_pictures(
         point = centre_of(means[number] > BODY_ABOVE)
         shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
     bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
-    figure.colorbar(shown, cax=bar, extend="min").ax.tick_params(colors=FOREGROUND, labelsize=9)
-    return write_png(figure, folder / f"step_{step:08d}.png")
-
-
-def pooled_colours(
-    features: Sequence[NDArray[np.float64]], means: Sequence[NDArray[np.float64]]
-) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return the first three principal components of all slices together as red, green, blue; air stays black.
-
-    Args:
-        features: ``(h, w, D)`` of each slice.
-        means: ``(h, w)``, mean of each patch on the unit scale.
-
-    Returns:
-        Colours ``(h, w, 3)`` in [0, 1] of each slice, and the fractions of the variance that are explained, ``(3,)``.
-    """
-    bodies = [mean > BODY_ABOVE for mean in means]
-    if sum(np.count_nonzero(body) for body in bodies) < 4:  # three components need as many patches
-        bodies = [np.ones_like(body) for body in bodies]
-    pooled = np.concatenate([grid[body] for grid, body in zip(features, bodies, strict=True)])
-    brightness = np.concatenate([mean[body] for mean, body in zip(means, bodies, strict=True)])
-    components, explained = principal_components(pooled[:, None])
-    rises = np.tensordot(brightness - brightness.mean(), components[:, 0], axes=1) >= 0
-    coloured = as_colours(components * np.where(rises, 1, -1))[:, 0]
-    pictures = []
-    ends = np.cumsum([np.count_nonzero(body) for body in bodies])
-    for body, own in zip(bodies, np.split(coloured, ends[:-1]), strict=True):
-        picture = np.zeros((*body.shape, 3))
-        picture[body] = own
-        pictures.append(picture)
-    return pictures, explained
+    colour_bar = figure.colorbar(shown, cax=bar, extend="min")
+    colour_bar.set_label("cosine similarity", color=DARK.text, fontsize=9)
+    colour_bar.ax.tick_params(colors=DARK.text, labelsize=9)
+    return write_figure(figure, folder / f"step_{step:08d}.png")
 
 
 def patch_means(whole: WholeSlice, grid: tuple[int, int]) -> NDArray[np.float64]:
@@ -133,10 +108,12 @@ def _draw(
     panels[1].imshow(colours, extent=extent, interpolation="nearest")
     shown = panels[2].imshow(similarity, cmap=SIMILARITY, extent=extent, interpolation="nearest", vmin=0, vmax=1)
     row, column = point
-    for axes, title in zip(panels, (whole.name, "PCA", "similarity to the point"), strict=True):
-        box = Rectangle((column * side, row * side), side, side, fill=False, edgecolor=MARK, linewidth=1.2)
-        axes.add_patch(box)
-        axes.set_title(title, color=FOREGROUND, fontsize=8.5, pad=3)
+    for axes, title in zip(
+        panels, (whole.name, "PCA as red, green, blue", "similarity to the framed patch"), strict=True
+    ):
         axes.set_anchor("N")
+        axes.apply_aspect()
+        mark_patch(axes, (column * side, row * side, (column + 1) * side, (row + 1) * side))
+        axes.set_title(title, color=DARK.text, fontsize=8.5, pad=3)
         axes.set_axis_off()
     return shown

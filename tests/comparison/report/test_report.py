@@ -11,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 from matplotlib.figure import Figure
 
 from nnunetv2_meddino.comparison.folders import Folders, Method
+from nnunetv2_meddino.comparison.report import forest
 from nnunetv2_meddino.comparison.report.document import (
     Cell,
     Details,
@@ -21,11 +22,14 @@ from nnunetv2_meddino.comparison.report.document import (
     to_html,
     to_markdown,
 )
-from nnunetv2_meddino.comparison.report.overlays import WorstCase, draw_case, worst_cases
+from nnunetv2_meddino.comparison.report.latex import escaped
+from nnunetv2_meddino.comparison.report.overlays import WorstCase, _figure, draw_case, worst_cases
 from nnunetv2_meddino.comparison.report.report import short_names, write_report
 from nnunetv2_meddino.comparison.results import Selection, collect
+from nnunetv2_meddino.comparison.statistics import paired
+from nnunetv2_meddino.comparison.wording import counted, wrapped
 from nnunetv2_meddino.errors import DataError
-from nnunetv2_meddino.evaluation.results import METRICS
+from nnunetv2_meddino.evaluation.results import DICE, METRICS
 from tests.comparison.results import anatomy, make_folders, write_dataset, write_method, write_volume
 
 FIRST, SECOND = "Dataset701_AMOS22", "Dataset702_Private"
@@ -60,7 +64,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.links, self.tables, self.words, self._cell = [], [], [], False
+        self.links, self.tables, self.words, self._cell, self._broken = [], [], [], False, False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -73,6 +77,7 @@ class Page(HTMLParser):
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
             self._cell = True
+        self._broken = tag == "wbr"
 
     def handle_endtag(self, tag):
         if tag in ("td", "th"):
@@ -80,21 +85,29 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self._cell:
-            self.tables[-1][-1][-1] += f" {data}" if self.tables[-1][-1][-1] else data
-        self.words.append(data)
+            before = self.tables[-1][-1][-1]
+            self.tables[-1][-1][-1] = f"{before}{'' if self._broken or not before else ' '}{data}"
+        if self._broken and self.words:
+            self.words[-1] += data
+        else:
+            self.words.append(data)
+        self._broken = False
 
 
 def test_the_folder_holds_the_report_in_its_forms_and_nothing_unfinished(out):
-    assert sorted(p.name for p in out.iterdir()) == ["cases.csv", "figures", "report.html", "report.md", "summary.csv"]
+    names = ["cases.csv", "figures", "report.html", "report.md", "summary.csv", "tables.tex"]
+    assert sorted(p.name for p in out.iterdir()) == names
     figures = [p.name for p in (out / "figures").iterdir()]
-    assert len(figures) == 2 * (len(METRICS) + 3)
+    assert len([name for name in figures if name.endswith(".png")]) == 2 * (2 * len(METRICS) + 3)
+    charts = [name.removesuffix(".png") for name in figures if name.endswith(".png") and "worst" not in name]
+    assert sorted(name for name in figures if name.endswith(".pdf")) == sorted(f"{name}.pdf" for name in charts)
     assert not [name for name in figures if name.startswith(".")]
 
 
 def test_the_page_needs_nothing_else(out):
     text = (out / "report.html").read_text()
     page = Page(text)
-    assert len(page.links) == 2 * (len(METRICS) + 3)
+    assert len(page.links) == 2 * (2 * len(METRICS) + 3)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"url\(|@import|https?://", text)
     assert 'name="viewport"' in text
@@ -151,6 +164,79 @@ def test_page_and_markdown_tell_the_same_numbers(out):
     assert f"| {scores[1][1]} |" in markdown
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
         assert (out / picture).is_file()
+
+
+def test_every_distance_stands_beside_its_number_of_cases(out):
+    scores = Page((out / "report.html").read_text()).tables[0]
+    columns = {name: index for index, name in enumerate(scores[0])}
+    summary = {(r["dataset"], r["method"], r["metric"], r["class"]): r for r in rows(out / "summary.csv")}
+    for line, method in zip(scores[1:], (STOCK, OURS), strict=True):
+        for metric in METRICS:
+            n = summary[FIRST, method.name, metric.key, "all classes"]["n"]
+            assert line[columns[metric.title]].endswith(f"\nn {n}") is not metric.higher_is_better
+
+
+def test_the_forest_plot_shows_mean_interval_and_pairs(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(forest, "write_chart", lambda figure, path: figures.append(figure) or path)
+    certain = paired(np.array([0.5, 0.7, 0.6, 0.9]), np.array([0.4, 0.5, 0.55, 0.6]), higher_is_better=True)
+    few = paired(np.array([0.5]), np.array([0.7]), higher_is_better=True)
+    none = paired(np.array([np.nan]), np.array([0.7]), higher_is_better=True)
+    forest.draw_forest(DICE, {"A": certain, "B": few, "C": none}, "stock", tmp_path / "f.png")
+    (axes,) = figures[0].axes
+    points = [tuple(points.get_offsets()[0]) for points in axes.collections]
+    assert points == [pytest.approx((0.1625, 0)), pytest.approx((-0.2, 1))]
+    zero, interval = axes.lines
+    assert list(zero.get_xdata()) == [0, 0]
+    assert list(interval.get_xdata()) == [certain.mean_interval.low, certain.mean_interval.high]
+    assert list(interval.get_ydata()) == [0, 0]
+    assert [text.get_text() for text in axes.texts][:3] == ["A, n 4", "B, n 1", "C, n 0"]
+    sides = {text.get_text(): text.get_position()[0] for text in axes.texts[3:]}
+    assert sides == {"method better": 1.0, "stock better": 0.0}
+    assert axes.get_xlim()[0] == -axes.get_xlim()[1]
+
+
+def test_the_latex_tables_hold_the_numbers_of_the_page(out):
+    page, text = Page((out / "report.html").read_text()), (out / "tables.tex").read_text()
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4, "scores and comparison of two datasets"
+    assert r"\toprule" in text and text.startswith(r"% \usepackage{booktabs}")
+    for line in page.tables[0][1:]:
+        assert line[1].split()[0] in text
+    assert r"MedDINOv3Trainer, 2d\_96" in text
+    assert not re.search(r"(?<!\\)_", text), "an underscore outside of mathematics stops LaTeX"
+    assert all(row.count(" & ") == 7 for row in text.splitlines() if row.startswith("DSC"))
+
+
+def test_what_latex_takes_for_commands_is_escaped():
+    assert escaped(r"a_b & 5 % $ # {x} ~ ^ \ < 0.001 −1") == (
+        r"a\_b \& 5 \% \$ \# \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} $<$ 0.001 $-$1"
+    )
+
+
+def test_names_are_broken_after_underscores_and_spaces_only():
+    name = "MedDINOv3Trainer_scratch_noregularization, 2d_96"
+    assert wrapped(name, 26).split("\n") == ["MedDINOv3Trainer_scratch_", "noregularization, 2d_96"]
+    assert wrapped("Incomprehensibilities", 8) == "Incomprehensibilities"
+    page = to_html([Heading(1, "t"), Table(("m",), ((Cell(name),),))])
+    assert "MedDINOv3Trainer_<wbr>scratch_<wbr>noregularization, 2d_<wbr>96" in page
+    assert "overflow-wrap: anywhere" not in page
+
+
+@pytest.mark.parametrize(("methods", "grid"), [(1, (1, 3)), (2, (1, 4)), (3, (2, 3)), (5, (2, 4)), (7, (3, 3))])
+def test_panels_stand_four_in_a_row_and_fill_the_last(methods, grid):
+    panels = [("image", None), *((f"{n}", np.zeros((8, 8), int)) for n in range(methods + 1))]
+    drawn = _figure(np.zeros((8, 8)), panels, (1.0, 1.0), (0.0, 1.0), {}, "t", in_mm=True)
+    assert drawn.axes[0].get_gridspec().get_geometry() == grid
+
+
+def test_one_is_singular():
+    assert [counted(n, "epoch") for n in (1, 2, 0, "1", "?")] == [
+        "1 epoch",
+        "2 epochs",
+        "0 epochs",
+        "1 epoch",
+        "? epochs",
+    ]
 
 
 def test_warnings_name_their_rows(out):

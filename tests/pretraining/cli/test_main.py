@@ -110,7 +110,7 @@ def test_verify_names_damaged_volumes(data, tmp_path, capsys):
     flip_silent_bit(path, 5)
     assert main(["inspect", str(corpus), "--verify"]) == 1
     damaged, total = capsys.readouterr().out.splitlines()
-    assert f"slice 5 of {path}" in damaged
+    assert f"slice 6 of {path}" in damaged
     assert total == f"{corpus}: 1 volumes are damaged"
     assert main(["inspect", str(corpus), "--verify", "--json"]) == 2
     assert "leave out --json and -o" in capsys.readouterr().err

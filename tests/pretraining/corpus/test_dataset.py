@@ -132,9 +132,9 @@ def test_a_flipped_bit_that_decodes_to_other_voxels_is_an_error(corpus, already_
     if already_open:
         dataset.__getitems__([8])
     flip_silent_bit(path, 2)
-    with pytest.raises(DataError, match=f"slice 2 of {path}.*checksum.*Curate this volume again: delete the file"):
+    with pytest.raises(DataError, match=f"slice 3 of {path}.*checksum.*Curate this volume again: delete the file"):
         dataset.__getitems__([8])
-    with pytest.raises(DataError, match=f"slice 2 of {path}.*checksum"):
+    with pytest.raises(DataError, match=f"slice 3 of {path}.*checksum"):
         dataset.check(8)
     dataset.__getitems__([6, 7, 9, 10])  # the other slices are whole
 

@@ -92,7 +92,7 @@ def test_a_flipped_bit_is_one_clear_error_from_any_process(tmp_path, workers):
     write_corpus(tmp_path)
     path = tmp_path / "volumes" / "beta" / "b1.b2nd"
     flip_silent_bit(path, 2)
-    with pytest.raises(DataError, match=f"slice 2 of {path}.*checksum") as error:
+    with pytest.raises(DataError, match=f"slice 3 of {path}.*checksum") as error:
         taken(tmp_path, 20, workers=workers)
     assert "Traceback" not in str(error.value)
 

@@ -49,7 +49,7 @@ def test_nothing_is_wrong_with_a_whole_corpus(corpus):
 def test_a_flipped_bit_is_found_in_any_slice(corpus, index):
     flip_silent_bit(_volume(corpus, 1), index)
     (message,) = verify_corpus(corpus)
-    assert f"slice {index} of {_volume(corpus, 1)}" in message
+    assert f"slice {index + 1} of {_volume(corpus, 1)}" in message
     assert "checksum" in message
 
 
@@ -58,7 +58,7 @@ def test_every_damaged_volume_is_named_once(corpus):
         flip_silent_bit(_volume(corpus, 0), index)
     _volume(corpus, 2).unlink()
     first, last = verify_corpus(corpus)
-    assert f"slice 1 of {_volume(corpus, 0)}" in first
+    assert f"slice 2 of {_volume(corpus, 0)}" in first
     assert f"{_volume(corpus, 2)}: the file does not exist" in last
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from nnunetv2_meddino.errors import DataError
+from pretraining.inspection import montage
 from pretraining.inspection.montage import choose_slices, save_histograms, save_slices
 from pretraining.inspection.report import corpus_text, inspection_text
 from pretraining.inspection.summary import histogram, inspect_corpus
@@ -45,7 +49,7 @@ def test_the_numbers(corpus):
     assert numbers["sources"]["b"]["bytes"] == next((corpus / "volumes" / "b").iterdir()).stat().st_size
     assert numbers["sizes_px"] == {"64x64": {"volumes": 1, "slices": 8}, "80x64": {"volumes": 1, "slices": 6}}
     assert numbers["licences"]["licence of a"] == {"volumes": 1, "slices": 8}
-    assert _bins(numbers["spacing"]["in_plane_mm"]) == {0.7: 8, 0.9: 6}
+    assert _bins(numbers["spacing"]["in_plane_mm"]) == {0.75: 8, 0.95: 6}
     assert _bins(numbers["spacing"]["between_slices_mm"]) == {5.0: 8, 2.0: 6}
     assert _bins(numbers["spacing"]["scan_length_mm"]) == {0: 2}
     assert sum(numbers["body"]["fraction"]["counts"]) == 14
@@ -67,9 +71,35 @@ def test_the_intensity_histogram_holds_every_voxel_of_the_sampled_slices(corpus)
     assert intensity["hu"]["counts"][0] + intensity["hu"]["counts"][1] >= air.sum()
 
 
-def test_values_beyond_the_edges_count_in_the_outer_bins():
-    assert histogram(np.array([-5.0, 0.5, 2.0, 99.0]), (0, 1, 2))["counts"] == [2, 2]
-    assert histogram(np.array([0.5, 1.5]), (0, 1, 2), np.array([3, 4]))["counts"] == [3, 4]
+def test_values_beyond_the_edges_are_counted_apart():
+    values = np.array([-5.0, 0.5, 2.0, 99.0, 7.0])
+    assert histogram(values, (0, 1, 2)) == {"edges": [0, 1, 2], "counts": [1, 1], "below": 1, "above": 2}
+    weighted = histogram(values, (0, 1, 2), np.array([3, 4, 5, 6, 7]))
+    assert (weighted["below"], weighted["counts"], weighted["above"]) == (3, [4, 5], 13)
+
+
+def test_all_bins_of_a_histogram_have_one_width_and_its_axis_is_linear(corpus, tmp_path, monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(montage, "write_figure", lambda figure, path: figures.append(figure) or path)
+    inspection = inspect_corpus(corpus)
+    inspection["spacing"]["in_plane_mm"] |= {"above": 5}
+    save_histograms(inspection, tmp_path / "histograms.png")
+    axes = figures[0].axes
+    for panel in axes:
+        assert panel.get_xscale() == "linear"
+        bars = [bar for bar in panel.patches if bar.get_facecolor()[:3] == to_rgb("#56B4E9")]
+        np.testing.assert_allclose([bar.get_width() for bar in bars], bars[0].get_width())
+    drawn = {bar.get_x(): bar.get_height() for bar in axes[0].patches if bar.get_height()}
+    assert {round(left, 4): n for left, n in drawn.items() if left < 2} == {0.75: 8, 0.95: 6}
+    assert [n for left, n in drawn.items() if left > 2] == [5]
+    assert [text.get_text() for text in axes[0].texts] == ["> 2:\n5"]
+    assert max(axes[0].get_xticks()) <= 2
+
+
+def test_the_bars_in_the_text_say_what_lies_beyond(corpus):
+    inspection = inspect_corpus(corpus)
+    inspection["spacing"]["in_plane_mm"] |= {"above": 5}
+    assert re.search(r"\n  above 2 +5  #+\n", inspection_text(inspection))
 
 
 def test_the_text_names_what_matters(corpus):
@@ -81,9 +111,9 @@ def test_the_text_names_what_matters(corpus):
 
 
 def test_the_pictures_show_something(corpus, tmp_path):
-    montage = save_slices(corpus, tmp_path / "new" / "montage.png")
+    slices = save_slices(corpus, tmp_path / "new" / "montage.png")
     histograms = save_histograms(inspect_corpus(corpus), tmp_path / "histograms.png")
-    for path in (montage, histograms):
+    for path in (slices, histograms):
         pixels = np.asarray(Image.open(path).convert("L"))
         assert min(pixels.shape) > 300
         assert pixels.std() > 20

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from benchmarks.corpora import write_manifest
 from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.visualization.style import LIGHT
 from pretraining.inspection import montage
 from pretraining.inspection.views import save_views, view_tiles
 from pretraining.views import ViewConfig
@@ -99,13 +101,17 @@ def test_views_are_those_of_the_training(corpus, rows):
 
 def test_boxes_and_shades_are_drawn_where_the_tile_says(tmp_path, monkeypatch):
     figures: list[Figure] = []
-    monkeypatch.setattr(montage, "write_png", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(montage, "write_figure", lambda figure, path: figures.append(figure) or path)
     shaded = np.zeros((40, 60), bool)
     shaded[10:20, 30:50] = True
-    tile = montage.Tile(np.zeros((40, 60)), (0, 1), 1.0, "a", boxes=((10, 30, 5, 20, "#E69F00"),), shaded=shaded)
-    montage.save_tiles([tile], tmp_path / "x.png", title="t")
+    boxes = ((10, 30, 5, 20, "#E69F00"),)
+    tile = montage.Tile(np.zeros((40, 60)), (0, 1), 1.0, "a", boxes=boxes, shaded=shaded, colour="#8900D8")
+    montage.save_tiles([tile], tmp_path / "x.png", title="t", theme=LIGHT)
     axes = figures[0].axes[0]
-    (drawn,) = (patch for patch in axes.patches if isinstance(patch, Rectangle))
+    drawn, frame = (patch for patch in axes.patches if isinstance(patch, Rectangle))
+    assert frame.get_edgecolor()[:3] == to_rgb("#8900D8")
+    assert axes.title.get_color() == LIGHT.text
+    assert figures[0].get_facecolor()[:3] == (1, 1, 1)
     assert drawn.get_bbox().extents.tolist() == [29.5, 9.5, 49.5, 14.5], "left, top, right, bottom"
     assert np.array_equal(axes.images[1].get_array()[..., 3] > 0, shaded)
 

@@ -4,12 +4,12 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from nnunetv2_meddino.features.dense import pooled_colours
 from nnunetv2_meddino.imaging.slices import centre_of
 from pretraining.corpus.dataset import SliceDataset
 from pretraining.engine.monitoring.feature_maps import (
     BODY_ABOVE,
     patch_means,
-    pooled_colours,
     save_pictures,
 )
 from pretraining.engine.monitoring.fixed_slices import WholeSlice, patch_features, watched_slices
@@ -28,32 +28,36 @@ def bodies():
     return features, means
 
 
-def test_components_are_those_of_the_bodies_of_all_slices_together():
+def inside(means):
+    return [mean > BODY_ABOVE for mean in means]
+
+
+def test_components_are_those_of_the_masksof_all_slices_together():
     features, means = bodies()
-    colours, explained = pooled_colours(features, means)
-    inside = [mean > BODY_ABOVE for mean in means]
-    pooled = np.concatenate([f[i] for f, i in zip(features, inside, strict=True)])
+    colours, explained = pooled_colours(features, means, inside(means))
+    masks = inside(means)
+    pooled = np.concatenate([f[i] for f, i in zip(features, masks, strict=True)])
     reference = PCA(3).fit(pooled)
     np.testing.assert_allclose(explained, reference.explained_variance_ratio_, rtol=1e-6)
-    shown = np.concatenate([c[i] for c, i in zip(colours, inside, strict=True)])
+    shown = np.concatenate([c[i] for c, i in zip(colours, masks, strict=True)])
     unsaturated = (shown > 0) & (shown < 1)
     for channel, component in enumerate(reference.transform(pooled).T):
         kept = unsaturated[:, channel]
         assert abs(np.corrcoef(shown[kept, channel], component[kept])[0, 1]) == pytest.approx(1)
-    assert all((colour[~i] == 0).all() for colour, i in zip(colours, inside, strict=True))
+    assert all((colour[~i] == 0).all() for colour, i in zip(colours, masks, strict=True))
 
 
 def test_colours_grow_with_the_intensity_whatever_the_sign_of_the_features():
     features, means = bodies()
-    colours, _ = pooled_colours(features, means)
-    negated, _ = pooled_colours([-f for f in features], means)
+    colours, _ = pooled_colours(features, means, inside(means))
+    negated, _ = pooled_colours([-f for f in features], means, inside(means))
     for one, other in zip(colours, negated, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
 
 
 def test_slices_without_a_body_are_coloured_throughout():
     features, means = bodies()
-    colours, _ = pooled_colours(features, [np.zeros_like(mean) for mean in means])
+    colours, _ = pooled_colours(features, means, [np.zeros_like(mean, bool) for mean in means])
     assert all(np.ptp(colour) > 0.5 for colour in colours)
 
 
