@@ -1,6 +1,6 @@
 """Where untrained heads begin to learn: on class tokens of slices, at teacher temperatures on both sides of the border.
 
-    python benchmarks/learning_border.py --corpus FOLDER --work FOLDER [--seeds N] [--out FOLDER]
+    python benchmarks/learning_border.py --corpus FOLDER --work FOLDER [--seeds ...] [--out FOLDER]
 
 The work folder is that of ``learning.py``: its trainings ``small`` and ``KoLeo alone`` are the networks whose class
 tokens are taken, together with untrained ones. They are not trained further here, so that nothing changes but the
@@ -43,7 +43,7 @@ from pretraining.model.student_teacher import StudentTeacher
 from pretraining.views import make_views
 
 UNTRAINED = "untrained"
-NETWORKS = ((UNTRAINED, 0), (KOLEO, 200), (KOLEO, 1000), (SMALL, 1000))
+NETWORKS = ((UNTRAINED, 0), (KOLEO, 200), (KOLEO, 600), (SMALL, 600))
 """Name of the training and after how many steps."""
 TEMPERATURES = (0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)
 BATCHES, JUDGED = 48, 5
@@ -151,11 +151,11 @@ def information(teacher: ProjectionHead, tokens: Tensor, temperature: float) -> 
     return share if share > ROUNDING else 0.0
 
 
-def measure(corpus: Path, work: Path, seeds: int) -> list[dict[str, Any]]:
+def measure(corpus: Path, work: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Return a row for each network, seed and temperature."""
     rows = []
     for name, step in NETWORKS:
-        for seed in range(seeds):
+        for seed in seeds:
             config = recipe("small", "stage1")
             config = replace(config, data=replace(config.data, seed=seed))
             weights = None if name == UNTRAINED else teacher_path(run_folder(work, name, seed) / "stage1", step)
@@ -182,14 +182,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     networks = list(dict.fromkeys(row["network"] for row in rows if float(row["information at 0"])))
     figure = Figure(figsize=(3.1 * len(networks), 3.6), layout="constrained")
     for axes, network in zip(figure.subplots(1, len(networks), sharey=True), networks, strict=True):
-        for seed in sorted({row["seed"] for row in rows}):
+        for number, seed in enumerate(sorted({row["seed"] for row in rows})):
             own = [row for row in rows if (row["network"], row["seed"]) == (network, seed)]
             for steps, line in zip(STEPS, ("o:", "o-"), strict=True):
                 growth = [
                     max(float(row[f"information at {steps}"]), ROUNDING) / float(row["information at 0"]) for row in own
                 ]
-                axes.plot([row["border"] for row in own], growth, line, color=f"C{seed}", ms=3)
-            axes.axvline(own[0]["own slices"], color=f"C{seed}", ls="--", lw=1)
+                axes.plot([row["border"] for row in own], growth, line, color=f"C{number}", ms=3)
+            axes.axvline(own[0]["own slices"], color=f"C{number}", ls="--", lw=1)
         axes.axhline(1, color="grey", lw=0.8)
         axes.set(xscale="log", yscale="log", title=network, xlabel="teacher's / student's temperature")
     figure.axes[0].set_ylabel("growth of target information")
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="of learning.py, with its finished trainings")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
