@@ -1,10 +1,11 @@
 """Whether a small pretraining learns, and what decides it: the recipe ``small`` with one setting changed at a time.
 
-    python benchmarks/learning.py --corpus FOLDER --probe DATASET --work FOLDER [--variants ...] [--seeds N]
-        [--steps N] [--out FOLDER]
+    python benchmarks/learning.py --corpus FOLDER --probe DATASET --work FOLDER [--variants ...] [--seeds ...]
+        [--out FOLDER]
 
 The corpus must hold no case of DATASET, the labelled dataset of the linear probe. Each training is a process and a
-folder of its own, two at a time, on one core each: the same command continues where it was stopped.
+folder of its own, two at a time, on one core each: the same command continues where it was stopped. The table is of all
+that the work folder holds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from scipy import stats
 
 from nnunetv2_meddino.commands import run_command
 from nnunetv2_meddino.environment import one_thread_each, run_environment
+from pretraining.config import RunConfig
 from pretraining.config.parse import stage_configurations
 
 SMALL, KOLEO = "small", "KoLeo alone"
@@ -44,10 +46,13 @@ VARIANTS: dict[str, str] = {
     "learning rate 2e-4": "--optim.lr 2e-4",
     "last layers frozen for 200 steps": "--optim.freeze-last-layer-steps 200",
     "batch 16": "--data.batch-size 16 --data.group-size 16",
+    "1000 steps": "--engine.steps 1000 --optim.lr.warmup-steps 20",
+    "KoLeo alone, 1000 steps": "--losses.dino-weight 0 --losses.ibot-weight 0 --engine.steps 1000"
+    " --optim.lr.warmup-steps 20",
     "K 4096": "--model.dino-head.prototypes 4096 --model.ibot-head.prototypes 4096",
 }
 INFORMATION, RANK, PROBE = "collapse/target_information", "collapse/class_rank", "probe/dice"
-STEPS_SHOWN = (100, 200, 400, 600, 1000)
+STEPS_SHOWN = (0, 100, 200, 400, 600, 1000)
 NOTES = (
     "Means over seeds, in brackets the smallest and the largest. Views agree: views/correlation before the first step; "
     "untrained heads can begin where it is above the border, teacher's over student's temperature. Information: of the "
@@ -58,11 +63,10 @@ NOTES = (
 )
 
 
-def arguments(corpus: Path, probe: Path, work: Path, variant: str, seed: int, steps: int | None) -> list[str]:
+def arguments(corpus: Path, probe: Path, work: Path, variant: str, seed: int) -> list[str]:
     """Return what ``meddino-pretrain train`` is given."""
     fixed = f"--data.seed {seed} --data.workers 0 --monitor.log-every 5 --monitor.tensorboard false"
-    length = f"--engine.steps {steps}" if steps else ""
-    overrides = [*VARIANTS[variant].split(), *fixed.split(), *length.split(), "--monitor.probe-dataset", str(probe)]
+    overrides = [*VARIANTS[variant].split(), *fixed.split(), "--monitor.probe-dataset", str(probe)]
     where = ["--corpus", str(corpus), "--out", str(run_folder(work, variant, seed))]
     return ["stage1", *where, "--recipe", SMALL, "-device", "cpu", *overrides]
 
@@ -71,18 +75,18 @@ def run_folder(work: Path, variant: str, seed: int) -> Path:
     return work / f"{variant.replace(' ', '_').replace(',', '')}_{seed}"
 
 
-def run_all(corpus: Path, probe: Path, work: Path, variants: Sequence[str], seeds: int, steps: int | None) -> None:
+def run_all(corpus: Path, probe: Path, work: Path, variants: Sequence[str], seeds: Sequence[int]) -> None:
     """Train what is not finished, all variants of a seed before the next seed."""
 
     def one(run: tuple[str, int]) -> None:
-        given = arguments(corpus, probe, work, *run, steps)
+        given = arguments(corpus, probe, work, *run)
         log = work / f"{run_folder(work, *run).name}.log"
         command = ["meddino-pretrain", "train", *given]
         run_command(command, {**os.environ, **run_environment()}, log, lambda line: None)
         print(*run, "finished", flush=True)
 
     with ThreadPoolExecutor(2) as pool:
-        for _ in pool.map(one, [(variant, seed) for seed in range(seeds) for variant in variants]):
+        for _ in pool.map(one, [(variant, seed) for seed in seeds for variant in variants]):
             pass
 
 
@@ -98,30 +102,41 @@ def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
     return found
 
 
-def row(work: Path, variant: str, seeds: int, *, koleo: bool) -> dict[str, Any]:
-    """Return a line of the table; ``koleo``: whether KoLeo alone was trained as well."""
+def finished(work: Path, variant: str) -> list[int]:
+    """Return the seeds of the trainings of a variant that are done."""
+    last = f"stage1/teachers/step_{config_of(variant).engine.steps:08d}.safetensors"
+    seeds = (int(folder.name.rsplit("_", 1)[1]) for folder in work.glob("*_*/"))
+    return sorted({seed for seed in seeds if (run_folder(work, variant, seed) / last).exists()})
 
-    def curves(name: str, variant: str = variant) -> list[dict[int, float]]:
-        return [curve(work, variant, seed, name) for seed in range(seeds)]
 
-    found: dict[str, Any] = {"variant": variant, "seeds": seeds}
+def config_of(variant: str) -> RunConfig:
+    (config,) = stage_configurations(["stage1"], SMALL, None, VARIANTS[variant].split())
+    return config
+
+
+def row(work: Path, variant: str) -> dict[str, Any]:
+    """Return a line of the table."""
+    seeds = finished(work, variant)
+
+    def curves(name: str, variant: str = variant, seeds: Sequence[int] = seeds) -> list[dict[int, float]]:
+        return [curve(work, variant, seed, name) for seed in seeds]
+
+    found: dict[str, Any] = {"variant": variant, "seeds": ", ".join(map(str, seeds))}
     found["views agree"] = _spread([of[0] for of in curves("views/correlation")], "{:.2f}")
     found["border"] = _spread([of[0] for of in curves("views/border")], "{:.2f}")
-    information = curves(INFORMATION)
-    for step in STEPS_SHOWN:
-        if all(step in of for of in information):
-            found[f"information at {step}"] = _spread([of[step] for of in information], "{:.2g}")
+    for name, title, form in ((INFORMATION, "information", "{:.2g}"), (PROBE, "probe", "{:.3f}")):
+        values = curves(name)
+        for step in STEPS_SHOWN:
+            if all(step in of for of in values):
+                found[f"{title} at {step}"] = _spread([of[step] for of in values], form)
     found["class rank"] = _spread([_last(of) for of in curves(RANK)], "{:.2f}")
     for name in ("dino_local", "dino_global"):
         losses = [list(of.values())[-10:] for of in curves(f"loss/{name}")]
-        (config,) = stage_configurations(["stage1"], SMALL, None, VARIANTS[variant].split())
-        log_k = math.log(config.model.dino_head.prototypes)
+        log_k = math.log(config_of(variant).model.dino_head.prototypes)
         found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
-    probes = curves(PROBE)
-    found["probe"] = _spread([_last(of) for of in probes], "{:.3f}")
-    found["gain over random weights"] = _gain([_last(of) - of[0] for of in probes])
-    if koleo and variant != KOLEO:
-        pairs = zip(probes, curves(PROBE, KOLEO), strict=True)
+    found["gain over random weights"] = _gain([_last(of) - of[0] for of in curves(PROBE)])
+    if both := [seed for seed in seeds if variant != KOLEO and seed in finished(work, KOLEO)]:
+        pairs = zip(curves(PROBE, variant, both), curves(PROBE, KOLEO, both), strict=True)
         found[f"over {KOLEO}"] = _gain([_last(of) - _last(alone) for of, alone in pairs])
     return found
 
@@ -149,15 +164,13 @@ def main() -> None:
     parser.add_argument("--probe", type=Path, required=True, help="labelled dataset in nnU-Net's raw format")
     parser.add_argument("--work", type=Path, required=True, help="for everything that is written; continued")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     with one_thread_each():
-        run_all(options.corpus, options.probe, options.work, options.variants, options.seeds, options.steps)
-    koleo = KOLEO in options.variants
-    rows = [row(options.work, variant, options.seeds, koleo=koleo) for variant in options.variants]
+        run_all(options.corpus, options.probe, options.work, options.variants, options.seeds)
+    rows = [row(options.work, variant) for variant in VARIANTS if finished(options.work, variant)]
     write_results("learning", "cpu", rows, options.out, NOTES)
 
 

@@ -114,13 +114,13 @@ def single_gpu(stage: str) -> RunConfig:
 
 
 def small(stage: str) -> RunConfig:
-    """Return hundreds of slices or volumes from random weights: a tiny ViT in an hour of a CPU.
+    """Return hundreds of slices or volumes from random weights: a tiny ViT in half an hour of a CPU.
 
     Untrained heads take hold only where views of a slice are alike enough for the teacher's temperature
     (docs/pretraining.md, "Heads that learn nothing"). So crops show most of the slice, brightness and contrast change
     little, and the teacher is colder than DINOv3's. ``benchmarks/learning.py`` measures what each choice does.
     """
-    config = _from_random_weights(stage, {"stage1": 1000, "stage2": 200, "stage3": 200}[stage], gram_teacher_step=400)
+    config = _from_random_weights(stage, {"stage1": 600, "stage2": 200, "stage3": 200}[stage], gram_teacher_step=400)
     gram_size = None if stage == "stage1" else 160
     return replace(
         config,

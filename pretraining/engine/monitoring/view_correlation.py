@@ -15,7 +15,8 @@ that of the student's view with itself. What W says along a direction d grows on
 and dies out elsewhere: what two views do not share is a burden to the student alone. For two global crops the left side
 is their correlation; for a local crop it is the regression of the global on the local one. If no direction passes the
 border, the heads stay where they are, at uniform targets and a loss of log K. Momentum, normalisation and the layers
-before W change how fast that goes, not its sign.
+before W change how fast that goes, not its sign. The largest left side is the largest generalised eigenvalue of the two
+covariances. Directions of small variance need long: ``benchmarks/learning_border.py`` trains heads on either side.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from nnunetv2_meddino.networks.vit import VisionTransformer
@@ -34,15 +37,15 @@ from pretraining.engine.monitoring.alarms import REMEDY
 from pretraining.losses.dino import GLOBAL_CROPS, pair_shares
 from pretraining.views import Views
 
-LEADING = 8
-"""Directions of the largest shared variance among which the best is looked for: what shares next to nothing cannot move
-the weights, and a choice among all would follow the noise of so few slices."""
+RIDGES = (0.01, 0.1, 1.0, 10.0)
+"""Shares of the mean variance that are added to the variance of all directions where the best is looked for: of few
+slices a small one finds directions that are shared by chance, a large one those that share most and not best."""
+
+PROPOSED = 3
+"""Directions for each of them."""
 
 CROPS_AT_ONCE = 16
 """That pass through the network together: a group of large crops need not fit where its micro-batches do."""
-
-SLICES_PER_DIRECTION = 8
-"""Fewer directions are looked at where there are fewer slices."""
 
 
 class Moments(NamedTuple):
@@ -89,9 +92,9 @@ def view_correlation(rows: Tensor, tokens: Tensor, *, local_weight: float) -> di
       most directions are shared by nothing.
     - ``views/slices``: of how many slices.
 
-    One third of the slices says which directions are shared most, another which of them is shared best, and the last
-    judges it: a direction that was chosen by chance gets no credit for it. The mean over all orders of the thirds is
-    returned. From few slices the best direction is not found, so the values are too low rather than too high.
+    One third of the slices proposes directions, another says which of them is shared best, and the last judges it: a
+    direction that was chosen by chance gets no credit for it. The mean over all orders of the thirds is returned. From
+    few slices the best direction is not found, so the values are too low rather than too high.
 
     Args:
         rows: ``(N,)`` which slice each is: of one that comes again the first views count.
@@ -101,14 +104,14 @@ def view_correlation(rows: Tensor, tokens: Tensor, *, local_weight: float) -> di
     first = [n for n, row in enumerate(rows.tolist()) if row not in rows[:n] and tokens[:, n].isfinite().all()]
     tokens = tokens[:, first].double()
     names = ("views/correlation", "views/correlation_global", "views/correlation_local", "views/trace_ratio")
-    if len(first) < MIN_CORRELATION_SLICES:
+    if len(first) < MIN_CORRELATION_SLICES or not tokens.std(1).any():
         return {**dict.fromkeys(names, math.nan), "views/slices": len(first)}
     local_share, global_share = pair_shares(len(tokens) - GLOBAL_CROPS)
     shares = (local_weight * local_share, global_share)
     thirds = [tokens[:, start::3] for start in range(3)]
     kinds = (shares, (0.0, 1.0), (1.0, 0.0))
-    values = [_best_ratio([_moments(third, *kind) for third in thirds], len(first) // 3) for kind in kinds]
-    whole = _moments(tokens, *shares)
+    values = [_best_ratio([moments(third, *kind) for third in thirds]) for kind in kinds]
+    whole = moments(tokens, *shares)
     values.append(float(whole.between.trace() / whole.within.trace()))
     return {**dict(zip(names, values, strict=True)), "views/slices": len(first)}
 
@@ -135,8 +138,14 @@ def correlation_warning(found: Mapping[str, float], student_temperature: float) 
     )
 
 
-def _moments(tokens: Tensor, local_weight: float, global_weight: float) -> Moments:
-    """Return moments over slices of the pairs of different crops; each crop is centred by itself."""
+def moments(tokens: Tensor, local_weight: float, global_weight: float) -> Moments:
+    """Return moments over slices of the pairs of different crops; each crop is centred by itself.
+
+    Args:
+        tokens: ``(V, N, D)``, two global crops first.
+        local_weight: Of all pairs of a local with a global crop.
+        global_weight: Of both pairs of global crops.
+    """
     tokens = tokens - tokens.mean(1, keepdim=True)
     count = tokens.shape[1]
     teacher, local = tokens[:GLOBAL_CROPS], tokens[GLOBAL_CROPS:]
@@ -150,11 +159,21 @@ def _within(crops: Tensor) -> Tensor:
     return flat.T @ flat / len(crops)
 
 
-def _best_ratio(thirds: Sequence[Moments], slices: int) -> float:
-    """Return the ratio along the direction where it is largest, from thirds of so many slices in all six orders."""
-    count = min(LEADING, slices // SLICES_PER_DIRECTION)
+def _best_ratio(thirds: Sequence[Moments]) -> float:
+    """Return the ratio along the direction where it is largest, from thirds of the slices in all six orders."""
     found = []
     for proposing, choosing, judging in permutations(thirds):
-        leading = torch.linalg.eigh(proposing.between).eigenvectors[:, -count:].T
-        found.append(judging.along(leading[choosing.along(leading).argmax()]))
+        proposed = _directions(proposing)
+        found.append(judging.along(proposed[choosing.along(proposed).argmax()]))
     return float(torch.stack(found).mean())
+
+
+def _directions(of: Moments) -> Tensor:
+    """Return directions ``(N, D)`` of the largest ratios: generalised eigenvectors, for each ridge."""
+    between, within = (moment.numpy() for moment in of)
+    dim = len(within)
+    found = []
+    for ridge in RIDGES:
+        steadied = within + ridge * within.trace() / dim * np.eye(dim)
+        found.append(eigh(between, steadied, subset_by_index=(dim - min(PROPOSED, dim), dim - 1))[1])
+    return torch.from_numpy(np.concatenate(found, axis=1).T)
