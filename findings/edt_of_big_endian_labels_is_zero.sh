@@ -2,7 +2,7 @@
 # Believed: a function that takes an array takes it in either byte order, or refuses: numpy, scipy and scikit-image do the first, torch
 #           and SimpleITK the second.
 # True:     edt.edt returns 0 everywhere, without a word, for arrays whose bytes are not in the machine's order. FreeSurfer's .mgz is always
-#           big-endian, and nibabel hands out its voxels as they are stored; ImageJ's TIFFs and NIfTI files of old scanners likewise.
+#           big-endian, and nibabel hands out its voxels as they are stored.
 # Versions: edt 3.1.2, nibabel 5.4.2, scipy 1.17.1, numpy 2.4.6, Python 3.11.
 # Why it matters: edt is the fast distance transform of label maps with many structures. Distances of 0 make every surface distance 0, every
 #           boundary weight the largest and every structure as thin as can be: perfect scores and flat maps, not an error.

@@ -4,7 +4,7 @@
 #           spread over the range of the whole image. A screw or a padding value far outside of the label moves the median inside.
 # Versions: SimpleITK 2.5.7, numpy 2.4.6, Python 3.11.
 # Why it matters: the median is taken to be robust: HU of liver or muscle, uptake of a lesion, features of regions. It differs between two
-#           scans of one patient because one has metal, by more than what is looked for (6 HU is a grade of fatty liver).
+#           scans of one patient because one has metal, by as much as what is looked for.
 # Seen:     no metal: median 40.0, LabelStatistics 41.0, LabelIntensityStatistics 43.2; means 39.98 39.98
 #           a screw of 3071 HU: median 40.0, LabelStatistics 41.6, LabelIntensityStatistics 33.7; means 39.98 39.98
 #           a screw of 30000 HU: median 40.0, LabelStatistics 29.3, LabelIntensityStatistics 89.8; means 39.98 39.98

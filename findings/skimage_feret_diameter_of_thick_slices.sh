@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Believed: with spacing given, regionprops measures in millimetres; the largest diameter (feret_diameter_max) of a ball of 40 mm in slices
 #           of 5 mm is 40 mm, give or take the part of a voxel, as in voxels of 1 mm.
-# True:     the convex hull is drawn in voxels and a voxel too large on all sides; scaled to millimetres that is a slice. 47 mm come out,
+# True:     the convex hull is drawn in voxels and part of a voxel too large on all sides; scaled to millimetres that is much of a slice. 47 mm come out,
 #           more than any two corners of the ball's voxels can lie apart, and the ball's solidity (volume by its hull's) falls to 0.88.
 # Versions: scikit-image 0.26.0, SimpleITK 2.5.7, numpy 2.4.6, Python 3.11.
 # Why it matters: the diameter decides over response to treatment (20 % is progression) and over T stage; solidity and convex volume are
