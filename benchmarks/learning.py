@@ -17,19 +17,25 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from measure import RESULTS, write_results
+from patient_probe import backbone_of, dice_of_patients, labelled_slices, mean_dice
 from scipy import stats
 
 from nnunetv2_meddino.commands import run_command
 from nnunetv2_meddino.environment import one_thread_each, run_environment
+from nnunetv2_meddino.errors import MedDINOError
+from nnunetv2_meddino.files import read_json, write_json
 from pretraining.config import RunConfig
 from pretraining.config.parse import stage_configurations
+from pretraining.engine.teachers import teacher_path
 
 SMALL, KOLEO = "small", "KoLeo alone"
 VARIANTS: dict[str, str] = {
@@ -51,6 +57,7 @@ VARIANTS: dict[str, str] = {
     " --optim.lr.warmup-steps 20",
     "K 4096": "--model.dino-head.prototypes 4096 --model.ibot-head.prototypes 4096",
 }
+PATIENTS = "patients.json"
 INFORMATION, RANK, PROBE = "collapse/target_information", "collapse/class_rank", "probe/dice"
 STEPS_SHOWN = (0, 100, 200, 400, 600, 1000)
 NOTES = (
@@ -58,8 +65,9 @@ NOTES = (
     "untrained heads can begin where it is above the border, teacher's over student's temperature. Information: of the "
     "teacher's targets about their image, as a share of the most it can be, after so many steps. Below log K: how far "
     "the DINO losses are, in %, mean of the last records. Probe: mean Dice of a linear classifier on the frozen patch "
-    "features of the teacher, on patients that are not in the corpus; gain: at the end, over the same network before "
-    "its first step, and over KoLeo alone with the same seed, with the 95 % interval of Student's t over seeds."
+    "features of the teacher, on a quarter of the patients, none of them in the corpus; gain: at the end, over the "
+    "same network before its first step, and over KoLeo alone with the same seed, with the 95 % interval of Student's "
+    "t over seeds. All patients: the same at the end for each in turn, fitted on the others, mean over patients."
 )
 
 
@@ -82,12 +90,38 @@ def run_all(corpus: Path, probe: Path, work: Path, variants: Sequence[str], seed
         given = arguments(corpus, probe, work, *run)
         log = work / f"{run_folder(work, *run).name}.log"
         command = ["meddino-pretrain", "train", *given]
-        run_command(command, {**os.environ, **run_environment()}, log, lambda line: None)
+        environment = {**os.environ, **run_environment()}
+        run_command(command, environment, log, lambda line: None)
+        if not (run_folder(work, *run) / PATIENTS).exists():
+            judging = [sys.executable, __file__, "--judge", *map(str, run)]
+            fixed = ["--corpus", str(corpus), "--probe", str(probe), "--work", str(work)]
+            run_command([*judging, *fixed], environment, log, lambda line: None)
         print(*run, "finished", flush=True)
 
     with ThreadPoolExecutor(2) as pool:
         for _ in pool.map(one, [(variant, seed) for seed in seeds for variant in variants]):
             pass
+
+
+def judge(probe: Path, work: Path, variant: str, seed: int) -> None:
+    """Write the mean Dice over patients of probes on the network before and after a training."""
+    torch.set_num_threads(1)
+    config = config_of(variant)
+    config = replace(config, data=replace(config.data, seed=seed))
+    names, slices = labelled_slices(probe, config)
+    folder = run_folder(work, variant, seed)
+    teachers = {"before": None, "after": teacher_path(folder / "stage1", config.engine.steps)}
+    found = {}
+    for when, file in teachers.items():
+        patients = dice_of_patients(backbone_of(config, file), names, slices)
+        found[when] = {"mean": mean_dice(patients), "patients": patients}
+    write_json(found, folder / PATIENTS)
+
+
+def judged(work: Path, variant: str, seeds: Sequence[int], when: str) -> list[float]:
+    """Return these means of trainings."""
+    files = [run_folder(work, variant, seed) / PATIENTS for seed in seeds]
+    return [read_json(file, MedDINOError, "Delete it.")[when]["mean"] for file in files]
 
 
 def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
@@ -104,9 +138,8 @@ def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
 
 def finished(work: Path, variant: str) -> list[int]:
     """Return the seeds of the trainings of a variant that are done."""
-    last = f"stage1/teachers/step_{config_of(variant).engine.steps:08d}.safetensors"
-    seeds = (int(folder.name.rsplit("_", 1)[1]) for folder in work.glob("*_*/"))
-    return sorted({seed for seed in seeds if (run_folder(work, variant, seed) / last).exists()})
+    seeds = {int(folder.name.rsplit("_", 1)[1]) for folder in work.glob("*_*/")}
+    return sorted(seed for seed in seeds if (run_folder(work, variant, seed) / PATIENTS).exists())
 
 
 def config_of(variant: str) -> RunConfig:
@@ -134,10 +167,17 @@ def row(work: Path, variant: str) -> dict[str, Any]:
         losses = [list(of.values())[-10:] for of in curves(f"loss/{name}")]
         log_k = math.log(config_of(variant).model.dino_head.prototypes)
         found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
-    found["gain over random weights"] = _gain([_last(of) - of[0] for of in curves(PROBE)])
-    if both := [seed for seed in seeds if variant != KOLEO and seed in finished(work, KOLEO)]:
+    both = [seed for seed in seeds if variant != KOLEO and seed in finished(work, KOLEO)]
+    found["gain"] = _gain([_last(of) - of[0] for of in curves(PROBE)])
+    if both:
         pairs = zip(curves(PROBE, variant, both), curves(PROBE, KOLEO, both), strict=True)
         found[f"over {KOLEO}"] = _gain([_last(of) - _last(alone) for of, alone in pairs])
+    before, after = (judged(work, variant, seeds, when) for when in ("before", "after"))
+    found["all patients"] = _spread(after, "{:.3f}")
+    found["their gain"] = _gain([new - old for new, old in zip(after, before, strict=True)])
+    if both:
+        own, alone = (judged(work, name, both, "after") for name in (variant, KOLEO))
+        found[f"theirs over {KOLEO}"] = _gain([new - old for new, old in zip(own, alone, strict=True)])
     return found
 
 
@@ -166,8 +206,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--judge", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.judge:
+        judge(options.probe, options.work, options.judge[0], int(options.judge[1]))
+        return
     with one_thread_each():
         run_all(options.corpus, options.probe, options.work, options.variants, options.seeds)
     rows = [row(options.work, variant) for variant in VARIANTS if finished(options.work, variant)]
