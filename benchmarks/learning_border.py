@@ -192,6 +192,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.axvline(own[0]["own slices"], color=f"C{number}", ls="--", lw=1)
         axes.axhline(1, color="grey", lw=0.8)
         axes.set(xscale="log", yscale="log", title=network, xlabel="teacher's / student's temperature")
+        shown = sorted({row["border"] for row in rows})[::2]
+        axes.set_xticks(shown, [str(border) for border in shown])
+        axes.minorticks_off()
     figure.axes[0].set_ylabel("growth of target information")
     about = " and ".join(f"{line} after {steps:,}" for steps, line in zip(STEPS, ("dotted", "solid"), strict=True))
     figure.suptitle(f"Heads on class tokens of CT slices, {about} steps; dashed: correlation of views", fontsize=10)
