@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -171,6 +172,9 @@ class Programs:
         if words[:2] == ("-m", "pytest"):
             check_tests(words[2:])
             return
+        if words[:1] and words[0].startswith("benchmarks/"):
+            check_benchmark(words[0], words[1:])
+            return
         msg = f"no test knows how to run python {shlex.join(words)}"
         raise DocumentationError(msg)
 
@@ -205,6 +209,16 @@ class Programs:
             strict_options(monkeypatch)
             monkeypatch.setattr(sys, "argv", list(call.words))
             NNUNET[call.words[0]]()
+
+
+def check_benchmark(script: str, words: Sequence[str]) -> None:
+    """The script must be there and have these options; it would take minutes."""
+    shown = subprocess.run([sys.executable, PROJECT / script, "--help"], capture_output=True, text=True)
+    if shown.returncode:
+        raise DocumentationError(f"{script} --help: {shown.stderr}")
+    known = set(re.findall(r"--[\w-]+", shown.stdout))
+    if unknown := [word for word in words if word.startswith("--") and word not in known]:
+        raise DocumentationError(f"{script} has no {', '.join(unknown)}")
 
 
 def check_tests(arguments: Sequence[str]) -> None:
