@@ -44,10 +44,10 @@ PYTHON = {
 
 def pages() -> Iterator[tuple[str, str]]:
     """Yield the path of every page, and what it holds in Markdown."""
-    yield "reference/meddino.md", command_page(nnunetv2_meddino.cli.main._parser(), "meddino", _MEDDINO)
+    yield "reference/meddino.md", command_page(nnunetv2_meddino.cli.main.parser(), "meddino", _MEDDINO)
     yield (
         "reference/meddino-pretrain.md",
-        command_page(pretraining.cli.main._parser(), "meddino-pretrain", _PRETRAIN),
+        command_page(pretraining.cli.main.parser(), "meddino-pretrain", _PRETRAIN),
     )
     yield "reference/settings.md", _settings()
     yield "reference/environment.md", _environment()
