@@ -27,8 +27,8 @@ VOLUMES = ("CT", "MR")
 _ADVICE = {
     "multiframe": "Convert it to NIfTI with dcm2niix, or to one file an image.",
     "missing_slices": "Export the series again, complete; values of slices that are not there are not made up.",
-    "gantry_tilt": "Convert it with dcm2niix and take the file whose name ends in _Tilt: it is resampled, the other one is not.",
-    "sheared": "Convert it with 3D Slicer, or with dcm2niix (the file whose name ends in _Tilt), to a right-angled grid.",
+    "gantry_tilt": "Convert it with dcm2niix and take the file whose name ends in _Tilt: it alone is resampled.",
+    "sheared": "Resample it to a right-angled grid with 3D Slicer, or dcm2niix (the file ending in _Tilt).",
     "varying_spacing": "Separate the parts, or resample them to one distance with 3D Slicer.",
     "mixed_series": "Separate what belongs together (phases, echoes, localizers) into folders of its own.",
     "truncated": "Copy or export the file again.",
