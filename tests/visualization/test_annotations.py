@@ -53,6 +53,7 @@ def test_a_scale_bar_is_as_long_as_it_says(mm_per_unit: float, label: str, units
     figure = Figure(figsize=(4, 4), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(np.zeros((SIDE, SIDE)), cmap="gray", extent=(0, SIDE, SIDE, 0))
+    axes.set_axis_off()
     scale_bar(axes, mm_per_unit, 8)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
