@@ -213,6 +213,7 @@ def test_a_forked_worker_can_be_ended_from_its_first_moment_on():
 import os, signal, sys
 from signal import SIG_BLOCK, SIG_DFL, SIGHUP, SIGTERM, getsignal, pthread_sigmask
 
+signal.signal(SIGHUP, SIG_DFL)  # under nohup it is ignored
 os.register_at_fork(after_in_child=lambda: early.extend(pthread_sigmask(SIG_BLOCK, ())))
 from nnunetv2_meddino.command_line import exit_code_of
 
