@@ -25,11 +25,10 @@ import torch
 from learning import KOLEO, SMALL, run_folder
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
+from patient_probe import backbone_of
 from scipy.linalg import eigh
 from torch import Tensor
 
-from nnunetv2_meddino.networks.vit import VisionTransformer
-from nnunetv2_meddino.weights.load import load_into, read_weights
 from pretraining.config import RunConfig
 from pretraining.config.recipes import recipe
 from pretraining.corpus.dataset import SliceDataset
@@ -39,7 +38,6 @@ from pretraining.engine.teachers import teacher_path
 from pretraining.losses.dino import GLOBAL_CROPS, dino_loss, pair_shares
 from pretraining.losses.sinkhorn import sinkhorn_scaling, sinkhorn_targets
 from pretraining.model.heads import ProjectionHead
-from pretraining.model.student_teacher import StudentTeacher
 from pretraining.views import make_views
 
 UNTRAINED = "untrained"
@@ -82,11 +80,7 @@ def look(config: RunConfig, corpus: Path, weights: Path | None) -> Seen:
         weights: Teacher; None: untrained.
     """
     seed = config.data.seed
-    torch.manual_seed(seed)
-    vit: VisionTransformer = StudentTeacher(config.model, gram=False).teacher.backbone
-    if weights is not None:
-        vit = VisionTransformer(vit.config, vit.in_channels).eval()
-        load_into(vit, read_weights(str(weights)))
+    vit = backbone_of(config, weights)
     loader = slice_loader(
         SliceDataset(corpus), batch_size=config.data.batch_size, seed=seed, rank=0, world_size=1, workers=0
     )

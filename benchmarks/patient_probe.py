@@ -1,7 +1,7 @@
 """A linear probe judged on every patient: fitted on the others, the mean Dice over patients.
 
 The probe of a training's monitor judges a quarter of the patients, so that it is cheap. Where that is two or three, the
-same training with another seed comes out 0.2 higher or lower.
+same training with another seed came out up to 0.18 apart.
 """
 
 from __future__ import annotations

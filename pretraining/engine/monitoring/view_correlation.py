@@ -161,10 +161,11 @@ def _within(crops: Tensor) -> Tensor:
 
 def _best_ratio(thirds: Sequence[Moments]) -> float:
     """Return the ratio along the direction where it is largest, from thirds of the slices in all six orders."""
+    proposals = [_directions(third) for third in thirds]
     found = []
-    for proposing, choosing, judging in permutations(thirds):
-        proposed = _directions(proposing)
-        found.append(judging.along(proposed[choosing.along(proposed).argmax()]))
+    for proposing, choosing, judging in permutations(range(len(thirds))):
+        proposed = proposals[proposing]
+        found.append(thirds[judging].along(proposed[thirds[choosing].along(proposed).argmax()]))
     return float(torch.stack(found).mean())
 
 
