@@ -226,6 +226,11 @@ class StageTraining:
             self.checkpoints.wait()
 
     def _state(self) -> dict[str, Any]:
+        if not self.optimizer.state:
+            # no step was applied yet: torch makes what there is to read by a step of its own, which Adam would count
+            get_optimizer_state_dict(self.model.student, self.optimizer)
+            for moments in self.optimizer.state.values():
+                moments["step"].zero_()
         return {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model.student, self.optimizer),

@@ -190,6 +190,17 @@ def test_bad_steps_are_counted_across_a_restart(corpus, tmp_path, monkeypatch):
         train(small_config(), corpus, tmp_path)
 
 
+def test_stop_after_a_skipped_first_step_does_not_count_as_a_step_of_adam(corpus, tmp_path, monkeypatch):
+    spoiled(monkeypatch, {0})
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    config = small_config("stage1", "--optim.lr.start", "1e-3")
+    assert train(config, corpus, whole)
+    assert not train(config, corpus, stopped, stop_after=1)
+    assert train(config, corpus, stopped)
+    assert losses(stopped / "stage1") == losses(whole / "stage1")
+    assert same_tensors(teacher(stopped), teacher(whole))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
