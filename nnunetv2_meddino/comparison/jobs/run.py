@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from nnunetv2_meddino.commands import BarWatch, Report, TrainingWatch, Watch, check_installed, run_command
-from nnunetv2_meddino.comparison.jobs.steps import Step
+from nnunetv2_meddino.comparison.jobs.steps import Step, continuation
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.environment import NNUNET_N_PROC_DA, NNUNET_WANDB, run_environment
 from nnunetv2_meddino.locks import locked
@@ -47,7 +47,7 @@ def _run(step: Step, report: Report, *, logs: Path) -> None:
 
 
 def run_step(step: Step, report: Report, *, logs: Path, variables: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Run one step; a training's folder is locked by the caller.
+    """Run one step; a training's folder is locked by the caller, and taken up where it stands by then.
 
     Args:
         step: From ``plan_steps``.
@@ -58,12 +58,15 @@ def run_step(step: Step, report: Report, *, logs: Path, variables: Mapping[str, 
     Raises:
         CommandError: It failed.
     """
-    environment = {**os.environ, **run_environment(), **variables}
+    environment, command = {**os.environ, **run_environment(), **variables}, step.command
     if step.training is None:
         environment.pop(NNUNET_N_PROC_DA.name, None)  # the planner gives it to torch, which refuses 0
         watch: Watch = BarWatch(report)
     else:
+        if (missing := continuation(step.training.folder)) is None:
+            return  # finished by another command since this one was planned
+        command += missing
         watch = TrainingWatch(report, step.training.folder / "debug.json")
-        if "--val" in step.command:  # nnU-Net would delete the training's curves, the only copy where W&B is offline
+        if "--val" in missing:  # nnU-Net would delete the training's curves, the only copy where W&B is offline
             environment[NNUNET_WANDB.name] = "0"
-    run_command(step.command, environment, logs / f"{step.name}.log", watch)
+    run_command(command, environment, logs / f"{step.name}.log", watch)

@@ -47,7 +47,7 @@ class Step:
     title: str
     """What it does, for the terminal."""
     command: tuple[str, ...]
-    """A command that is installed beside Python, and its arguments."""
+    """A command that is installed beside Python, and its arguments; ``continuation`` adds those of a training."""
     needs: tuple[str, ...] = ()
     """Names of the steps that must have succeeded before."""
     training: Fold | None = None
@@ -153,22 +153,25 @@ def _is_preprocessed(preprocessed: Path, plans: dict[str, Any], configuration: s
     return len(cases) >= int(expected) and (preprocessed / "gt_segmentations").is_dir()
 
 
+def continuation(fold_folder: Path) -> tuple[str, ...] | None:
+    """Return the option of ``nnUNetv2_train`` that takes a training up where it stands; None if nothing is missing."""
+    if not (fold_folder / "checkpoint_final.pth").is_file():
+        return ("--c",) if has_checkpoint(fold_folder) else ()
+    return None if (fold_folder / "validation" / "summary.json").is_file() else ("--val",)
+
+
 def _training(fold: Fold, needs: tuple[str, ...], device: str) -> list[Step]:
     """Return the training with its validation, or the validation alone, or nothing."""
-    final = (fold.folder / "checkpoint_final.pth").is_file()
-    if final and (fold.folder / "validation" / "summary.json").is_file():
+    missing = continuation(fold.folder)
+    if missing is None:
         return []
     method = fold.method
-    command = ["nnUNetv2_train", fold.dataset, method.configuration, fold.fold, "-tr", method.trainer]
-    command += ["-p", method.plans, "-device", device]
-    if final:
-        command.append("--val")
-    elif has_checkpoint(fold.folder):
-        command.append("--c")
-    what = "validate" if final else "train"
+    command = ("nnUNetv2_train", fold.dataset, method.configuration, fold.fold, "-tr", method.trainer)
+    command += ("-p", method.plans, "-device", device)
+    what = "validate" if missing == ("--val",) else "train"
     title = f"{fold.dataset}: {what} {method.name}, fold {fold.fold}"
     name = f"{what}_{fold.dataset}_{method.name}_fold_{fold.fold}"
-    return [Step(name, title, tuple(command), needs, fold)]
+    return [Step(name, title, command, needs, fold)]
 
 
 def _preprocess(dataset: str, plans: str, configuration: str, processes: int, needs: tuple[str, ...]) -> Step:

@@ -24,6 +24,11 @@ def python(name: str, code: str, *needs: str) -> Step:
     return Step(name, f"title of {name}", (PYTHON, "-c", code), needs)
 
 
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
 def run(steps: list[Step], out: Path) -> tuple[list[str], str]:
     with redirect_stdout(io.StringIO()) as screen:
         failed = run_missing(steps, out)
@@ -67,11 +72,21 @@ def test_commands_find_our_trainers_and_planning_is_spared_a_setting_that_crashe
 def test_a_validation_leaves_the_curves_of_weights_and_biases_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_wandb_enabled", "1")
     fold = Fold("Dataset701_Abdomen", Method("T", "P", "2d"), "0", tmp_path / "fold_0")
-    code = "import os; print(os.environ['nnUNet_wandb_enabled'])"
-    for name, option in (("train", "--c"), ("validate", "--val")):
-        run([Step(name, name, (PYTHON, "-c", code, option), training=fold)], tmp_path)
-    logs = [(tmp_path / "logs" / f"{name}.log").read_text().splitlines()[-1] for name in ("train", "validate")]
-    assert logs == ["1", "0"]
+    code = "import os, sys; print(os.environ['nnUNet_wandb_enabled'], sys.argv[1:])"
+    for checkpoint in ("best", "final"):
+        write(fold.folder / f"checkpoint_{checkpoint}.pth")
+        run([Step(checkpoint, checkpoint, (PYTHON, "-c", code), training=fold)], tmp_path)
+    logs = [(tmp_path / "logs" / f"{name}.log").read_text().splitlines()[-1] for name in ("best", "final")]
+    assert logs == ["1 ['--c']", "0 ['--val']"]
+
+
+def test_a_fold_that_another_command_has_finished_since_is_not_trained_again(tmp_path):
+    fold = Fold("Dataset701_Abdomen", Method("T", "P", "2d"), "0", tmp_path / "fold_0")
+    written = [fold.folder / "checkpoint_final.pth", fold.folder / "validation" / "summary.json"]
+    code = f"import os; os.makedirs({str(written[1].parent)!r}); [open(name, 'w') for name in {[*map(str, written)]}]"
+    steps = [python("other", code), Step("train", "train", (PYTHON, "-c", "raise SystemExit(1)"), training=fold)]
+    assert run(steps, tmp_path)[0] == []
+    assert not (tmp_path / "logs" / "train.log").exists()
 
 
 def test_a_fold_that_another_command_trains_is_left_to_it(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_meddino.comparison.folders import Folders
-from nnunetv2_meddino.comparison.jobs.steps import Step, plan_steps
+from nnunetv2_meddino.comparison.jobs.steps import Step, continuation, plan_steps
 from nnunetv2_meddino.comparison.results import Selection
 from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
 from tests.comparison.results import make_folders, plans, write_dataset, write_fold
@@ -112,11 +112,11 @@ def test_trainings_continue_validate_or_are_done(folders):
     write_fold(model / "fold_1", epochs=(10, 10))
     write_fold(model / "fold_2", epochs=(4, 10))
     (model / "fold_3").mkdir()
-    done = commands(steps_of(folders, folds=("0", "1", "2", "3")))
-    assert [c.removeprefix("nnUNetv2_train Dataset701_Abdomen 2d ") for c in done] == [
-        f"{fold} -tr nnUNetTrainer -p nnUNetPlans -device cpu{more}"
-        for fold, more in (("1", " --val"), ("2", " --c"), ("3", ""))
+    steps = steps_of(folders, folds=("0", "1", "2", "3"))
+    assert commands(steps) == [
+        f"nnUNetv2_train Dataset701_Abdomen 2d {fold} -tr nnUNetTrainer -p nnUNetPlans -device cpu" for fold in "123"
     ]
+    assert [continuation(step.training.folder) for step in steps] == [("--val",), ("--c",), ()]
 
 
 def test_every_trainer_and_fold_is_trained_under_a_name_of_its_own(folders):
