@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -170,6 +171,12 @@ def test_colours_and_series_are_channels(tmp_path: Path) -> None:
     flat = read_image(write(tmp_path / "f.nii.gz", series[0, 0]))
     np.testing.assert_array_equal(flat.channels, series[:1, :1])
     assert flat.grid.in_plane
+
+
+def test_a_png_of_16_bits_keeps_the_values_above_32767(tmp_path: Path) -> None:
+    stored = np.array([[0, 31768, 32768, 65535]], np.uint16)  # CT is published with 32768 added
+    PIL.Image.fromarray(stored).save(tmp_path / "slice.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "slice.png").channels, stored[np.newaxis, np.newaxis])
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha"])
