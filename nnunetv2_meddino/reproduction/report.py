@@ -39,29 +39,30 @@ MEASURES = {
 }
 """Of the pretraining: title and decimals."""
 
+REPORT = "report.html"
+
 _WIDTH_INCH, _HEIGHT_INCH, _DPI = 6.4, 3.8, 200
 
 Analyses = Mapping[str, Analysis]
 """By the name of a number of labelled cases."""
 
 
-def write_reports(study: Study, datasets: Sequence[str], cases: Mapping[str, int], out: Path) -> Path:
-    """Write the whole comparison for every number of labelled cases, and the tables over all of them.
+def write_reports(study: Study, seeds: int, datasets: Sequence[str], cases: Mapping[str, int], out: Path) -> None:
+    """Write the whole comparison for every number of labelled cases, and the tables over all of them to ``REPORT``.
 
     Args:
         study: What was trained.
+        seeds: How many of its seeds are complete; the others are left out.
         datasets: Names.
         cases: Labelled training cases of each.
         out: Folder of the reproduction; nnU-Net's folders are in the environment.
-
-    Returns:
-        ``out/report.html``.
     """
     folders = Folders.from_environment()
+    times = f"{study.seeds} times" if seeds == study.seeds else f"{seeds} of {study.seeds} times so far"
     blocks: list[Block] = [
         Heading(1, f"Reproduction: {study.recipe}"),
         Paragraph(
-            f"Every row was trained {study.seeds} times, each on another fold; a case counts once, with the "
+            f"Every row was trained {times}, each on another fold; a case counts once, with the "
             "prediction of the network that had not seen it. All rows have the same steps, batches and patches, but "
             "for what their name says. Intervals: 95 %, bootstrap over cases. Differences: to random weights with the "
             "same number of labelled cases; p of Wilcoxon's test, corrected (Holm) over rows and metrics of that "
@@ -72,8 +73,8 @@ def write_reports(study: Study, datasets: Sequence[str], cases: Mapping[str, int
         analyses = {}
         for label, folds in study.folds(cases[dataset]).items():
             rows = [row for row in study.rows if row.few_labels or label == ALL]
-            methods = [_method(study, row) for row in rows]
-            (found,) = collect(Selection((dataset,), folds=tuple(map(str, folds))), folders)
+            methods = [method_of(study, row) for row in rows]
+            (found,) = collect(Selection((dataset,), folds=tuple(map(str, folds[:seeds]))), folders)
             asked = [row for row in found.rows if row.method in methods]
             absent = [text for text in found.absent if any(method.name in text for method in methods)]
             results = replace(found, rows=sorted(asked, key=lambda row: methods.index(row.method)), absent=absent)
@@ -82,8 +83,7 @@ def write_reports(study: Study, datasets: Sequence[str], cases: Mapping[str, int
         blocks += _dataset(study, dataset, analyses, out)
     blocks += [Heading(2, "Pretraining"), _pretraining(out / "pretraining")]
     write_text(to_markdown(blocks, out), out / "report.md")
-    write_text(to_html(blocks), out / "report.html")
-    return out / "report.html"
+    write_text(to_html(blocks), out / REPORT)
 
 
 def _dataset(study: Study, dataset: str, analyses: Analyses, out: Path) -> list[Block]:
@@ -107,7 +107,7 @@ def _few_labels(study: Study, dataset: str, rows: Sequence[Row], analyses: Analy
     for row in rows:
         cells = [Cell(row.title)]
         for analysis in analyses.values():
-            entry = analysis.entry(dataset, _method(study, row), metric)
+            entry = analysis.entry(dataset, method_of(study, row), metric)
             cells.append(estimate_cell(entry))
             if entry.comparison is None:
                 cells.append(Cell(""))
@@ -122,7 +122,7 @@ def _few_labels(study: Study, dataset: str, rows: Sequence[Row], analyses: Analy
 def _ablation(study: Study, dataset: str, analysis: Analysis, metric: Metric) -> Table:
     lines = []
     for row in study.rows:
-        entry = analysis.entry(dataset, _method(study, row), metric)
+        entry = analysis.entry(dataset, method_of(study, row), metric)
         compared = entry.comparison
         cells = comparison_cells(compared, metric.decimals) if compared is not None else (Cell(""),) * 6
         lines.append((Cell(row.title), estimate_cell(entry), *cells))
@@ -130,7 +130,8 @@ def _ablation(study: Study, dataset: str, analysis: Analysis, metric: Metric) ->
     return Table(head, tuple(lines))
 
 
-def _method(study: Study, row: Row) -> Method:
+def method_of(study: Study, row: Row) -> Method:
+    """Return what nnU-Net's folders know a row by."""
     return Method(row.trainer, row.plans, study.configuration(row))
 
 
@@ -139,7 +140,7 @@ def draw_few_labels(study: Study, dataset: str, rows: Sequence[Row], analyses: A
     figure = Figure(figsize=(_WIDTH_INCH, _HEIGHT_INCH), dpi=_DPI, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     for number, row in enumerate(rows):
-        entries = [analysis.entry(dataset, _method(study, row), DICE) for analysis in analyses.values()]
+        entries = [analysis.entry(dataset, method_of(study, row), DICE) for analysis in analyses.values()]
         places = [place + (number - (len(rows) - 1) / 2) * 0.08 for place in range(len(entries))]
         means = [entry.estimate.mean for entry in entries]
         colour = COLOURS[number]

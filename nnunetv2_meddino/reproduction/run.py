@@ -5,7 +5,7 @@
     OUT/weights/               its three last teachers, as the trainers take them
     OUT/nnUNet_raw, nnUNet_preprocessed, nnUNet_results
     OUT/logs/                  of every command
-    OUT/report.md, report.html the tables
+    OUT/report.md, report.html the tables, of the seeds that are complete
     OUT/DATASET, 1 case/       the whole comparison for a number of labelled cases
 
 Trainings are guarded fold by fold: the same command in another terminal, or on another machine with the same folder,
@@ -27,7 +27,7 @@ from typing import Any
 from nnunetv2_meddino.commands import BarWatch, Report, check_installed, run_command
 from nnunetv2_meddino.comparison.folders import Folders
 from nnunetv2_meddino.comparison.jobs.run import run_step
-from nnunetv2_meddino.comparison.jobs.steps import plan_steps
+from nnunetv2_meddino.comparison.jobs.steps import continuation, plan_steps
 from nnunetv2_meddino.comparison.results import Selection
 from nnunetv2_meddino.console import say
 from nnunetv2_meddino.environment import (
@@ -40,10 +40,10 @@ from nnunetv2_meddino.environment import (
     changed_environment,
     run_environment,
 )
-from nnunetv2_meddino.errors import ConfigurationError, DataError, PlanError
+from nnunetv2_meddino.errors import BusyError, ConfigurationError, DataError, PlanError
 from nnunetv2_meddino.files import read_json, write_json
 from nnunetv2_meddino.locks import locked
-from nnunetv2_meddino.reproduction.report import write_reports
+from nnunetv2_meddino.reproduction.report import REPORT, method_of, write_reports
 from nnunetv2_meddino.reproduction.study import ALL, STAGES, Row, Study
 from nnunetv2_meddino.steps import run_steps
 from nnunetv2_meddino.trainers.training_input import WHOLE_SLICE, WORKER
@@ -64,7 +64,7 @@ class Step:
 
 
 def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *, device: str) -> int:
-    """Run everything that is missing and write the reports.
+    """Run everything that is missing; after each seed write the reports on those that are complete.
 
     Args:
         study: What to train.
@@ -91,16 +91,14 @@ def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *
                 work.write_plans()
         if not failed:
             failed = _run(list(work.trainings()))
-        if failed:
-            say(
-                f"{failed} steps failed or run in another command. The same command goes on with what is missing, and "
-                "writes the report once all are done."
-            )
-            return failed
-        with locked(work.out):
-            cases = {name: len(listed) for name, listed in work.cases.items()}
-            say(f"Report: {write_reports(study, work.names, cases, work.out)}")
-    return 0
+    if (report := work.out / REPORT).exists():
+        say(f"Report: {report}")
+    if failed:
+        say(
+            f"{failed} steps failed or run in another command. The same command goes on with what is missing, and "
+            "writes the report anew whenever another seed is complete."
+        )
+    return failed
 
 
 def _run(steps: Sequence[Step]) -> int:
@@ -206,16 +204,35 @@ class _Reproduction:
             write_json(self.study.splits(self.cases[folder.name]), preprocessed / "splits_final.json")
 
     def trainings(self) -> Iterator[Step]:
-        """Yield all trainings: those of a seed before those of the next, so that a part is a smaller study."""
-        for folder in self.datasets:
-            folds = self.study.folds(len(self.cases[folder.name]))
-            for seed in range(self.study.seeds):
-                for label, numbers in folds.items():
-                    for row in self.study.rows:
-                        if row.few_labels or label == ALL:
-                            title = f"{folder.name}: {row.title}, {label}, seed {seed}"
-                            name = f"{folder.name}_{row.name}_{numbers[seed]}"
-                            yield Step(name, title, partial(self._train, folder.name, row, numbers[seed]))
+        """Yield all trainings, those of a seed before those of the next, with a report on the seeds before it."""
+        for seed in range(self.study.seeds):
+            done = self._finished(seed)
+            for dataset, label, row, fold in self._folds(seed):
+                title = f"{dataset}: {row.title}, {label}, seed {seed}"
+                yield Step(f"{dataset}_{row.name}_{fold}", title, partial(self._train, dataset, row, fold))
+            if not done or seed + 1 == self.study.seeds:
+                title = f"report on {seed + 1} of {self.study.seeds} seeds"
+                yield Step(f"report_{seed}", title, partial(self._write_reports, seed))
+
+    def _folds(self, seed: int) -> Iterator[tuple[str, str, Row, int]]:
+        """Yield dataset, number of labelled cases, row and fold of all trainings of a seed."""
+        for dataset in self.names:
+            for label, numbers in self.study.folds(len(self.cases[dataset])).items():
+                for row in self.study.rows:
+                    if row.few_labels or label == ALL:
+                        yield dataset, label, row, numbers[seed]
+
+    def _finished(self, seed: int) -> bool:
+        folders = Folders.from_environment()
+        folds = [folders.model(name, method_of(self.study, row)) / f"fold_{n}" for name, _, row, n in self._folds(seed)]
+        return all(continuation(fold) is None for fold in folds)
+
+    def _write_reports(self, seed: int, report: Report) -> None:
+        if not all(map(self._finished, range(seed + 1))):
+            raise BusyError("some of these trainings failed, or run in another command")
+        with locked(self.out):
+            cases = {name: len(listed) for name, listed in self.cases.items()}
+            write_reports(self.study, seed + 1, self.names, cases, self.out)
 
     def _train(self, dataset: str, row: Row, fold: int, report: Report) -> None:
         chosen = Selection((dataset,), (row.trainer,), (self.study.configuration(row),), (str(fold),), row.plans)

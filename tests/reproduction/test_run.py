@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from nnunetv2_meddino.cli.main import main
-from nnunetv2_meddino.errors import ConfigurationError, DataError
+from nnunetv2_meddino.errors import CommandError, ConfigurationError, DataError
+from nnunetv2_meddino.reproduction import run
 from nnunetv2_meddino.reproduction import study as studies
 from nnunetv2_meddino.reproduction.run import reproduce
 from nnunetv2_meddino.reproduction.study import ALL, Row, Study
@@ -38,6 +40,12 @@ TINY = Study(
 )
 
 
+def first_seed_only(run_step, step, report, **settings):
+    if int(step.training.fold) % TINY.seeds:
+        raise CommandError("the disk is full")
+    run_step(step, report, **settings)
+
+
 @pytest.mark.slow
 def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     data, corpus, out = write_dataset(tmp_path / "data"), small_corpus(tmp_path / "c"), tmp_path / "out"
@@ -47,6 +55,10 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEDDINO_FINETUNE", "lora")  # of the user's shell; rows have their own
     monkeypatch.setitem(studies.STUDIES, "small", TINY)
     command = ["reproduce", "small", "--data", str(data), "--corpus", str(corpus), "-o", str(out), "-device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_step", partial(first_seed_only, run.run_step))
+        assert main(command) == 1
+    assert "trained 1 of 2 times so far" in (out / "report.md").read_text(), "a long study shows what it has"
     assert main(command) == 0, capsys.readouterr()
 
     results = out / "nnUNet_results" / data.name
@@ -64,7 +76,7 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     scratch = torch.load(results / f"{TRAINER}__ScratchPlans__2d_48/fold_0/checkpoint_final.pth", weights_only=False)
     assert not any("parametrizations" in name for name in scratch["network_weights"])
     report = (out / "report.md").read_text()
-    for text in ("after stage 1, low", "1 case", "linear probe, Dice", "random weights"):
+    for text in ("trained 2 times,", "after stage 1, low", "1 case", "linear probe, Dice", "random weights"):
         assert text in report
     for label in ("1 case", ALL):
         summary = (out / f"{data.name}, {label}" / "report.md").read_text()
