@@ -30,12 +30,11 @@ def add_viewers(commands: argparse._SubParsersAction) -> None:
 
 
 def _viewers(options: argparse.Namespace) -> int:
-    from nnunetv2_meddino.viewers.folders import find_dataset_json, write_for_viewers
+    from nnunetv2_meddino.viewers.folders import write_for_viewers
 
     out = options.out or options.folder
-    dataset_json = options.labels or find_dataset_json(options.folder)
     with progress() as show:
-        failures = write_for_viewers(options.folder, dataset_json, out, partial(show, "writing"))
+        failures = write_for_viewers(options.folder, options.labels, out, partial(show, "writing"))
     for failure in failures:
         say(f"FAILED {failure.case}: {failure.message}", stderr=True)
     say(str(out))

@@ -34,7 +34,7 @@ def find_dataset_json(folder: Path) -> Path:
 
 def write_for_viewers(
     folder: Path,
-    dataset_json: Path,
+    dataset_json: Path | None,
     out: Path,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Failure]:
@@ -42,7 +42,7 @@ def write_for_viewers(
 
     Args:
         folder: Label maps in any format that ``read_segmentation`` reads; subfolders are not searched.
-        dataset_json: Names the labels.
+        dataset_json: Names the labels; None: the one that ``find_dataset_json`` finds.
         out: Where; it may be ``folder``.
         on_case: Called with how many label maps are done, and the number of all.
 
@@ -50,13 +50,14 @@ def write_for_viewers(
         The label maps that could not be written so.
 
     Raises:
-        ConfigurationError: The labels contradict themselves, or the files would be taken for further cases.
+        ConfigurationError: There is no ``dataset.json``, its labels contradict themselves, or the files would be taken
+            for further cases.
         DataError: There is no such folder, or it holds no label maps.
         OSError: A file cannot be written.
     """
-    labels = _labels(dataset_json)
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is not a folder.")
+    labels = _labels(dataset_json or find_dataset_json(folder))
     cases = segmentation_files(folder)
     if out.resolve() == folder.resolve():
         for files in cases.values():

@@ -83,7 +83,7 @@ def test_slips_are_told_in_one_line(dataset: Path, tmp_path: Path, capsys: pytes
     lonely.mkdir(parents=True)
     assert "There is no dataset.json in" in said(lonely)
     assert "holds no segmentation" in said(lonely, "-l", dataset / "dataset.json")
-    assert "does not exist or is not a folder" in said(tmp_path / "none", "-l", dataset / "dataset.json")
+    assert "does not exist or is not a folder" in said(tmp_path / "none")
     assert "cannot be read as JSON" in said(dataset / "labelsTr", "-l", tmp_path / "none.json")
     (tmp_path / "other.json").write_text('{"name": "plans"}')
     assert "has no entry 'labels'" in said(dataset / "labelsTr", "-l", tmp_path / "other.json")
