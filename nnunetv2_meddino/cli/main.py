@@ -22,6 +22,7 @@ from nnunetv2_meddino.cli.nnunet import HELP, add_train, train
 from nnunetv2_meddino.cli.plan import add_plan
 from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
 from nnunetv2_meddino.cli.reproduce import add_reproduce
+from nnunetv2_meddino.cli.viewers import add_viewers
 from nnunetv2_meddino.cli.weights import add_weights
 from nnunetv2_meddino.command_line import add_version, exit_code_of
 from nnunetv2_meddino.environment import TRAINING_SETTINGS
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_features(commands)
     add_compare(commands)
+    add_viewers(commands)
     add_reproduce(commands)
     add_export(commands)
     return meddino

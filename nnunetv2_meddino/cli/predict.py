@@ -59,6 +59,11 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
         choices=("labelmap", "binary"),
         help="write a DICOM segmentation beside the label map of a DICOM series",
     )
+    command.add_argument(
+        "--viewers",
+        action="store_true",
+        help="write names and colours: a .seg.nrrd beside each label map, and colour tables (meddino viewers)",
+    )
     command.add_argument("--continue_prediction", "--c", action="store_true", help="leave finished cases as they are")
     command.add_argument(
         "-num_parts", type=int, default=1, metavar="N", help="how many commands share the cases (default: 1)"
@@ -118,6 +123,7 @@ def _predict(options: argparse.Namespace) -> int:
             options.out,
             save_probabilities=options.save_probabilities,
             dicom_seg=options.dicom_seg,
+            viewers=options.viewers,
             overwrite=not options.continue_prediction,
             num_parts=options.num_parts,
             part_id=options.part_id,

@@ -74,7 +74,7 @@ def pair_files(reference: Path | str, prediction: Path | str, *, only_predicted:
         raise DataError(f"{folder} is a folder and {file} is a file; give two folders or two files.")
     if not reference.is_dir():
         return Pairing([Pair(case_name(reference), reference, prediction)])
-    references, predictions = _cases(reference), _cases(prediction)
+    references, predictions = segmentation_files(reference), segmentation_files(prediction)
     pairing = Pairing([])
     if only_predicted and (absent := references.keys() - predictions.keys()):
         pairing.notes.append(f"{len(absent)} of {len(references)} references have no prediction and are left out.")
@@ -93,11 +93,17 @@ def pair_files(reference: Path | str, prediction: Path | str, *, only_predicted:
     return pairing
 
 
-def _cases(folder: Path) -> dict[str, list[Path]]:
+def segmentation_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the segmentations of a folder by case; ``NAME.seg.nrrd`` beside another file of ``NAME`` is its copy.
+
+    Raises:
+        DataError: The folder holds none.
+    """
     cases: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."):
             cases.setdefault(case_name(path), []).append(path)
     if not cases:
         raise DataError(f"{folder} holds no segmentation (a file that ends in one of {', '.join(ENDINGS)}).")
-    return cases
+    copies = {f"{case}.seg" for case in cases}
+    return {case: files for case, files in cases.items() if case not in copies}

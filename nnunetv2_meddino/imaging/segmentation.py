@@ -96,6 +96,14 @@ def check_whole_numbers(labels: NDArray[Any], source: Path | str) -> None:
             raise DataError(msg)
 
 
+def present_labels(labels: NDArray[np.integer[Any]]) -> list[int]:
+    """Return the labels that a label map ``(z, y, x)`` without negative ones holds, in order."""
+    present = np.zeros(int(labels.max()) + 1, bool)
+    for part in labels:  # slice by slice: numpy makes eight bytes of every index
+        present[part] = True
+    return np.flatnonzero(present).tolist()
+
+
 def check_same_grid(reference: Segmentation, prediction: Segmentation, *, aligned: bool = False) -> None:
     """Check that two segmentations lie on the same grid.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.files import PARTIAL_SUFFIX, naming
-from nnunetv2_meddino.imaging.io import read_image
+from nnunetv2_meddino.imaging.segmentation import Segmentation, read_segmentation
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.inference.predictor import Predictor
 from nnunetv2_meddino.inference.preprocessing import NetworkSlices
@@ -62,7 +62,9 @@ class CaseWriter:
     an error; one that a killed command has left is deleted by the next that predicts the case.
     """
 
-    def __init__(self, model: Model, out: Path, times: StepTimes, dicom_seg: Kind | None = None) -> None:
+    def __init__(
+        self, model: Model, out: Path, times: StepTimes, dicom_seg: Kind | None = None, *, viewers: bool = False
+    ) -> None:
         """Make the folder.
 
         Args:
@@ -70,15 +72,21 @@ class CaseWriter:
             out: The folder.
             times: Where writing is timed.
             dicom_seg: Kind of DICOM segmentation to write of cases that were read from DICOM.
+            viewers: Write a ``.seg.nrrd`` of every case as well.
 
         Raises:
-            ConfigurationError: The model's classes cannot be written as such a segmentation.
+            ConfigurationError: The model's classes cannot be written as such a segmentation, or a ``.seg.nrrd`` would
+                be taken for a further case.
         """
         if dicom_seg is not None:
             from nnunetv2_meddino.inference.dicom_seg import segments_of
 
             segments_of(model.dataset_json["labels"], dicom_seg)
-        self.model, self.out, self.times, self._dicom_seg = model, out, times, dicom_seg
+        if viewers:
+            from nnunetv2_meddino.viewers.seg_nrrd import check_ending
+
+            check_ending(model.dataset_json["file_ending"])
+        self.model, self.out, self.times, self._dicom_seg, self._viewers = model, out, times, dicom_seg, viewers
         self.failed: list[FailedCase] = []
         self._ending = model.dataset_json["file_ending"]
         self._thread = ThreadPoolExecutor(1)
@@ -156,12 +164,17 @@ class CaseWriter:
         folder = self._partial_path(name) if probabilities is not None else self.partial_folder(name)
         label_map = self.out / f"{name}{self._ending}"
         with naming(label_map):
-            _write_label_map(plans.image_reader_writer_class(), labels, folder / label_map.name, properties)
+            written = _write_label_map(plans.image_reader_writer_class(), labels, folder / label_map.name, properties)
         if probabilities is not None:
             with naming(self.out / f"{name}.npz"):
                 has_regions = self.model.regions is not None
                 probabilities.finish(folder / f"{name}.npz", properties, plans.transpose_backward, regions=has_regions)
                 (folder / f"{name}.pkl").write_bytes(pickle.dumps(dict(properties)))
+        if self._viewers:
+            from nnunetv2_meddino.viewers.seg_nrrd import ENDING, write_seg_nrrd
+
+            with naming(self.out / f"{name}{ENDING}"):
+                write_seg_nrrd(written, self.model.dataset_json["labels"], folder / f"{name}{ENDING}")
         if self._dicom_seg is not None and dicom:
             from nnunetv2_meddino.inference.dicom_seg import write_dicom_seg
 
@@ -184,15 +197,17 @@ class CaseWriter:
             folder.rmdir()
 
 
-def _write_label_map(writer: BaseReaderWriter, labels: NDArray[Any], path: Path, properties: Mapping[str, Any]) -> None:
-    """Write labels and read them again: SimpleITK writes a NIfTI file to a full disk without an error.
+def _write_label_map(
+    writer: BaseReaderWriter, labels: NDArray[Any], path: Path, properties: Mapping[str, Any]
+) -> Segmentation:
+    """Write labels and return them read again: SimpleITK writes a NIfTI file to a full disk without an error.
 
     Raises:
         OSError: The file is not whole.
     """
     try:
         writer.write_seg(labels, str(path), properties)
-        read_image(path)
+        return read_segmentation(path)
     except (DataError, RuntimeError) as error:  # of SimpleITK, without the system's reason
         path.write_bytes(bytes(labels.nbytes))  # raises with it
         raise OSError(errno.EIO, os.strerror(errno.EIO)) from error

@@ -25,8 +25,9 @@ from pydicom.valuerep import DSfloat
 
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.errors import ConfigurationError, DataError
-from nnunetv2_meddino.evaluation.classes import LabelSet
 from nnunetv2_meddino.files import replacing
+from nnunetv2_meddino.imaging.segmentation import present_labels
+from nnunetv2_meddino.viewers.structures import Colour, structures_of
 
 Kind = Literal["labelmap", "binary"]
 
@@ -70,6 +71,8 @@ class Segment:
     """As in ``dataset.json``."""
     labels: tuple[int, ...]
     """Labels of the voxels that belong to it."""
+    colour: Colour
+    """That viewers are recommended."""
 
 
 def segments_of(labels: Mapping[str, Any], kind: Kind) -> list[Segment]:
@@ -84,9 +87,9 @@ def segments_of(labels: Mapping[str, Any], kind: Kind) -> list[Segment]:
     """
     if kind not in ("labelmap", "binary"):
         raise ConfigurationError(f"A DICOM segmentation is 'labelmap' or 'binary', not {kind!r}.")
-    classes = sorted(LabelSet.from_json(labels, "dataset.json").classes.items(), key=lambda item: item[1])
     segments = [
-        Segment(min(own) if kind == "labelmap" else i, name, own) for i, (name, own) in enumerate(classes, start=1)
+        Segment(min(one.labels) if kind == "labelmap" else i, one.name, one.labels, one.colour)
+        for i, one in enumerate(structures_of(labels), start=1)
     ]
     if kind == "labelmap" and _overlap(segments):
         msg = "The regions of this dataset overlap, and a voxel of a label map has one value. Choose 'binary' instead."
@@ -202,10 +205,7 @@ def _check(
         raise DataError(f"A label map of shape {label_map.shape} (z, y, x) for images of shape {expected} in {where}.")
     if label_map.dtype.kind not in "iu" or label_map.min() < 0:
         raise DataError(f"A label map holds whole numbers from 0, not {label_map.dtype} from {label_map.min()}.")
-    present = np.zeros(int(label_map.max()) + 1, bool)
-    for part in label_map:  # slice by slice: numpy makes eight bytes of every index
-        present[part] = True
-    unknown = set(np.flatnonzero(present).tolist()) - {0}.union(*(segment.labels for segment in segments))
+    unknown = set(present_labels(label_map)) - {0}.union(*(segment.labels for segment in segments))
     if unknown:
         raise DataError(f"The label map holds labels of no class of dataset.json: {sorted(unknown)}.")
 
@@ -248,7 +248,7 @@ def _state_geometry(headers: Sequence[Dataset]) -> None:
 
 
 def _description(segment: Segment) -> SegmentDescription:
-    """Return what a file says about a segment: its name, a code for it, and what made it."""
+    """Return what a file says about a segment: its name, a code for it, its colour, and what made it."""
     category, kind = _code(segment.name)
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=_PRODUCT, family=codes.DCM.ArtificialIntelligence, version=__version__
@@ -260,6 +260,7 @@ def _description(segment: Segment) -> SegmentDescription:
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
+        display_color=highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in segment.colour)),
     )
 
 

@@ -86,6 +86,7 @@ def predict_folder(
     *,
     save_probabilities: bool = False,
     dicom_seg: Kind | None = None,
+    viewers: bool = False,
     overwrite: bool = True,
     num_parts: int = 1,
     part_id: int = 0,
@@ -101,6 +102,7 @@ def predict_folder(
         out: Folder of predictions, with copies of ``dataset.json`` and ``plans.json``, as ``nnUNetv2_predict`` has it.
         save_probabilities: Write ``.npz`` and ``.pkl`` for nnU-Net's ensembling as well.
         dicom_seg: Write a DICOM segmentation ``.dcm`` of this kind beside the label map of a DICOM series.
+        viewers: Write a ``.seg.nrrd`` beside every label map, and colour tables.
         overwrite: Predict cases again that have been.
         num_parts: Of how many commands that share the work.
         part_id: Which of them this is, from 0.
@@ -142,15 +144,20 @@ def predict_folder(
         "num_parts": num_parts,
         "part_id": part_id,
     }
-    writer = CaseWriter(model, out, predictor.times, dicom_seg)
+    writer = CaseWriter(model, out, predictor.times, dicom_seg, viewers=viewers)
     with locked(out, f".part_{part_id}_of_{num_parts}.lock"), writer:
         write_json(model.dataset_json, out / "dataset.json")
         write_json(model.plans.plans, out / "plans.json")
         write_json(arguments, out / "predict_from_raw_data_args.json")
+        if viewers:
+            from nnunetv2_meddino.viewers.colour_tables import write_colour_tables  # which takes matplotlib's colours
+
+            write_colour_tables(model.dataset_json["labels"], out)
         for case in cases:
             writer.delete_partial(case.name)
         if not overwrite:
             others = [".npz", ".pkl"] * save_probabilities + [".dcm"] * (is_of_dicom and dicom_seg is not None)
+            others += [".seg.nrrd"] * viewers
             cases = [case for case in cases if not writer.is_written(case.name, others)]
         failed = _predict_cases(writer, predictor, cases, save_probabilities, on_progress)
     return [*failed, *writer.failed]

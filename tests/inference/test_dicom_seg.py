@@ -11,14 +11,17 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from pydicom.uid import SegmentationStorage
+from skimage.color import lab2rgb
 
 from nnunetv2_meddino import __version__
 from nnunetv2_meddino.errors import ConfigurationError, DataError
 from nnunetv2_meddino.imaging.dicom_series import DicomVolume, read_dicom_folder
 from nnunetv2_meddino.inference import dicom_seg
 from nnunetv2_meddino.inference.dicom_seg import Kind, segments_of, write_dicom_seg
+from nnunetv2_meddino.visualization.style import COLOURS
 from tests.conftest import shared_path
 from tests.imaging.dicom import PLANES, by_simpleitk, write_series
 from tests.pretraining.curation.awkward import PLAIN, SHAPE
@@ -164,6 +167,19 @@ def test_segments_have_names_codes_and_what_made_them(kind: Kind, volume: DicomV
         assert file[name].value == source[name].value
     assert file.SeriesInstanceUID != source.SeriesInstanceUID
     assert len(file.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == SHAPE[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_recommend_the_colours_of_the_pictures(kind: Kind, volume: DicomVolume, tmp_path: Path) -> None:
+    """Read by highdicom, and by scikit-image from L*a*b* with the white of D65."""
+    write_dicom_seg(labels_of(), NAMES, volume.files, tmp_path / "seg.dcm", kind=kind)
+    file = highdicom.seg.segread(tmp_path / "seg.dcm")
+    for number, colour in enumerate(COLOURS[:3], start=1):
+        stored = file.get_segment_description(number).RecommendedDisplayCIELabValue
+        by_highdicom = highdicom.color.CIELabColor.from_dicom_value(tuple(stored)).to_rgb()
+        assert by_highdicom == tuple(round(255 * part) for part in to_rgb(colour))
+        l_a_b = np.array(stored) / 65535 * (100, 255, 255) - (0, 128, 128)
+        np.testing.assert_allclose(lab2rgb(l_a_b), to_rgb(colour), atol=1 / 255)
 
 
 def test_labels_above_255_take_16_bits(volume: DicomVolume, tmp_path: Path) -> None:

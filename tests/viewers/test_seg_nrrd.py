@@ -1,0 +1,203 @@
+"""Segmentations for 3D Slicer as pynrrd, slicerio (of Slicer's makers) and SimpleITK read them, against nibabel."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicerio
+from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
+
+from nnunetv2_meddino.errors import DataError
+from nnunetv2_meddino.imaging.grid import Grid
+from nnunetv2_meddino.imaging.segmentation import Segmentation, read_segmentation
+from nnunetv2_meddino.viewers.seg_nrrd import write_seg_nrrd
+from nnunetv2_meddino.visualization.style import COLOURS
+
+NAMES = {"background": 0, "liver": 1, "left kidney": 2, "tumour_of_ours": 5}
+NESTED = {"background": 0, "whole": [1, 2, 5], "core": [2, 5], "enhancing": 5, "ignore": 6}
+RAS_TO_LPS = np.diag([-1.0, -1, 1, 1])
+CORNERS = [(0, 0, 0), (8, 0, 0), (0, 7, 0), (0, 0, 6), (8, 7, 6), (3.5, 1.25, 4)]
+"""Voxels (x, y, z), one of them between others."""
+
+
+def rotation(x: float, z: float) -> NDArray[np.float64]:
+    """Return a rotation around z after one around x, in radians."""
+    turn_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+    turn_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+    return turn_z @ turn_x
+
+
+AXES = {
+    "straight": np.eye(3),
+    "radiological": np.diag([-1.0, 1, 1]),
+    "feet first": np.diag([-1.0, -1, -1]),
+    "coronal": np.array([[1.0, 0, 0], [0, 0, 1], [0, 1, 0]]),
+    "sagittal": np.array([[0, 0, -1.0], [1, 0, 0], [0, 1, 0]]),
+    "oblique": rotation(0.2, 0.3) @ np.diag([1, 1, -1]),
+}
+"""Columns are the directions of x, y and z, right, anterior, superior."""
+
+
+def labels_xyz() -> NDArray[np.uint8]:
+    """Three boxes, none symmetric, none alike."""
+    labels = np.zeros((9, 8, 7), np.uint8)
+    labels[1:4, 2:5, 1:6] = 1
+    labels[5:8, 2:7, 3:5] = 2
+    labels[3:6, 3:4, 2:4] = 5
+    return labels
+
+
+def affine(axes: str) -> NDArray[np.float64]:
+    """Return an affine with voxels of 0.8 x 0.9 x 3.5 mm off the origin."""
+    result = np.eye(4)
+    result[:3, :3] = AXES[axes] @ np.diag([0.8, 0.9, 3.5])
+    result[:3, 3] = 10.5, -120.25, 300
+    return result
+
+
+def written(folder: Path, labels: dict[str, Any], axes: str = "oblique", voxels: NDArray[Any] | None = None) -> Path:
+    """Write a label map through nibabel and its segmentation."""
+    nibabel.save(nibabel.Nifti1Image(labels_xyz() if voxels is None else voxels, affine(axes)), folder / "case.nii.gz")
+    write_seg_nrrd(read_segmentation(folder / "case.nii.gz"), labels, folder / "case.seg.nrrd")
+    return folder / "case.seg.nrrd"
+
+
+@pytest.mark.parametrize("labels", [NAMES, NESTED], ids=["labels", "regions"])
+@pytest.mark.parametrize("axes", AXES)
+def test_every_voxel_lies_where_it_lies_in_the_label_map(axes: str, labels: dict[str, Any], tmp_path: Path) -> None:
+    """Catches transposed directions, a missing turn from RAS to LPS, spacing along the wrong axis."""
+    path = written(tmp_path, labels, axes)
+    header = nrrd.read_header(str(path))
+    by_pynrrd = np.eye(4)
+    by_pynrrd[:3, :3], by_pynrrd[:3, 3] = header["space directions"][-3:].T, header["space origin"]
+    assert header["space"] == "left-posterior-superior"
+    by_slicerio = slicerio.read_segmentation(str(path))["ijkToLPS"]
+    image = sitk.ReadImage(path)
+    for corner in CORNERS:
+        place = (RAS_TO_LPS @ affine(axes) @ [*corner, 1])[:3]
+        for matrix in (by_pynrrd, by_slicerio):
+            np.testing.assert_allclose((matrix @ [*corner, 1])[:3], place, atol=1e-4)
+        np.testing.assert_allclose(image.TransformContinuousIndexToPhysicalPoint(corner), place, atol=1e-4)
+
+
+def test_labels_are_segments_with_names_colours_and_voxels(tmp_path: Path) -> None:
+    path = written(tmp_path, NAMES)
+    voxels, header = nrrd.read(str(path))
+    np.testing.assert_array_equal(voxels, labels_xyz())
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(path)).T, labels_xyz())
+    assert (voxels.dtype, header["kinds"]) == (np.uint8, ["domain"] * 3)
+    read = slicerio.read_segmentation(str(path))
+    assert read["containedRepresentationNames"] == ["Binary labelmap"]
+    assert (read["masterRepresentation"], read["referenceImageExtentOffset"]) == ("Binary labelmap", [0, 0, 0])
+    assert header["Segmentation_SourceRepresentation"] == "Binary labelmap"
+    assert [(s["id"], s["name"], s["labelValue"], s["layer"]) for s in read["segments"]] == [
+        ("Segment_1", "liver", 1, 0),
+        ("Segment_2", "left kidney", 2, 0),
+        ("Segment_3", "tumour_of_ours", 5, 0),
+    ]
+    for segment, colour in zip(read["segments"], COLOURS, strict=False):
+        np.testing.assert_allclose(segment["color"], to_rgb(colour), atol=1e-6)
+        assert segment["extent"] == [0, 8, 0, 7, 0, 6]
+        assert not segment["nameAutoGenerated"]
+        assert not segment["colorAutoGenerated"]
+
+
+def test_regions_that_share_voxels_are_layers(tmp_path: Path) -> None:
+    """BraTS: the smaller region inside the larger; catches an order of axes other than Slicer's."""
+    path = written(tmp_path, NESTED)
+    read = slicerio.read_segmentation(str(path))
+    assert nrrd.read_header(str(path))["kinds"] == ["list", "domain", "domain", "domain"]
+    assert [(s["name"], s["labelValue"], s["layer"]) for s in read["segments"]] == [
+        ("whole", 1, 0),
+        ("core", 2, 1),
+        ("enhancing", 5, 2),
+    ]
+    layers = sitk.GetArrayFromImage(sitk.ReadImage(path))  # (z, y, x, layer)
+    for i, (name, members) in enumerate({"whole": (1, 2, 5), "core": (2, 5), "enhancing": (5,)}.items()):
+        expected = np.isin(labels_xyz(), members)
+        np.testing.assert_array_equal(slicerio.segment_mask(read, name), expected)
+        np.testing.assert_array_equal(layers[..., i].T > 0, expected)
+    with pytest.raises(DataError, match="3 values per voxel"):
+        read_segmentation(path)
+
+
+def test_regions_beside_each_other_share_a_layer(tmp_path: Path) -> None:
+    path = written(tmp_path, {"background": 0, "all": [1, 2, 5], "left": [1, 5], "right": [2]})
+    read = slicerio.read_segmentation(str(path))
+    assert [(s["name"], s["layer"]) for s in read["segments"]] == [("all", 0), ("left", 1), ("right", 1)]
+    for name, members in {"all": (1, 2, 5), "left": (1, 5), "right": (2,)}.items():
+        np.testing.assert_array_equal(slicerio.segment_mask(read, name), np.isin(labels_xyz(), members))
+
+
+def test_ignored_voxels_are_a_grey_segment_where_there_are_any(tmp_path: Path) -> None:
+    names = NAMES | {"ignore": 6}
+    assert slicerio.segment_names(slicerio.read_segmentation(str(written(tmp_path, names)))) == list(NAMES)[1:]
+    voxels = labels_xyz()
+    voxels[8, 7, 6] = 6
+    read = slicerio.read_segmentation(str(written(tmp_path, names, voxels=voxels)))
+    assert slicerio.segment_names(read) == [*list(NAMES)[1:], "ignore"]
+    np.testing.assert_array_equal(slicerio.segment_mask(read, "ignore"), voxels == 6)
+    assert len(set(read["segments"][-1]["color"])) == 1
+
+
+def test_a_class_without_voxels_is_a_segment_all_the_same(tmp_path: Path) -> None:
+    read = slicerio.read_segmentation(str(written(tmp_path, NAMES, voxels=np.zeros((4, 3, 2), np.uint8))))
+    assert slicerio.segment_names(read) == list(NAMES)[1:]
+    assert not read["voxels"].any()
+
+
+@pytest.mark.parametrize("stored", [">i2", "<f8", "u1"])
+def test_any_stored_type_becomes_the_smallest_that_holds_the_labels(stored: str, tmp_path: Path) -> None:
+    voxels = labels_xyz().astype(stored)
+    assert nrrd.read(str(written(tmp_path, NAMES, voxels=voxels)))[0].dtype == np.uint8
+    read, header = nrrd.read(str(written(tmp_path, NAMES | {"rib": 300}, voxels=voxels)))
+    np.testing.assert_array_equal(read, labels_xyz())
+    assert (read.dtype, header["endian"]) == (np.dtype("<u2"), "little")
+
+
+def test_a_slice_is_a_volume_of_one_slice(tmp_path: Path) -> None:
+    """Slicer wants three dimensions."""
+    labels = labels_xyz()[:, :, 3]
+    sitk.WriteImage(sitk.GetImageFromArray(labels.T), tmp_path / "case.png")
+    write_seg_nrrd(read_segmentation(tmp_path / "case.png"), NAMES, tmp_path / "case.seg.nrrd")
+    np.testing.assert_array_equal(nrrd.read(str(tmp_path / "case.seg.nrrd"))[0], labels[..., np.newaxis])
+
+
+def test_names_in_any_language_are_kept(tmp_path: Path) -> None:
+    """By SimpleITK: pynrrd leaves out letters that are not ASCII."""
+    names = {"background": 0, "肝臓": 1, "a := b": 2, "back\\slash\nline": 5}
+    image = sitk.ReadImage(written(tmp_path, names))
+    assert [image.GetMetaData(f"Segment{i}_Name") for i in range(3)] == list(names)[1:]
+
+
+@pytest.mark.parametrize(("label", "said"), [(3, "3"), (7, "7"), (-1, "-1")])
+def test_labels_that_dataset_json_does_not_name_are_refused(label: int, said: str, tmp_path: Path) -> None:
+    voxels = labels_xyz().astype(np.int16)
+    voxels[0, 0, 0] = label
+    with pytest.raises(DataError, match=f"case.nii.gz holds labels that dataset.json does not name: {said}. Name them"):
+        written(tmp_path, NAMES, voxels=voxels)
+    assert not (tmp_path / "case.seg.nrrd").exists()
+
+
+def test_several_volumes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 values per voxel"):
+        written(tmp_path, NAMES, voxels=np.stack([labels_xyz()] * 2, axis=-1))
+
+
+@pytest.mark.parametrize("labels", [NAMES, NESTED], ids=["labels", "regions"])
+def test_no_second_label_map_is_held(labels: dict[str, Any], tmp_path: Path) -> None:
+    voxels = np.zeros((100, 128, 128), np.uint8)
+    segmentation = Segmentation("labels", voxels, Grid((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)[::-1]))
+    tracemalloc.start()
+    write_seg_nrrd(segmentation, labels, tmp_path / "case.seg.nrrd")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < voxels.nbytes / 2
