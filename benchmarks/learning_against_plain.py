@@ -48,13 +48,13 @@ from pretraining.views import make_views
 PLAIN, OURS = "plain", "ours"
 TEMPERATURES = (0.015, 0.04)
 SINGLE, DOUBLE = "float32", "float64"
-TOLERANCE, MEASURE_EVERY, LAST = 1e-4, 10, 50
+TOLERANCE, MEASURE_EVERY, FIRST, LAST = 1e-4, 10, 10, 50
 TERMS = ("total", "dino_local", "dino_global", "koleo", "ibot")
 NOTES = (
     "The recipe small without stochastic depth and rescaled coordinates, the same weights, slices and views for both. "
-    f"Agree: steps before the first in which a loss differs by more than {TOLERANCE:g} of itself. Then: mean of the "
-    f"last {LAST} steps, plain / ours; of the information of the teacher's targets (share of the most it can "
-    "be), the last value."
+    f"Differ: the largest difference of a loss in the first {FIRST} steps, as a share of it. Agree: steps before the "
+    f"first in which a loss differs by more than {TOLERANCE:g} of itself. Then: mean of the last {LAST} steps, plain / "
+    "ours; of the information of the teacher's targets (share of the most it can be), the last value."
 )
 
 
@@ -191,11 +191,13 @@ def row(work: Path, temperature: float, seed: int, precision: str, steps: int) -
     case = (temperature, seed, precision, steps)
     both = {m: read_json(result_file(work, m, *case), MedDINOError, "Delete it.") for m in (PLAIN, OURS)}
     plain, ours = (np.array(both[method]["losses"]) for method in (PLAIN, OURS))
-    apart = np.abs(ours / plain - 1).max(axis=1) > TOLERANCE
+    difference = np.abs(ours / plain - 1).max(axis=1)
+    apart = difference > TOLERANCE
     found: dict[str, Any] = {
         "teacher temperature": temperature,
         "seed": seed,
         "precision": precision,
+        "differ by, first steps": f"{difference[:FIRST].max():.0e}",
         "agree, steps": int(apart.argmax()) if apart.any() else len(apart),
     }
     for place, name in enumerate(TERMS):
