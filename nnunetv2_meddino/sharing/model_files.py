@@ -216,11 +216,13 @@ def join_model(files: Path, identity: Identity, repository: str, out: Path) -> S
 
 def _check(identity: Identity, plans: Mapping[str, Any], where: str) -> None:
     """Refuse plans that are of another model, or that name what no network consists of."""
-    configurations = plans.get("configurations", {})
-    if identity.method.configuration not in configurations:
-        msg = f"{where}: {PLANS} has no configuration {identity.method.configuration}."
-        raise WeightsError(f"{msg} Restore the files of one training.")
-    foreign = [name for entry in configurations.values() for name in _foreign(entry.get("architecture", {}))]
+    try:
+        entries = plans["configurations"].values()
+        foreign = [name for entry in entries for name in _foreign(entry.get("architecture") or {})]
+        _ = PlansManager(dict(plans)).get_configuration(identity.method.configuration).patch_size
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        msg = f"{where}: {PLANS} holds no usable configuration {identity.method.configuration} ({error})."
+        raise WeightsError(f"{msg} Restore the files of one training.") from error
     if foreign or not _DATASET_NAME.fullmatch(identity.dataset):
         what = f"the classes {', '.join(foreign)}" if foreign else f"the dataset {identity.dataset!r}"
         msg = (

@@ -16,7 +16,7 @@ from nnunetv2_meddino.cli.main import main
 from nnunetv2_meddino.comparison.folders import Folders
 from nnunetv2_meddino.comparison.results import Selection, collect
 from nnunetv2_meddino.files import write_json
-from nnunetv2_meddino.sharing import fetch as fetching
+from nnunetv2_meddino.sharing import model_files
 from nnunetv2_meddino.weights.load import read_weights, write_weights
 from tests.comparison import results
 from tests.hub import Hub, Repository, reached_from_here, serve
@@ -242,7 +242,7 @@ def test_an_interrupted_fetch_leaves_nothing_and_goes_on_with_what_is_missing(hu
     assert not list(tmp_path.glob("results/**/*"))
     hub.cut.clear()
     hub.requests.clear()
-    with mock.patch.object(fetching, "join_model", side_effect=KeyboardInterrupt):
+    with mock.patch.object(model_files, "write_torch", side_effect=KeyboardInterrupt):
         assert run(capsys, "fetch", "me/discs")[0] == 130
     assert not list(tmp_path.glob("results/*"))
     assert run(capsys, "fetch", "me/discs")[0] == 0
@@ -328,6 +328,13 @@ def test_a_manifest_that_leads_elsewhere_is_refused(hub, model, tmp_path, capsys
     push(capsys, model, "me/discs", "--licence", "mit")
     forge(hub, "meddino.json", **changes)
     assert "me/discs" in refusal(capsys, "fetch", "me/discs")
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_plans_of_another_configuration_are_refused(hub, model, tmp_path, capsys):
+    push(capsys, model, "me/discs", "--licence", "mit")
+    forge(hub, "plans.json", configurations={"2d_896": {}})
+    assert "no usable configuration 2d" in refusal(capsys, "fetch", "me/discs")
     assert not list(tmp_path.glob("results/*"))
 
 
