@@ -55,6 +55,9 @@ def pack(source: Path, repository: str, folder: Path, *, licence: str | None, wi
         ConfigurationError: The folder is no trained model.
         WeightsError: The weights cannot be read, do not say where they are from, or have no licence.
     """
+    if not source.exists():
+        msg = f"There is no {source}. Give the folder of a trained model, or the file of a backbone."
+        raise WeightsError(msg)
     pack_one = _pack_model if source.is_dir() else _pack_backbone
     card = pack_one(source, repository, folder, licence, with_cases)
     write_text(card, folder / CARD)

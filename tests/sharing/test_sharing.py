@@ -158,6 +158,8 @@ def test_a_dry_run_sends_no_request(hub, fine_tuned, capsys):
     out = push(capsys, fine_tuned, "me/liver", "--dry-run")
     assert hub.requests == []
     assert "fold_2/checkpoint_final.safetensors" in out
+    assert "There is no" in refusal(capsys, "push", "dinov3_vits16_lvd1689m", "me/vits16", "--dry-run")
+    assert hub.requests == []
     push(capsys, fine_tuned, "me/liver")
     for name, content in hub.repositories["me/liver"].files.items():
         assert f"{len(content):,} bytes  {name}\n" in out
