@@ -18,9 +18,11 @@ from nnunetv2_meddino.cli.env import add_env
 from nnunetv2_meddino.cli.evaluate import add_evaluate
 from nnunetv2_meddino.cli.export import add_export
 from nnunetv2_meddino.cli.features import add_features
+from nnunetv2_meddino.cli.fetch import add_fetch
 from nnunetv2_meddino.cli.nnunet import HELP, add_train, train
 from nnunetv2_meddino.cli.plan import add_plan
 from nnunetv2_meddino.cli.predict import STOCK, add_predict, predict_stock
+from nnunetv2_meddino.cli.push import add_push
 from nnunetv2_meddino.cli.reproduce import add_reproduce
 from nnunetv2_meddino.cli.viewers import add_viewers
 from nnunetv2_meddino.cli.weights import add_weights
@@ -67,4 +69,6 @@ def parser() -> argparse.ArgumentParser:
     add_viewers(commands)
     add_reproduce(commands)
     add_export(commands)
+    add_push(commands)
+    add_fetch(commands)
     return meddino

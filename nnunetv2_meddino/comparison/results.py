@@ -222,13 +222,11 @@ def _fold(
     fold = fold_folder.name.removeprefix("fold_")
     dataset_json = read_json(model_folder / "dataset.json", DataError, RESTORE_DATASET)
     listed = validation_cases(validation, gt, dataset_json["file_ending"])
-    path = validation / SURFACE_METRICS
-    current = path.is_file() and path.stat().st_mtime >= (validation / "summary.json").stat().st_mtime
-    scores, failed = read_scores(path) if current else (None, [])
+    scores, failed = stored_scores(fold_folder) or (None, [])
     if scores is None or failed or (listed is not None and set(scores.cases) != set(listed)):
         report(f"{name}: surface metrics of {model_folder.name}, {fold_folder.name}")
         evaluate_validation(validation, gt, dataset_json, cases=listed, processes=processes)
-        scores, failed = read_scores(path)
+        scores, failed = read_scores(validation / SURFACE_METRICS)
     remarks = []
     if failed:
         remarks.append(f"has cases in fold {fold} that could not be evaluated: {', '.join(failed)}")
@@ -243,3 +241,14 @@ def _fold(
             f"{', '.join(others)}"
         )
     return scores, remarks
+
+
+def stored_scores(fold_folder: Path) -> tuple[Scores, list[str]] | None:
+    """Return what ``read_scores`` reads of a fold's validation; None where it is not measured, or validated since.
+
+    Raises:
+        DataError: As ``read_scores``.
+    """
+    path, summary = (fold_folder / "validation" / name for name in (SURFACE_METRICS, "summary.json"))
+    measured = path.is_file() and summary.is_file() and path.stat().st_mtime >= summary.stat().st_mtime
+    return read_scores(path) if measured else None

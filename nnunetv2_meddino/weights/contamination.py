@@ -95,7 +95,7 @@ def _replaced(provenance: Mapping[str, Any], replace: Callable[[Any], Any]) -> d
         result[SEEN_CASES] = replace(result[SEEN_CASES])
     derived_from = result.get("derived_from")
     if isinstance(derived_from, Mapping):
-        if _is_several(derived_from):
+        if is_several(derived_from):
             result["derived_from"] = {name: _replaced(origin, replace) for name, origin in derived_from.items()}
         else:
             result["derived_from"] = _replaced(derived_from, replace)
@@ -116,8 +116,9 @@ def _origins(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [{"name": derived_from}]
     if not isinstance(derived_from, Mapping):
         return []
-    return list(derived_from.values()) if _is_several(derived_from) else [derived_from]
+    return list(derived_from.values()) if is_several(derived_from) else [derived_from]
 
 
-def _is_several(derived_from: Mapping[str, Any]) -> bool:
+def is_several(derived_from: Mapping[str, Any]) -> bool:
+    """Tell whether ``derived_from`` holds several provenances by the networks that they went to, and not one."""
     return all(isinstance(value, Mapping) for value in derived_from.values())

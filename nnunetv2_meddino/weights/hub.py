@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars
 
 from nnunetv2_meddino.environment import MEDDINO_WEIGHTS
 from nnunetv2_meddino.errors import WeightsError
@@ -42,6 +44,18 @@ def parse_hub_id(spec: str) -> HubFile | None:
     return HubFile(match.group(1), match.group(2)) if match else None
 
 
+def repository_name(spec: str) -> str:
+    """Return the repository that a user named.
+
+    Raises:
+        WeightsError: It is no ``org/name``.
+    """
+    place = parse_hub_id(spec)
+    if place is None or place.filename is not None:
+        raise WeightsError(f"{spec!r} is no repository. Name one as org/name, with your account or organisation first.")
+    return place.repository
+
+
 def fetch(name: str) -> Path:
     """Return the local file of a catalog name or hub id, downloading it if it is not in the hub's cache.
 
@@ -68,9 +82,10 @@ def fetch(name: str) -> Path:
         except Exception as error:  # the client lets errors of its HTTP library through, which differs by version
             if is_of_the_disk(error):
                 raise
-            raise _explained(error, place.repository, filename) from error
+            raise explained(error, place.repository, filename, _by_hand(place.repository, filename)) from error
     assert failure is not None
-    raise _explained(failure, place.repository, " or ".join(place.candidates)) from failure
+    names = " or ".join(place.candidates)
+    raise explained(failure, place.repository, names, _by_hand(place.repository, names)) from failure
 
 
 def cached_path(spec: str) -> Path | None:
@@ -93,13 +108,34 @@ def _place(name: str) -> HubFile | None:
     return HubFile(entry.repository, entry.filename) if entry else parse_hub_id(name)
 
 
-def _explained(error: Exception, repository: str, filename: str) -> WeightsError:
-    """Turn a failed download into an error that says what to do."""
-    page = f"https://huggingface.co/{repository}"
-    by_hand = (
-        f" Or download {filename} from {page}/tree/main by hand, on any machine, and set {MEDDINO_WEIGHTS.name} to the "
-        "path of that file."
+def _by_hand(repository: str, filename: str) -> str:
+    return (
+        f" Or download {filename} from {page_of(repository)}/tree/main by hand, on any machine, and set "
+        f"{MEDDINO_WEIGHTS.name} to the path of that file."
     )
+
+
+def show_progress_on_terminals_only() -> None:
+    """Let the hub library draw no bars where they would go to a file."""
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def page_of(repository: str) -> str:
+    """Return the address of a repository's page."""
+    return f"https://huggingface.co/{repository}"
+
+
+def explained(error: Exception, repository: str, filename: str, otherwise: str = "") -> WeightsError:
+    """Turn a failed download into an error that says what to do.
+
+    Args:
+        error: What the hub library raised.
+        repository: Its name.
+        filename: Of what was wanted.
+        otherwise: Added where there is another way to get it.
+    """
+    page = page_of(repository)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError) or status == 403:
         what = (
@@ -113,7 +149,7 @@ def _explained(error: Exception, repository: str, filename: str) -> WeightsError
             "it. (If you meant a file: there is none of that name here.)"
         )
     elif isinstance(error, LocalEntryNotFoundError):
-        reason = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+        reason = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
         what = (
             f"The weights {repository} are not in the local cache and the hub cannot be reached{reason}. Check the "
             "network (and that HF_HUB_OFFLINE is not set) and try again, or fetch them on a machine with network and "
@@ -126,11 +162,12 @@ def _explained(error: Exception, repository: str, filename: str) -> WeightsError
         )
     else:
         what = (
-            f"The download of {filename} from {repository} broke off ({type(error).__name__}: {_first_line(error)}). "
+            f"The download of {filename} from {repository} broke off ({type(error).__name__}: {first_line(error)}). "
             "Check the network and the free disk space and run it again; what has arrived is kept."
         )
-    return WeightsError(what + by_hand)
+    return WeightsError(what + otherwise)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

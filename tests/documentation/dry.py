@@ -20,6 +20,7 @@ import nnunetv2.run.run_training as training_entries
 import nnunetv2.utilities.utils
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed
@@ -31,6 +32,8 @@ import nnunetv2_meddino.comparison.jobs.run
 import nnunetv2_meddino.demo.run
 import nnunetv2_meddino.prerequisites
 import nnunetv2_meddino.reproduction.run
+import nnunetv2_meddino.sharing.fetch
+import nnunetv2_meddino.sharing.push
 import nnunetv2_meddino.weights.hub
 import pretraining.corpus.loader
 import pretraining.engine.stages
@@ -39,10 +42,12 @@ from nnunetv2_meddino.demo.run import TRAINER
 from nnunetv2_meddino.inference import Predictor
 from nnunetv2_meddino.inference.model import Model
 from nnunetv2_meddino.reproduction.study import Study
+from nnunetv2_meddino.sharing.push import Shipment
 from nnunetv2_meddino.trainers.base import BaseTrainer
 from nnunetv2_meddino.trainers.stored_data import find_data
 from nnunetv2_meddino.trainers.training_input import loader_name
 from nnunetv2_meddino.weights.catalog import CATALOG
+from nnunetv2_meddino.weights.hub import page_of
 from nnunetv2_meddino.weights.load import write_weights
 from nnunetv2_meddino.weights.resolve import resolve
 from pretraining.config import STAGES
@@ -60,15 +65,19 @@ class Dry:
     Args:
         monkeypatch: Takes them away again.
         downloads: Files by repository and name.
+        pushed: Folder for repositories that are pushed.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, downloads: dict[tuple[str, str], Path]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, downloads: dict[tuple[str, str], Path], pushed: Path) -> None:
         self.used = False
-        self._downloads = downloads
+        self._downloads, self._pushed = downloads, pushed
         replace = monkeypatch.setattr
         for name in [name for name in CATALOG if "dinov3" in name]:
             monkeypatch.setitem(CATALOG, name, small_entry(CATALOG[name]))
-        replace(nnunetv2_meddino.weights.hub, "hf_hub_download", self._noting(self._download))
+        for module in (nnunetv2_meddino.weights.hub, nnunetv2_meddino.sharing.fetch):
+            replace(module, "hf_hub_download", self._noting(self._download))
+        replace(nnunetv2_meddino.sharing.fetch, "snapshot_download", lambda name, **_: str(self._pushed / name))
+        replace(nnunetv2_meddino.sharing.push, "push", self._noting(self._push))
         replace(nnunetv2_meddino.demo.run, "run_demo", self._noting(_demo))
         replace(nnunetv2_meddino.reproduction.run, "reproduce", self._noting(_reproduce))
         replace(nnunetv2_meddino.comparison.jobs.run, "run_missing", self._noting(lambda steps, out: []))
@@ -97,7 +106,15 @@ class Dry:
         return lambda *arguments: None if self.used else work(*arguments)
 
     def _download(self, repository: str, filename: str, **_: Any) -> str:
-        return str(self._downloads[repository, filename])
+        if not (self._pushed / repository).is_dir():
+            return str(self._downloads[repository, filename])
+        if not (self._pushed / repository / filename).is_file():
+            raise LocalEntryNotFoundError(filename)
+        return str(self._pushed / repository / filename)
+
+    def _push(self, shipment: Shipment, *, public: bool) -> str:
+        shutil.copytree(shipment.folder, self._pushed / shipment.repository)
+        return page_of(shipment.repository)
 
     def _high_resolution(self, preprocess: Callable) -> Callable:
         """Preprocess ``2d``, and of what is larger leave a file that nnU-Net knows the format by."""

@@ -48,7 +48,7 @@ class Trial:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         downloads = write_downloads(folder / "downloads")
-        self._folder, self._dry = folder, Dry(monkeypatch, downloads)
+        self._folder, self._dry = folder, Dry(monkeypatch, downloads, folder / "pushed")
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run_environment().items())
         self._shell = Shell(folder / "shell", exports)
         self._programs = Programs(self._shell, self._dry)

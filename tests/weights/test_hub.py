@@ -7,16 +7,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from nnunetv2_meddino.weights import hub
 from nnunetv2_meddino.weights.hub import HubFile, parse_hub_id
+from tests.hub import Repository, serve
 
 CONTENT = b"weights" * 1000
-ERRORS = {"gated": (401, "GatedRepo"), "denied": (403, "GatedRepo"), "absent": (401, "RepoNotFound")}
+ERRORS = {"org/gated": (401, "GatedRepo"), "org/denied": (403, "GatedRepo")}
 SPECS = [f"org/{name}" for name in ("fine", "second", "gated", "denied", "absent", "cut")] + ["org/fine:nope.bin"]
 SCRIPT = """
 import json, sys
@@ -36,50 +35,21 @@ for spec in sys.argv[1:]:
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does, or fails in the way that the repository's name says."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):  # noqa: N802
-        _, _, repository, *_, filename = self.path.split("/")
-        status, code = ERRORS.get(repository, (404, "EntryNotFound"))
-        present = {"fine": "model.safetensors", "second": "model.pth", "cut": "model.safetensors"}.get(repository)
-        if filename == present:
-            status = 200
-        self.send_response(status)
-        if status == 200:
-            self.send_header("ETag", '"0123"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-        else:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", str(len(CONTENT) if status == 200 else 0))
-        self.end_headers()
-        if status == 200 and self.command == "GET":
-            self.wfile.write(CONTENT[:100] if repository == "cut" else CONTENT)
-            self.close_connection = True
-
-    do_GET = do_HEAD  # noqa: N815
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What a machine with network gets, then what the same machine gets offline: spec -> result."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {k: v for k, v in os.environ.items() if not k.upper().startswith(("HF_", "HTTP", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "*"}
+    environment |= {"no_proxy": "*"}
     environment |= {"HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_DISABLE_TELEMETRY": "1"}
     specs = [*SPECS, "offline=org/fine", "offline=org/second", "offline=org/new"]
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *specs]
-    try:
+    with serve() as stand_in:
+        files = {"fine": "model.safetensors", "second": "model.pth", "cut": "model.safetensors"}
+        stand_in.repositories |= {f"org/{name}": Repository({file: CONTENT}) for name, file in files.items()}
+        stand_in.refusals |= ERRORS
+        stand_in.cut.add("org/cut/model.safetensors")
+        environment["HF_ENDPOINT"] = stand_in.address
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert done.returncode == 0, done.stderr
     by_network: tuple[dict, dict] = ({}, {})
     for line in done.stdout.splitlines():

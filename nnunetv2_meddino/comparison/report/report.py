@@ -34,7 +34,7 @@ from nnunetv2_meddino.comparison.report.overlays import draw_case, worst_cases
 from nnunetv2_meddino.comparison.report.tables import ALL_CLASSES, write_cases_csv, write_summary_csv
 from nnunetv2_meddino.comparison.results import DatasetResults, MethodResults
 from nnunetv2_meddino.comparison.scores import case_means
-from nnunetv2_meddino.comparison.statistics import Interval, Paired
+from nnunetv2_meddino.comparison.statistics import Estimate, Interval, Paired
 from nnunetv2_meddino.comparison.wording import counted, wrapped
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.evaluation.results import METRICS, Metric
@@ -184,8 +184,12 @@ def _scored_cell(entry: Entry) -> Cell:
 
 def estimate_cell(entry: Entry) -> Cell:
     """Return a mean and its interval."""
-    decimals = entry.metric.decimals
-    return Cell(_number(entry.estimate.mean, decimals), _interval(entry.estimate.interval, decimals))
+    return mean_cell(entry.estimate, entry.metric)
+
+
+def mean_cell(estimate: Estimate, metric: Metric) -> Cell:
+    """Return a mean of a metric and its interval."""
+    return Cell(_number(estimate.mean, metric.decimals), _interval(estimate.interval, metric.decimals))
 
 
 def _comparisons(dataset: DatasetResults, analysis: Analysis, names: Mapping[Method, str]) -> Table:
