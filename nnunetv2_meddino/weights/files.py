@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -132,10 +133,28 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and a header; the file appears under its name only when it is complete."""
+    """Write tensors and a header; the file appears under its name only when it is complete.
+
+    The same content gives the same bytes, so that a checksum tells whether two files are alike.
+    """
     own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     with replacing(path) as temporary:
         save_file(own, temporary, dict(metadata))
+        if len(metadata) > 1:
+            _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the entries of a safetensors header in order: the library draws their order anew at every call."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(ordered) != size:
+            raise AssertionError(f"{path}: the header has {len(ordered)} bytes in order, {size} as it was written")
+        file.seek(8)
+        file.write(ordered)
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:

@@ -38,6 +38,16 @@ def test_a_header_of_any_length_is_read(tmp_path, length):
     assert len(read_file(path).metadata["note"]) == length - short
 
 
+def test_the_same_content_gives_the_same_file(tmp_path):
+    metadata = {"format": "pt", "author": 'Jürgen "x"\n\x1f', "step": "3", "origin": json.dumps({"name": "a/b"})}
+    for number in range(8):
+        write_safetensors(tmp_path / f"{number}.safetensors", TENSORS, metadata)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    file = read_file(tmp_path / "0.safetensors")
+    assert file.metadata == metadata
+    assert all(torch.equal(file.content[name], tensor) for name, tensor in TENSORS.items())
+
+
 def test_legacy_pytorch_files_are_read(tmp_path):
     torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(read_file(tmp_path / "old.pth").content["a"], TENSORS["a"])
