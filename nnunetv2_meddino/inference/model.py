@@ -111,7 +111,7 @@ def read_model(folder: Path, folds: Sequence[Fold] | None, checkpoint: str = FIN
     return Model(plans, configuration, dataset_json, networks, mirror_axes)
 
 
-def chosen_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> list[Fold]:
+def chosen_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str = FINAL_CHECKPOINT) -> list[Fold]:
     """Return the folds to predict with.
 
     Raises:

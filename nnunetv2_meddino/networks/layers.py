@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,10 +71,16 @@ def pad_to_multiple(image: Tensor, multiple: int, *, at_least: int = 0) -> Tenso
         multiple: Of which H and W become multiples.
         at_least: Smallest H and W to pad to, a multiple of ``multiple``.
     """
-    height, width = (max(at_least, -(-side // multiple) * multiple) for side in image.shape[-2:])
-    if (height, width) == tuple(image.shape[-2:]):
-        return image
+    height, width = (torch.sym_max(at_least, parts(side, multiple) * multiple) for side in image.shape[-2:])
     return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+
+
+def parts(side: int, size: int) -> int:
+    """Return how many parts of a size a side has, the last of which may be smaller.
+
+    In an ONNX file of torch, ``//`` rounds towards zero, so that ``-(-side // size)`` would be one too few.
+    """
+    return (side + size - 1) // size
 
 
 def refuse_deep_supervision(network: str, asked: bool) -> None:

@@ -18,7 +18,14 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.networks.layers import STEM_CHANNELS, Stem, check_channels, pad_to_multiple, stem_input_channels
+from nnunetv2_meddino.networks.layers import (
+    STEM_CHANNELS,
+    Stem,
+    check_channels,
+    pad_to_multiple,
+    parts,
+    stem_input_channels,
+)
 from nnunetv2_meddino.networks.rope import RotationDtype, rope_table
 
 ROPE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -189,7 +196,7 @@ class VisionTransformer(nn.Module):
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image, counting a patch that is only partly filled."""
         patch = self.config.patch_size
-        return -(-height // patch), -(-width // patch)
+        return parts(height, patch), parts(width, patch)
 
     def embed(self, image: Tensor) -> Tensor:
         """Return the patch embeddings ``(B, N, D)`` of an image ``(B, C, H, W)``, sides multiples of the patch size.
@@ -203,7 +210,8 @@ class VisionTransformer(nn.Module):
     def with_prefix(self, patches: Tensor) -> Tensor:
         """Put class and register tokens before ``(B, N, D)``, giving ``(B, 1 + R + N, D)``."""
         prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
-        return torch.cat([*(t.expand(len(patches), -1, -1) for t in prefix), patches], dim=1)
+        # not len(patches): that is a constant of the batch size in what torch.export traces
+        return torch.cat([*(t.expand(patches.shape[0], -1, -1) for t in prefix), patches], dim=1)
 
     def rotation(self, grid: tuple[int, int], device: torch.device, scales: Tensor | None = None) -> Tensor:
         """Return the rotary table of a patch grid, or one for each scale (see ``rope_table``)."""

@@ -84,7 +84,8 @@ class DeformableAttention(nn.Module):
         shape = (batch, count, self.heads, self.points)
         # positions need float32: half precision would move a point by whole pixels of a large image
         offsets = self.sampling_offsets(queries).float().view(*shape, 2)
-        offsets = offsets / offsets.new_tensor([width, height])
+        # not over a tensor of both: it would be a constant of the size in what torch.export traces
+        offsets = torch.stack([offsets[..., 0] / width, offsets[..., 1] / height], dim=-1)
         positions = 2 * (reference_points[:, None, None, :] + offsets) - 1
         positions = positions.permute(0, 2, 1, 3, 4).flatten(0, 1)  # (B * heads, Q, points, 2)
         sampled = F.grid_sample(values.float(), positions, align_corners=False)  # (B * heads, d, Q, points)
