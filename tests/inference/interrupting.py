@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def predict_and_signal(number: int, model: Path, images: Path, out: Path, *argum
     """Predict, and get a signal while the second case is predicted; what is printed goes to ``out``'s neighbours."""
     sys.stdout = out.with_name("stdout").open("w")
     sys.stderr = out.with_name("stderr").open("w")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are born with Ctrl-C ignored
     predict_slices, calls = Predictor.predict_slices, 0
 
     def signalled(self: Predictor, *given: Any) -> Any:

@@ -166,8 +166,8 @@ def _training(fold: Fold, needs: tuple[str, ...], device: str) -> list[Step]:
     if missing is None:
         return []
     method = fold.method
-    command = ("nnUNetv2_train", fold.dataset, method.configuration, fold.fold, "-tr", method.trainer)
-    command += ("-p", method.plans, "-device", device)
+    named = ("-tr", method.trainer, "-p", method.plans, "-device", device)
+    command = ("nnUNetv2_train", fold.dataset, method.configuration, fold.fold, *named)
     what = "validate" if missing == ("--val",) else "train"
     title = f"{fold.dataset}: {what} {method.name}, fold {fold.fold}"
     name = f"{what}_{fold.dataset}_{method.name}_fold_{fold.fold}"
