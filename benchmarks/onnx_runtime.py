@@ -3,7 +3,7 @@
     python benchmarks/onnx_runtime.py MODEL IMAGES [--vit NAME --size PX] [--slices N] [--out FOLDER]
 
 MODEL is the folder of a trained model, IMAGES a folder of its cases. ``--vit vitb16 --size 896`` measures MedDINOv3 on
-that ViT with random weights as well, which takes minutes and 6 GiB of memory.
+that ViT with random weights as well, which takes over ten minutes and 14 GiB of memory.
 """
 
 from __future__ import annotations
