@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_meddino.environment import NNUNET_PATHS
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.files import naming, read_json, write_json
+from nnunetv2_meddino.files import naming, read_json, whole_folder, write_json
 from nnunetv2_meddino.weights.files import write_torch
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -55,21 +55,18 @@ def export_stock(model_folder: Path, out: Path | None = None) -> Path:
     _check_architecture(plans, configuration, model_folder)
     plans["plans_name"] = exported_name
 
-    unfinished = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_json(plans, unfinished / "plans.json")
-    for name in COPIED:
-        if (model_folder / name).is_file():
-            with naming(unfinished / name):
-                shutil.copyfile(model_folder / name, unfinished / name)
-    for checkpoint in folds:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        content.update(trainer_name=STOCK_TRAINER, optimizer_state=None, grad_scaler_state=None)
-        target = unfinished / checkpoint.parent.name
-        target.mkdir()
-        write_torch(target / checkpoint.name, content)
-    unfinished.rename(out)
+    with whole_folder(out) as unfinished:
+        write_json(plans, unfinished / "plans.json")
+        for name in COPIED:
+            if (model_folder / name).is_file():
+                with naming(unfinished / name):
+                    shutil.copyfile(model_folder / name, unfinished / name)
+        for checkpoint in folds:
+            content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+            content.update(trainer_name=STOCK_TRAINER, optimizer_state=None, grad_scaler_state=None)
+            target = unfinished / checkpoint.parent.name
+            target.mkdir()
+            write_torch(target / checkpoint.name, content)
     return out
 
 

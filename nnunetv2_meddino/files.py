@@ -58,6 +58,19 @@ def replacing(path: Path, *, fsync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, which gets its name at the end or is deleted after an error."""
+    unfinished = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Make an ``OSError`` name the file that was to be written: a failed write names none, others a temporary one."""
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 
 from nnunetv2_meddino.environment import NNUNET_COMPILE, changed_environment
 from nnunetv2_meddino.errors import ConfigurationError
-from nnunetv2_meddino.files import write_json
+from nnunetv2_meddino.files import whole_folder, write_json
 from nnunetv2_meddino.inference.model import OURS, Fold, Model, chosen_folds, read_model
 from nnunetv2_meddino.onnx_export.network import INPUT, OPSET, OUTPUT, Size, check_network, write_network
 
@@ -59,7 +57,7 @@ def export_onnx(
     multiple, channels = size_multiple(model), len(model.configuration.normalization_schemes)
     rows, columns = (int(side) for side in model.configuration.patch_size)
     sizes = [(rows, columns), (multiple[0] * 8, multiple[1] * 11) if multiple != (1, 1) else (130, 70)]
-    with _whole(out) as folder:
+    with whole_folder(out) as folder:
         for done, (name, network) in enumerate(zip(names, model.networks, strict=True)):
             if on_fold is not None:
                 on_fold(done, len(names))
@@ -125,16 +123,3 @@ def description(model: Model, names: Sequence[str], precision: str) -> dict[str,
 def _channel_names(dataset: dict[str, Any]) -> list[str]:
     names = dataset.get("channel_names") or dataset["modality"]  # the latter in datasets of nnU-Net v1
     return [names[key] for key in sorted(names, key=int)]
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``, which gets its name at the end or is deleted after an error."""
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -23,7 +23,7 @@ from nnunetv2_meddino.comparison.wording import counted
 from nnunetv2_meddino.errors import WeightsError
 from nnunetv2_meddino.evaluation.results import METRICS, Metric
 from nnunetv2_meddino.sharing.disclosure import SEEN
-from nnunetv2_meddino.sharing.model_files import SharedModel
+from nnunetv2_meddino.sharing.model_files import SharedModel, train_command
 from nnunetv2_meddino.trainers.fine_tuning import FINE_TUNING, FULL
 from nnunetv2_meddino.trainers.training_input import LOADER, STOCK
 from nnunetv2_meddino.weights.backbones import NO_WEIGHTS
@@ -129,10 +129,7 @@ def backbone_card(
         f"Pretrained weights of a DINOv3 ViT ({architecture}), to segment medical images with nnU-Net. "
         f"{_code(filename)} is a safetensors file with architecture and provenance in its header.",
         "## Use",
-        _block(
-            "pip install nnunetv2-meddino",
-            f"MEDDINO_WEIGHTS={repository} meddino train DATASET CONFIGURATION FOLD -tr MedDINOv3Trainer",
-        ),
+        _block("pip install nnunetv2-meddino", train_command(repository)),
         "## What it has seen",
         _seen(origin),
         *_end(licence, origin),

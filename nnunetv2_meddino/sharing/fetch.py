@@ -21,6 +21,7 @@ from nnunetv2_meddino.sharing.model_files import (
     Identity,
     join_model,
     read_identity,
+    train_command,
 )
 from nnunetv2_meddino.weights import hub
 
@@ -51,8 +52,7 @@ def fetch(repository: str) -> Fetched:
     try:
         manifest = Path(hf_hub_download(repository, MANIFEST))
     except EntryNotFoundError:  # also without network, where nothing of that name is in the cache
-        use = f"MEDDINO_WEIGHTS={repository} meddino train DATASET CONFIGURATION FOLD -tr MedDINOv3Trainer"
-        return Fetched(hub.fetch(repository), use)
+        return Fetched(hub.fetch(repository), train_command(repository))
     except Exception as error:  # the client lets errors of its HTTP library through, which differs by version
         if is_of_the_disk(error):
             raise

@@ -30,8 +30,7 @@ MANIFEST, PLANS, DATASET = "meddino.json", "plans.json", "dataset.json"
 CHECKPOINT = Path(FINAL_CHECKPOINT).with_suffix(".safetensors").name
 FORMAT_VERSION = 1
 _HEADER = "checkpoint"
-"""The one entry of a header: safetensors writes several in an order of its own at each call, and the hub would take the
-same weights for others."""
+"""The entry of a header that holds all of a checkpoint but its tensors."""
 
 _NETWORKS = re.compile(r"(nnunetv2_meddino\.networks|dynamic_network_architectures\.architectures)\.\w+\.\w+")
 _LAYERS = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+")
@@ -80,6 +79,11 @@ class SharedModel:
         return shlex.join(
             ["meddino", "predict", *stock, *words, "-f", *self.identity.folds, "-i", "IMAGES", "-o", "OUT"]
         )
+
+
+def train_command(repository: str) -> str:
+    """Return the command that trains with a backbone of a repository; its words in capitals are to be replaced."""
+    return f"MEDDINO_WEIGHTS={repository} meddino train DATASET CONFIGURATION FOLD -tr MedDINOv3Trainer"
 
 
 def split_model(model_folder: Path, out: Path, *, with_cases: bool) -> SharedModel:
