@@ -80,7 +80,7 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
 
 
 def bootstrap_interval(values: NDArray[np.float64], statistic: Callable[..., Any]) -> Interval | None:
-    """Return the BCa bootstrap interval of a statistic, 10 000 resamples over cases, the same at every call.
+    """Return the BCa bootstrap interval of a statistic, 10,000 resamples over cases, the same at every call.
 
     BCa is Efron's bias-corrected and accelerated interval (J. Am. Stat. Assoc. 82, 1987), as scipy implements it.
 

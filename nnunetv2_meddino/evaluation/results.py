@@ -26,8 +26,8 @@ def nsd_metric(definition: str, tolerance: str, at: str) -> Metric:
 
 DICE = Metric("Dice", "DSC", 4, higher_is_better=True)
 NSD_VOXEL = nsd_metric("voxel", "1mm", "1 mm")
-ASSD_VOXEL = Metric("ASSD_voxel_mm", "ASSD voxel mm", 2, higher_is_better=False)
-HD95_VOXEL = Metric("HD95_voxel_mm", "HD95 voxel mm", 2, higher_is_better=False)
+ASSD_VOXEL = Metric("ASSD_voxel_mm", "ASSD voxel (mm)", 2, higher_is_better=False)
+HD95_VOXEL = Metric("HD95_voxel_mm", "HD95 voxel (mm)", 2, higher_is_better=False)
 
 
 def shown_metrics(tolerance: str, at: str) -> tuple[Metric, ...]:

@@ -102,8 +102,13 @@ def image_title(window_hu: tuple[float, float] | None) -> str:
     """Say what is black and what is white in an image: a grey window, or ``SHOWN_PERCENTILES``."""
     if window_hu is None:
         return f"image, percentile {SHOWN_PERCENTILES[0]} to {SHOWN_PERCENTILES[1]}"
+    return f"image, {hu_range(window_hu)}"
+
+
+def hu_range(window_hu: tuple[float, float]) -> str:
+    """Return a grey window in words, with the sign that axes have for minus."""
     low, high = (f"{hu:g}".replace("-", "\N{MINUS SIGN}") for hu in window_hu)
-    return f"image, {low} to {high} HU"
+    return f"{low} to {high} HU"
 
 
 def draw_labels(axes: Axes, labels: NDArray[Any], colours: Mapping[int, tuple[float, float, float]]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nnunetv2_meddino.errors import DataError
 from nnunetv2_meddino.visualization.annotations import scale_bar
 from nnunetv2_meddino.visualization.figure_files import write_figure
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, hu_range
 from nnunetv2_meddino.visualization.style import DARK, Theme
 from pretraining.corpus.case_ids import short_name
 from pretraining.corpus.format import read_corpus, read_volumes
@@ -30,7 +30,7 @@ _PERCENTILES = (0.5, 99.5)
 _BAR, _BEYOND = "#56B4E9", "#B86E00"
 _SHADE = (0.34, 0.71, 0.91, 0.45)
 """Red, green, blue and opacity."""
-_TILE_INCH, _DPI = 1.9, 110
+_TILE_INCH, _TITLE_INCH, _GAP_INCH, _TOP_INCH, _DPI = 1.8, 0.3, 0.08, 0.5, 110
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -54,6 +54,11 @@ class Tile:
     """``(H, W)`` bool, pixels under a shade; None for none."""
     pixel_mm: float | None = None
     """Width of a pixel, for a scale bar; None for none."""
+
+    @property
+    def height(self) -> float:
+        """Of the picture over its width."""
+        return self.image.shape[0] * self.aspect / self.image.shape[1]
 
 
 def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None, theme: Theme = DARK) -> Path:
@@ -79,8 +84,8 @@ def save_slices(corpus: Path, path: Path, progress: Progress = lambda *_: None, 
         name = f"{volumes['source'][row]}\n{short_name(volumes['case'][row])}  {index + 1}/{volumes['slices'][row]}"
         tiles.append(Tile(image, (low, max(high, low + 1)), aspect, name, pixel_mm=volumes["spacing_x_mm"][row]))
         progress("drawing", number + 1, len(chosen))
-    title = f"{content['volumes']} volumes, {content['slices']} slices   |   CT from {CT_WINDOW_HU[0]:g} to "
-    title += f"{CT_WINDOW_HU[1]:g} HU, other images from percentile {_PERCENTILES[0]:g} to {_PERCENTILES[1]:g}"
+    title = f"{content['volumes']} volumes, {content['slices']} slices   |   CT from {hu_range(CT_WINDOW_HU)}, "
+    title += f"other images from percentile {_PERCENTILES[0]:g} to {_PERCENTILES[1]:g}"
     return save_tiles(tiles, path, title=title, theme=theme)
 
 
@@ -109,16 +114,21 @@ def choose_slices(sources: Sequence[str], slices: Sequence[int], number: int) ->
 
 
 def save_tiles(tiles: Sequence[Tile], path: Path, *, title: str, theme: Theme = DARK) -> Path:
-    """Write pictures side by side, eight in a row, and return the path."""
-    columns = min(_COLUMNS, len(tiles))
-    rows = -(-len(tiles) // columns)
-    height = rows * (_TILE_INCH + 0.35) + 0.5
-    figure = Figure(figsize=(max(columns * _TILE_INCH, 5), height), facecolor=theme.page, dpi=_DPI)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.04, hspace=0.32)
-    for number, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
-        axes.set_axis_off()
-        if number < len(tiles):
-            _draw_tile(axes, tiles[number], theme)
+    """Write pictures side by side, eight in a row as high as its highest, at most square, and return the path."""
+    rows = [tiles[first : first + _COLUMNS] for first in range(0, len(tiles), _COLUMNS)]
+    heights = [_TILE_INCH * min(1.0, max(tile.height for tile in row)) for row in rows]
+    height = _TOP_INCH + sum(heights) + len(rows) * (_TITLE_INCH + _GAP_INCH)
+    width = max(len(rows[0]) * (_TILE_INCH + _GAP_INCH) + _GAP_INCH, 5)
+    figure = Figure(figsize=(width, height), facecolor=theme.page, dpi=_DPI)
+    y = height - _TOP_INCH
+    for row, high in zip(rows, heights, strict=True):
+        y -= _TITLE_INCH + high
+        for column, tile in enumerate(row):
+            x = _GAP_INCH + column * (_TILE_INCH + _GAP_INCH)
+            axes = figure.add_axes((x / width, y / height, _TILE_INCH / width, high / height), anchor="N")
+            axes.set_axis_off()
+            _draw_tile(axes, tile, theme)
+        y -= _GAP_INCH
     figure.suptitle(title, color=theme.text, fontsize=11, y=1 - 0.15 / height, va="top")
     return write_figure(figure, path)
 
@@ -164,7 +174,7 @@ def save_histograms(inspection: Mapping[str, Any], path: Path, theme: Theme = DA
 def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None:
     """Draw the bins from the first to the last that hold something; what lies beyond them all stands apart, labelled.
 
-    The axis is linear. A bar beyond it is as wide as a bin, at least a twelfth of the axis, and says its limit and
+    The axis is linear. A bar beyond it is as wide as a bin, at least a tenth of the axis, and says its limit and
     its number.
     """
     counts, edges = np.asarray(histogram["counts"]), np.asarray(histogram["edges"], np.float64)
@@ -186,11 +196,11 @@ def _draw(axes: Axes, histogram: Mapping[str, Any], label: str, of: str) -> None
     axes.set_xticks(
         [tick for tick in MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high) if low <= tick <= high]
     )
-    wide = max(edges[1] - edges[0], (high - low) / 12)
+    wide = max(edges[1] - edges[0], (high - low) / 10)
     if below:
-        low = _draw_beyond(axes, low - 1.2 * wide, wide, below, f"< {low:g}") - wide
+        low = _draw_beyond(axes, low - 1.4 * wide, wide, below, f"< {low:g}") - 1.1 * wide
     if above:
-        high = _draw_beyond(axes, high + 1.2 * wide, wide, above, f"> {high:g}") + wide
+        high = _draw_beyond(axes, high + 1.4 * wide, wide, above, f"> {high:g}") + 1.1 * wide
     axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     axes.set_xlabel(label)
     axes.set_ylabel(of)
@@ -235,7 +245,7 @@ def _draw_heights(axes: Axes, body: Mapping[str, Any]) -> None:
 
 def _style(axes: Axes, theme: Theme) -> None:
     axes.set_facecolor(theme.page)
-    axes.tick_params(colors=theme.text, labelsize=8)
+    axes.tick_params(which="both", colors=theme.text, labelsize=8)  # a logarithmic axis has lesser ticks as well
     for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_color(theme.text)
     for name, spine in axes.spines.items():

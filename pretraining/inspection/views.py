@@ -113,7 +113,7 @@ def _crop(views: Views, config: ViewConfig, sample: int, view: int, limits: tupl
     patch, grid = config.masks.patch_size, config.global_size // config.masks.patch_size
     hidden = views.masks.masks[place].view(grid, grid).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
     share = float(views.masks.masks[place].float().mean())
-    title = f"global {view + 1}\n" + (f"{share:.0%} hidden" if share else "nothing hidden")
+    title = f"global {view + 1}\n" + (f"{100 * share:.0f} % hidden" if share else "nothing hidden")
     image = views.global_crops[place, 0].numpy()
     return Tile(image, limits, 1.0, title, colour=COLOURS[view], shaded=hidden.numpy())
 

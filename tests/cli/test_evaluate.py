@@ -128,7 +128,7 @@ def test_the_table_names_definitions_and_tolerance_and_agrees_with_the_files(hom
     printed = capsys.readouterr()
     assert printed.err == "", "no progress bar where there is no terminal"
     words = " ".join(printed.out.split())
-    for head in ("class", "NSD voxel 1 mm", "NSD surfel 1 mm", "DSC", "ASSD voxel mm", "HD95 voxel mm", "missed"):
+    for head in ("class", "NSD voxel 1 mm", "NSD surfel 1 mm", "DSC", "ASSD voxel (mm)", "HD95 voxel (mm)", "missed"):
         assert head in words
     content = json.loads((home / "results" / "out.json").read_text())
     liver = content["mean"]["1"]

@@ -102,6 +102,12 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     templates.filters["plain"] = lambda text: re.sub(r"[\\|_*<`]", r"\\\g<0>", text)  # what Markdown takes for markup
-    templates.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))  # names are long
+    templates.filters["breakable"] = _breakable
     templates.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode("ascii")
     return templates
+
+
+def _breakable(text: str) -> Markup:
+    """Return HTML that may break after an underscore, for names are long, but not between a number and its unit."""
+    together = re.sub(r"(?<=\d) (?=(mm|%)(\W|$))", "\N{NO-BREAK SPACE}", text)
+    return escape(together).replace("_", Markup("_<wbr>"))

@@ -43,5 +43,5 @@ def draw_forest(metric: Metric, differences: Mapping[str, Paired], reference: st
     for side, words in ((better, "method better"), (worse, f"{reference} better")):
         x, aligned = (1.0, "right") if side == "right" else (0.0, "left")
         axes.text(x, 1.0, words, transform=axes.transAxes, ha=aligned, va="bottom", color=SOFT, fontsize=7.5)
-    axes.set_xlabel("mean difference, 95 % interval", color=SOFT, fontsize=9)
+    axes.set_xlabel(f"mean difference of {metric.title}, 95 % interval", color=SOFT, fontsize=9)
     return write_chart(figure, path)

@@ -69,7 +69,7 @@ def worst_cases(dataset: DatasetResults, reference: Method, names: Mapping[Metho
             values = case_means(row.scores.select(cases).values[dice])
             theirs = case_means(base.scores.select(cases).values[dice])
             reasons = [
-                f"DSC {ours:.3f} with {names[row.method]}, {other:.3f} with {names[reference]}"
+                f"DSC {ours:.3f} with {names[row.method]}; {other:.3f} with {names[reference]}"
                 for ours, other in zip(values, theirs, strict=True)
             ]
             values = values - theirs

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 NONE = "–"
 HOW_TO_READ = (
     "Every case counts once, with the prediction of the fold that had not seen it. A value over classes is each case's "
-    "mean over the classes that its reference holds, then the mean over cases; brackets are 95 % intervals from 10 000 "
+    "mean over the classes that its reference holds, then the mean over cases; brackets are 95 % intervals from 10,000 "
     "resamples of the cases (BCa bootstrap). Fewer than 3 cases, or values that are all equal, have no interval.",
     "Differences are method minus reference, on the cases and classes defined in both. p is of the two-sided Wilcoxon "
     "signed-rank test (Pratt); p (Holm) is corrected over the whole family of tests, and below 0.05 it is marked *. "

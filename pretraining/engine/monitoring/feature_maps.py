@@ -17,7 +17,7 @@ from nnunetv2_meddino.features.dense import cosine_similarity, pooled_colours
 from nnunetv2_meddino.imaging.slices import centre_of
 from nnunetv2_meddino.visualization.annotations import mark_patch
 from nnunetv2_meddino.visualization.figure_files import write_figure
-from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU
+from nnunetv2_meddino.visualization.overlays import CT_WINDOW_HU, hu_range
 from nnunetv2_meddino.visualization.style import DARK, SIMILARITY
 from pretraining.engine.monitoring.fixed_slices import WholeSlice
 from pretraining.views import IntensityConfig
@@ -26,8 +26,8 @@ BODY_ABOVE = 0.05
 """Mean of a patch on the unit scale that counts as body: air is 0, aerated lung 0.05 to 0.1 under the CT rule."""
 
 _COLUMNS = 2
-_PANEL_INCH, _GAP_INCH, _TOP_INCH, _BAR_INCH, _DPI = 2.6, 0.08, 0.45, 0.75, 100
-_ROW_INCH = _PANEL_INCH + 0.35
+_PANEL_INCH, _GAP_INCH, _TOP_INCH, _BAR_INCH, _DPI = 2.6, 0.08, 0.45, 0.9, 100
+_TITLE_INCH = 0.35
 _TRIPLE_INCH = 3 * (_PANEL_INCH + _GAP_INCH) + 0.25
 _WIDTH_INCH = _COLUMNS * _TRIPLE_INCH + _BAR_INCH
 
@@ -54,24 +54,30 @@ def save_pictures(
     grids = [tokens.cpu().double().numpy() for tokens in features]
     means = [patch_means(whole, (grid.shape[0], grid.shape[1])) for whole, grid in zip(slices, grids, strict=True)]
     colours, explained = pooled_colours(grids, means, [mean > BODY_ABOVE for mean in means])
-    height = -(-len(slices) // _COLUMNS) * _ROW_INCH + _TOP_INCH
+    rows = [slices[first : first + _COLUMNS] for first in range(0, len(slices), _COLUMNS)]
+    ratios = [max(whole.unit.shape[0] / whole.unit.shape[1] for whole in row) for row in rows]
+    heights = [_PANEL_INCH * min(1.0, ratio) for ratio in ratios]
+    height = sum(heights) + len(rows) * _TITLE_INCH + _TOP_INCH
     figure = Figure(figsize=(_WIDTH_INCH, height), facecolor=DARK.page, dpi=_DPI)
     shares = " + ".join(f"{100 * share:.0f}" for share in explained)
     title = f"step {step:,}   |   PCA explains {shares} % of the variance of the body's patches"
-    title += "   |   CT from {:g} to {:g} HU".format(*CT_WINDOW_HU) if intensity.rule == "ct" else ""
+    title += f"   |   CT from {hu_range(CT_WINDOW_HU)}" if intensity.rule == "ct" else ""
     figure.text(_GAP_INCH / _WIDTH_INCH, 1 - 0.22 / height, title, color=DARK.text, fontsize=13, va="center")
 
-    def axes(x: float, y: float, width: float) -> Axes:
-        return figure.add_axes((x / _WIDTH_INCH, y / height, width / _WIDTH_INCH, _PANEL_INCH / height))
+    def axes(x: float, y: float, width: float, high: float) -> Axes:
+        return figure.add_axes((x / _WIDTH_INCH, y / height, width / _WIDTH_INCH, high / height))
 
     window = _shown_range(intensity)
+    y = height - _TOP_INCH
     for number, whole in enumerate(slices):
-        x = number % _COLUMNS * _TRIPLE_INCH + _GAP_INCH
-        y = height - _TOP_INCH - (number // _COLUMNS + 1) * _ROW_INCH + _GAP_INCH
-        panels = [axes(x + i * (_PANEL_INCH + _GAP_INCH), y, _PANEL_INCH) for i in range(3)]
+        row, column = divmod(number, _COLUMNS)
+        if column == 0:
+            y -= _TITLE_INCH + heights[row]
+        lefts = [_GAP_INCH + column * _TRIPLE_INCH + i * (_PANEL_INCH + _GAP_INCH) for i in range(3)]
+        panels = [axes(left, y + _GAP_INCH, _PANEL_INCH, heights[row]) for left in lefts]
         point = centre_of(means[number] > BODY_ABOVE)
         shown = _draw(panels, whole, colours[number], cosine_similarity(grids[number], point), point, window)
-    bar = axes(_WIDTH_INCH - _BAR_INCH + 0.15, _GAP_INCH, 0.14)
+    bar = axes(_WIDTH_INCH - _BAR_INCH + 0.1, _GAP_INCH, 0.14, heights[-1])
     colour_bar = figure.colorbar(shown, cax=bar, extend="min")
     colour_bar.set_label("cosine similarity", color=DARK.text, fontsize=9)
     colour_bar.ax.tick_params(colors=DARK.text, labelsize=9)

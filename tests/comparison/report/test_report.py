@@ -84,6 +84,7 @@ class Page(HTMLParser):
             self._cell = False
 
     def handle_data(self, data):
+        data = data.replace("\N{NO-BREAK SPACE}", " ")  # reads like any other
         if self._cell:
             before = self.tables[-1][-1][-1]
             self.tables[-1][-1][-1] = f"{before}{'' if self._broken or not before else ' '}{data}"
@@ -217,8 +218,9 @@ def test_names_are_broken_after_underscores_and_spaces_only():
     name = "MedDINOv3Trainer_scratch_noregularization, 2d_96"
     assert wrapped(name, 26).split("\n") == ["MedDINOv3Trainer_scratch_", "noregularization, 2d_96"]
     assert wrapped("Incomprehensibilities", 8) == "Incomprehensibilities"
-    page = to_html([Heading(1, "t"), Table(("m",), ((Cell(name),),))])
+    page = to_html([Heading(1, "t"), Table(("NSD voxel 1 mm",), ((Cell(name),),))])
     assert "MedDINOv3Trainer_<wbr>scratch_<wbr>noregularization, 2d_<wbr>96" in page
+    assert "NSD voxel 1\N{NO-BREAK SPACE}mm" in page, "a unit does not part from its number"
     assert "overflow-wrap: anywhere" not in page
 
 
@@ -251,7 +253,7 @@ def test_the_worst_case_is_the_one_that_falls_furthest_behind(folders):
     worst = worst_cases(dataset, STOCK, names)
     assert worst[0].case == "case_003"
     assert len(worst) == 3
-    assert re.fullmatch(r"DSC 0.4\d\d with MedDINOv3Trainer, 2d_96, 0.\d\d\d with nnUNetTrainer, 2d", worst[0].reason)
+    assert re.fullmatch(r"DSC 0.4\d\d with MedDINOv3Trainer, 2d_96; 0.\d\d\d with nnUNetTrainer, 2d", worst[0].reason)
     alone = collect(Selection((FIRST,), trainers=("MedDINOv3Trainer",)), folders)[0]
     assert worst_cases(alone, OURS, names)[0].reason.startswith("DSC 0.4")
 

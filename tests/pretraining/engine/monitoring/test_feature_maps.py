@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
 from nnunetv2_meddino.features.dense import pooled_colours
 from nnunetv2_meddino.imaging.slices import centre_of
 from pretraining.corpus.dataset import SliceDataset
+from pretraining.engine.monitoring import feature_maps
 from pretraining.engine.monitoring.feature_maps import (
     BODY_ABOVE,
     patch_means,
@@ -90,3 +93,20 @@ def test_a_picture_is_written_whole_and_the_same_every_time(tmp_path):
     assert save_pictures(slices, features, tmp_path / "pictures", 12000, intensity).read_bytes() == content
     other = [torch.randn_like(grid) for grid in features]
     assert save_pictures(slices, other, tmp_path / "pictures", 12000, intensity).read_bytes() != content
+
+
+def test_nothing_of_a_picture_is_cut_off_and_rows_are_as_high_as_their_slices(tmp_path, monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(feature_maps, "write_figure", lambda figure, path: figures.append(figure) or path)
+    sides = [(16, 32), (16, 32), (32, 32)]
+    slices = [WholeSlice(f"slice {i}", torch.rand(*side), torch.rand(1, *side)) for i, side in enumerate(sides)]
+    features = [torch.randn(height // 8, width // 8, 10) for height, width in sides]
+    save_pictures(slices, features, tmp_path, 1, IntensityConfig())
+    (figure,) = figures
+    FigureCanvasAgg(figure).draw()
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    assert page.x0 <= drawn.x0 < drawn.x1 <= page.x1
+    assert page.y0 <= drawn.y0 < drawn.y1 <= page.y1
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert [round(box.height / box.width, 2) for box in boxes[:9:3]] == [0.5, 0.5, 1.0]
+    assert boxes[0].y0 - boxes[6].y1 < 0.5 * figure.dpi, "no empty room between the rows"
