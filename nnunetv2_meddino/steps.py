@@ -50,7 +50,8 @@ def run_steps(steps: Sequence[S], run: Callable[[S, Report], None], *, done: int
 
     Args:
         steps: What to run.
-        run: Does the work of one. A ``CommandError`` or ``BusyError`` makes the step fail; any other error ends all.
+        run: Does the work of one. A ``CommandError`` makes the step fail, a ``BusyError`` leaves it out, for another
+            command does it; any other error ends all.
         done: As many steps were finished by an earlier call.
     """
     failed: dict[str, S] = {}
@@ -68,7 +69,8 @@ def run_steps(steps: Sequence[S], run: Callable[[S, Report], None], *, done: int
             _run_with_bar(step, label, run)
         except (CommandError, BusyError) as error:
             failed[step.name] = step
-            yield Outcome(step, label, f"FAILED\n  {error}", succeeded=False)
+            ended = "left out" if isinstance(error, BusyError) else "FAILED"
+            yield Outcome(step, label, f"{ended}\n  {error}", succeeded=False)
         else:
             seconds = time.monotonic() - start
             yield Outcome(step, label, f"done in {seconds:.0f} s", seconds=seconds)

@@ -198,7 +198,7 @@ def _method(
             parts.append(scores)
             pooled[fold] = folder
     if not parts or not any(part.cases for part in parts):
-        return "has no validated cases: " + ("; ".join(remarks) or "no fold was trained") + "."
+        return "has no validated cases: it " + ("; it ".join(remarks) or "has no trained fold") + "."
     return MethodResults(
         method=method,
         folds=pooled,

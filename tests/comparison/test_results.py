@@ -271,7 +271,7 @@ def test_cases_that_cannot_be_evaluated_are_named(folders):
 def test_fold_all_is_only_compared_when_asked_for(folders):
     model = write_method(folders, NAME, STOCK, folds=1)
     (model / "fold_0").rename(model / "fold_all")
-    with pytest.raises(DataError, match="no validated cases"):
+    with pytest.raises(DataError, match="has no validated cases: it has no trained fold"):
         rows_of(folders)
     assert len(rows_of(folders, folds=("all",))[0].scores.cases) == 5
     with pytest.raises(ConfigurationError, match="cannot be pooled"):

@@ -95,7 +95,7 @@ def test_a_fold_that_another_command_trains_is_left_to_it(tmp_path):
     with locked(fold.folder):
         failed, screen = run(steps, tmp_path / "out")
     assert len(failed) == 1
-    assert f"[1/2] train: FAILED\n  another command works in {fold.folder}" in screen
+    assert f"[1/2] train: left out\n  another command works in {fold.folder}" in screen
     assert "[2/2] title of other: done" in screen
     assert run(steps, tmp_path / "out")[0] == []
 
