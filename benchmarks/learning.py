@@ -38,11 +38,18 @@ from pretraining.config.parse import stage_configurations
 from pretraining.engine.teachers import teacher_path
 
 SMALL, KOLEO = "small", "KoLeo alone"
+LOW = "layer scale 1e-5"
+_LOW, _KOLEO = "--model.layer-scale 1e-5", "--losses.dino-weight 0 --losses.ibot-weight 0"
 VARIANTS: dict[str, str] = {
     SMALL: "",
-    KOLEO: "--losses.dino-weight 0 --losses.ibot-weight 0",
+    KOLEO: _KOLEO,
     "without KoLeo": "--losses.koleo-weight 0",
     "teacher temperature 0.04": "--optim.teacher-temperature 0.04",
+    LOW: _LOW,
+    f"{LOW}, {KOLEO}": f"{_LOW} {_KOLEO}",
+    f"{LOW}, without KoLeo": f"{_LOW} --losses.koleo-weight 0",
+    f"{LOW}, teacher temperature 0.04": f"{_LOW} --optim.teacher-temperature 0.04",
+    "layer scale 0.1": "--model.layer-scale 0.1",
     "teacher temperature 0.07": "--optim.teacher-temperature 0.07",
     "student temperature 0.3, teacher 0.04": "--losses.student-temperature 0.3 --optim.teacher-temperature 0.04",
     "crops of DINOv3": "--views.global-scale 0.32,1 --views.local-scale 0.05,0.32 --views.num-local 8",
@@ -53,8 +60,7 @@ VARIANTS: dict[str, str] = {
     "last layers frozen for 200 steps": "--optim.freeze-last-layer-steps 200",
     "batch 16": "--data.batch-size 16 --data.group-size 16",
     "1000 steps": "--engine.steps 1000 --optim.lr.warmup-steps 20",
-    "KoLeo alone, 1000 steps": "--losses.dino-weight 0 --losses.ibot-weight 0 --engine.steps 1000"
-    " --optim.lr.warmup-steps 20",
+    "KoLeo alone, 1000 steps": f"{_KOLEO} --engine.steps 1000 --optim.lr.warmup-steps 20",
     "K 4096": "--model.dino-head.prototypes 4096 --model.ibot-head.prototypes 4096",
 }
 PATIENTS = "patients.json"
@@ -167,17 +173,18 @@ def row(work: Path, variant: str) -> dict[str, Any]:
         losses = [list(of.values())[-10:] for of in curves(f"loss/{name}")]
         log_k = math.log(config_of(variant).model.dino_head.prototypes)
         found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
-    both = [seed for seed in seeds if variant != KOLEO and seed in finished(work, KOLEO)]
+    found["ibot"] = _spread([mean(list(of.values())[-10:]) for of in curves("loss/ibot")], "{:.2f}")
     found["gain"] = _gain([_last(of) - of[0] for of in curves(PROBE)])
-    if both:
-        pairs = zip(curves(PROBE, variant, both), curves(PROBE, KOLEO, both), strict=True)
-        found[f"over {KOLEO}"] = _gain([_last(of) - _last(alone) for of, alone in pairs])
     before, after = (judged(work, variant, seeds, when) for when in ("before", "after"))
+    found["all patients before"] = _spread(before, "{:.3f}")
     found["all patients"] = _spread(after, "{:.3f}")
     found["their gain"] = _gain([new - old for new, old in zip(after, before, strict=True)])
-    if both:
-        own, alone = (judged(work, name, both, "after") for name in (variant, KOLEO))
-        found[f"theirs over {KOLEO}"] = _gain([new - old for new, old in zip(own, alone, strict=True)])
+    alone = f"{LOW}, {KOLEO}" if variant.startswith(LOW) else KOLEO
+    if both := [seed for seed in seeds if variant != alone and seed in finished(work, alone)]:
+        pairs = zip(curves(PROBE, variant, both), curves(PROBE, alone, both), strict=True)
+        found[f"over {KOLEO}"] = _gain([_last(of) - _last(other) for of, other in pairs])
+        own, others = (judged(work, name, both, "after") for name in (variant, alone))
+        found[f"theirs over {KOLEO}"] = _gain([new - old for new, old in zip(own, others, strict=True)])
     return found
 
 

@@ -8,7 +8,7 @@ what segmentation needs: a stem for any number of channels, any image size, and 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,7 +33,7 @@ ROPE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Architecture of one DINOv3 ViT; everything but the two numerical settings shows in the weights' shapes."""
+    """Architecture of one DINOv3 ViT; what the last three fields say is all that the shapes of weights do not show."""
 
     embed_dim: int
     """Width D of a token."""
@@ -59,6 +59,8 @@ class ViTConfig:
     """LayerNorm epsilon: 1e-5 in the DINOv3 releases, 1e-6 in the MedDINOv3 release."""
     rope_dtype: str = "float32"
     """Type in which RoPE is computed: float32, or bfloat16 to reproduce numbers of the MedDINOv3 release."""
+    layer_scale: float = field(default=1e-5, compare=False)
+    """What residual branches of a new network are multiplied by, learned from there on; 1e-5 as DINOv3."""
 
     def __post_init__(self) -> None:
         """Check what timm would only report from deep inside.
@@ -81,12 +83,17 @@ class ViTConfig:
 
 
 BACKBONES = {
-    "tiny": ViTConfig(embed_dim=96, depth=4, num_heads=3, mlp_hidden=384),
+    "tiny": ViTConfig(embed_dim=96, depth=4, num_heads=3, mlp_hidden=384, layer_scale=1.0),
     "vits16": ViTConfig(embed_dim=384, depth=12, num_heads=6, mlp_hidden=1536),
     "vitb16": ViTConfig(embed_dim=768, depth=12, num_heads=12, mlp_hidden=3072),
     "vitl16": ViTConfig(embed_dim=1024, depth=24, num_heads=16, mlp_hidden=4096),
 }
-"""Names that ``MEDDINO_BACKBONE`` takes. ``tiny`` is ours, for trying things out on a CPU; no weights exist for it."""
+"""Names that ``MEDDINO_BACKBONE`` takes. ``tiny`` is ours, for trying things out on a CPU; no weights exist for it.
+
+Its few blocks count from the first step of a training: with 1e-5 they do next to nothing for hundreds of steps
+(docs/evidence.md). "Going deeper with image transformers", Touvron et al. 2021, arXiv:2103.17239, starts deeper
+networks lower.
+"""
 
 
 class Tokens(NamedTuple):
@@ -170,7 +177,7 @@ class VisionTransformer(nn.Module):
             num_prefix_tokens=self.num_prefix_tokens,
             rotate_half=True,
             drop_path=drop_path,
-            init_values=1e-5,
+            init_values=config.layer_scale,
             norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
         )
         if config.k_bias:  # a buffer in timm's, as no released DINOv3 learns it

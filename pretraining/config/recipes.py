@@ -116,9 +116,10 @@ def single_gpu(stage: str) -> RunConfig:
 def small(stage: str) -> RunConfig:
     """Return hundreds of slices or volumes from random weights: a tiny ViT in half an hour of a CPU.
 
-    Untrained heads take hold only where views of a slice are alike enough for the teacher's temperature
-    (docs/pretraining.md, "Heads that learn nothing"). So crops show most of the slice, brightness and contrast change
-    little, and the teacher is colder than DINOv3's. ``benchmarks/learning.py`` measures what each choice does.
+    Untrained heads take hold only once the blocks do something, and where views of a slice are alike enough for the
+    teacher's temperature (docs/pretraining.md, "Heads that learn nothing"). So the blocks start at full strength,
+    crops show most of the slice, brightness and contrast change little, and the teacher is colder than DINOv3's.
+    ``benchmarks/learning.py`` measures what each choice does.
     """
     config = _from_random_weights(stage, {"stage1": 600, "stage2": 200, "stage3": 200}[stage], gram_teacher_step=400)
     gram_size = None if stage == "stage1" else 160
@@ -161,7 +162,14 @@ def _from_random_weights(stage: str, steps: int, *, gram_teacher_step: int) -> R
         teacher = f"{PREVIOUS}:{gram_teacher_step}"
     return replace(
         config,
-        model=ModelConfig(backbone="tiny", weights=RANDOM_WEIGHTS, drop_path=0.1, dino_head=heads, ibot_head=heads),
+        model=ModelConfig(
+            backbone="tiny",
+            weights=RANDOM_WEIGHTS,
+            layer_scale=1.0,
+            drop_path=0.1,
+            dino_head=heads,
+            ibot_head=heads,
+        ),
         views=replace(
             config.views,
             global_scale=(0.5, 1.0),

@@ -44,6 +44,12 @@ class ModelConfig:
     """LayerNorm epsilon; 1e-5 as the DINOv3 releases that training starts from."""
     rope_dtype: str = "float32"
     """Type of the rotary angles: ``float32``, or ``bfloat16``, which reproduces the MedDINOv3 release."""
+    layer_scale: float = 1e-5
+    """What residual branches are multiplied by at the start of a training from random weights; 1e-5 as DINOv3.
+
+    The blocks then do next to nothing for hundreds of steps, and heads wait for them (docs/evidence.md). A small
+    training starts with 1.
+    """
     drop_path: float = 0.3
     """Share of samples that skip each residual branch (DINOv3's ViT-L configuration)."""
     rope_rescale: float | None = 2.0

@@ -94,7 +94,8 @@ def _backbone(config: ModelConfig, vit: ViTConfig, *, teacher: bool) -> Pretrain
 def vit_config(config: ModelConfig) -> ViTConfig:
     """Return the architecture of the backbone."""
     named = BACKBONES[config.backbone]
-    return replace(named, qkv_bias=config.qkv_bias, norm_eps=config.norm_eps, rope_dtype=config.rope_dtype)
+    own = {name: getattr(config, name) for name in ("qkv_bias", "norm_eps", "rope_dtype", "layer_scale")}
+    return replace(named, **own)
 
 
 class StudentTeacher(nn.Module):

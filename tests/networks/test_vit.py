@@ -291,3 +291,31 @@ def test_projections_start_with_the_same_spread_in_every_block():
     for block in VisionTransformer(BACKBONES["tiny"]).blocks:
         for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
             assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "start"), [("tiny", 1.0), ("vits16", 1e-5)])
+def test_blocks_of_a_new_network_start_at_the_layer_scale_and_those_of_weights_where_they_were(name, start):
+    config = replace(BACKBONES[name], embed_dim=32, num_heads=2, mlp_hidden=64)
+    vit = VisionTransformer(config)
+    for block in vit.blocks:
+        assert torch.equal(block.gamma_1, torch.full((32,), start))
+        assert torch.equal(block.gamma_2, torch.full((32,), start))
+    other = replace(config, layer_scale=0.5)
+    assert other == config, "weights do not show it: networks of one architecture may have started anywhere"
+    loaded = VisionTransformer(other)
+    loaded.load_state_dict(vit.state_dict())
+    assert torch.equal(loaded.blocks[0].gamma_1, vit.blocks[0].gamma_1)
+
+
+@torch.no_grad()
+def test_blocks_that_start_low_leave_tokens_as_they_are():
+    image = torch.randn(2, 3, 64, 64)
+    changes = []
+    for scale in (1e-5, 1.0):
+        torch.manual_seed(0)
+        vit = VisionTransformer(replace(SMALL, layer_scale=scale))
+        embedded = vit.embed(image)
+        patches = vit.forward_tokens(image, [1], norm=False)[0].patches
+        changes.append(float((patches - embedded).norm() / embedded.norm()))
+    assert changes[0] < 1e-6
+    assert changes[1] > 0.01

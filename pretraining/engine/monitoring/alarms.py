@@ -50,12 +50,13 @@ HEADS_TEXTS = (
     "The teacher's targets are uniform ({value:.2%} of the information that they could carry) {after}: the DINO head "
     "learns nothing, and {training}.",
     "Usual causes: two views of a slice agree too little for the teacher temperature (views/correlation against "
-    "views/border in the first line of metrics.jsonl), or class tokens that are all alike (a KoLeo weight too low). No "
-    "checkpoint of this stage is better.",
+    "views/border in the first line of metrics.jsonl), or class tokens that are all alike (random weights with a "
+    "--model.layer-scale of 1e-5, or a KoLeo weight too low). No checkpoint of this stage is better.",
 )
 
 REMEDY = (
-    "Begin anew in another folder with a lower teacher temperature (--optim.teacher-temperature 0.015 "
+    "Begin anew in another folder, from random weights with blocks that count from the first step (--model.layer-scale "
+    "1), and with a lower teacher temperature (--optim.teacher-temperature 0.015 "
     "--optim.teacher-temperature.start 0.015; 0.015 has worked where 0.04 has not), larger crops (--views.global-scale "
     "0.5,1.0 --views.local-scale 0.2,0.5), weaker jitter (--views.brightness 0.2 --views.contrast 0.2), a KoLeo weight "
     "of 0.1 (--losses.koleo-weight), and for a small corpus fewer prototypes (--model.dino-head.prototypes 256). See "

@@ -162,3 +162,8 @@ def test_unknown_recipes_and_stages_are_refused(name, stage):
 def test_configurations_that_contradict_themselves_are_refused(changes, message):
     with pytest.raises(ConfigurationError, match=message):
         from_dict(changes, "test", recipe("meddinov3", "stage1"))
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_blocks_start_low_but_in_small_trainings_from_random_weights(name):
+    assert {recipe(name, stage).model.layer_scale for stage in STAGES} == {1.0 if name in ("small", "smoke") else 1e-5}

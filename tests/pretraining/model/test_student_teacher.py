@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,3 +59,11 @@ def test_student_sees_masks_and_the_teacher_does_not(model):
 def test_impossible_models_are_refused(setting, message):
     with pytest.raises(ConfigurationError, match=message):
         ModelConfig(**setting)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0])
+def test_blocks_of_all_networks_start_at_the_layer_scale(scale):
+    assert CONFIG.layer_scale == 1e-5, "as DINOv3"
+    model = StudentTeacher(replace(CONFIG, layer_scale=scale), gram=True)
+    for backbone in (model.student.backbone, model.teacher.backbone, model.gram_teacher):
+        assert {float(block.gamma_2.max()) for block in backbone.blocks} == {float(torch.tensor(scale))}
