@@ -59,18 +59,19 @@ VARIANTS: dict[str, str] = {
     "learning rate 2e-4": "--optim.lr 2e-4",
     "last layers frozen for 200 steps": "--optim.freeze-last-layer-steps 200",
     "batch 16": "--data.batch-size 16 --data.group-size 16",
-    "1000 steps": "--engine.steps 1000 --optim.lr.warmup-steps 20",
-    "KoLeo alone, 1000 steps": f"{_KOLEO} --engine.steps 1000 --optim.lr.warmup-steps 20",
+    "2000 steps": "--engine.steps 2000 --optim.lr.warmup-steps 40",
+    "KoLeo alone, 2000 steps": f"{_KOLEO} --engine.steps 2000 --optim.lr.warmup-steps 40",
     "K 4096": "--model.dino-head.prototypes 4096 --model.ibot-head.prototypes 4096",
 }
 PATIENTS = "patients.json"
 INFORMATION, RANK, PROBE = "collapse/target_information", "collapse/class_rank", "probe/dice"
-STEPS_SHOWN = (0, 100, 200, 400, 600, 1000)
+STEPS_SHOWN = (0, 100, 200, 400, 600, 1000, 2000)
 NOTES = (
     "Means over seeds, in brackets the smallest and the largest. Views agree: views/correlation before the first step; "
     "untrained heads can begin where it is above the border, teacher's over student's temperature. Information: of the "
-    "teacher's targets about their image, as a share of the most it can be, after so many steps. Below log K: how far "
-    "the DINO losses are, in %, mean of the last records. Probe: mean Dice of a linear classifier on the frozen patch "
+    "teacher's targets about their image, as a share of the most it can be, after so many steps. Heads begin: step of "
+    "each seed at which the DINO losses are 1 % below log K. Below log K: how far "
+    "the DINO losses are, in %, mean of the last records; ibot: that loss, the same mean. Probe: mean Dice of a linear classifier on the frozen patch "
     "features of the teacher, on a quarter of the patients, none of them in the corpus; gain: at the end, over the "
     "same network before its first step, and over KoLeo alone with the same seed, with the 95 % interval of Student's "
     "t over seeds. All patients: the same at the end for each in turn, fitted on the others, mean over patients."
@@ -153,6 +154,16 @@ def config_of(variant: str) -> RunConfig:
     return config
 
 
+def begins(local: dict[int, float], across: dict[int, float], log_k: float) -> int | None:
+    """Return the first step at which the mean of both DINO losses over three records is 1 % below log K."""
+    steps = sorted(local)
+    for at in range(2, len(steps)):
+        last = steps[at - 2 : at + 1]
+        if mean(of[step] for of in (local, across) for step in last) < 0.99 * log_k:
+            return steps[at]
+    return None
+
+
 def row(work: Path, variant: str) -> dict[str, Any]:
     """Return a line of the table."""
     seeds = finished(work, variant)
@@ -169,9 +180,11 @@ def row(work: Path, variant: str) -> dict[str, Any]:
             if all(step in of for of in values):
                 found[f"{title} at {step}"] = _spread([of[step] for of in values], form)
     found["class rank"] = _spread([_last(of) for of in curves(RANK)], "{:.2f}")
+    log_k = math.log(config_of(variant).model.dino_head.prototypes)
+    begun = [begins(*of, log_k) for of in zip(curves("loss/dino_local"), curves("loss/dino_global"), strict=True)]
+    found["heads begin"] = ", ".join("never" if step is None else str(step) for step in begun)
     for name in ("dino_local", "dino_global"):
         losses = [list(of.values())[-10:] for of in curves(f"loss/{name}")]
-        log_k = math.log(config_of(variant).model.dino_head.prototypes)
         found[f"{name}, % below log K"] = _spread([100 * (1 - mean(of) / log_k) for of in losses], "{:.0f}")
     found["ibot"] = _spread([mean(list(of.values())[-10:]) for of in curves("loss/ibot")], "{:.2f}")
     found["gain"] = _gain([_last(of) - of[0] for of in curves(PROBE)])
