@@ -67,14 +67,15 @@ PATIENTS = "patients.json"
 INFORMATION, RANK, PROBE = "collapse/target_information", "collapse/class_rank", "probe/dice"
 STEPS_SHOWN = (0, 100, 200, 400, 600, 1000, 2000)
 NOTES = (
-    "Means over seeds, in brackets the smallest and the largest. Views agree: views/correlation before the first step; "
-    "untrained heads can begin where it is above the border, teacher's over student's temperature. Information: of the "
-    "teacher's targets about their image, as a share of the most it can be, after so many steps. Heads begin: step of "
-    "each seed at which the DINO losses are 1 % below log K. Below log K: how far "
-    "the DINO losses are, in %, mean of the last records; ibot: that loss, the same mean. Probe: mean Dice of a linear classifier on the frozen patch "
-    "features of the teacher, on a quarter of the patients, none of them in the corpus; gain: at the end, over the "
-    "same network before its first step, and over KoLeo alone with the same seed, with the 95 % interval of Student's "
-    "t over seeds. All patients: the same at the end for each in turn, fitted on the others, mean over patients."
+    "Means over seeds, in brackets the smallest and the largest. Views agree: views/correlation before the first "
+    "step; untrained heads can begin where it is above the border, teacher's over student's temperature. Information: "
+    "of the teacher's targets about their image, as a share of the most it can be, after so many steps. Heads begin: "
+    "step of each seed at which the DINO losses are 1 % below log K. Below log K: how far the DINO losses are, in %, "
+    "mean of the last records; ibot: that loss, the same mean. Probe: mean Dice of a linear classifier on the frozen "
+    "patch features of the teacher, on a quarter of the patients, none of them in the corpus; gain: at the end, over "
+    "the same network before its first step, and over KoLeo alone with the same seed, with the 95 % interval of "
+    "Student's t over seeds. All patients: the same at the end for each in turn, fitted on the others, mean over "
+    "patients."
 )
 
 
