@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nnunetv2_meddino.features.dense import as_colours
-from nnunetv2_meddino.visualization.overlays import write_png
+from nnunetv2_meddino.visualization.figure_files import write_figure
 from nnunetv2_meddino.visualization.style import INK, MARK
 from nnunetv2_meddino.weights.files import read_file
 from pretraining.config import RunConfig
@@ -128,7 +128,7 @@ def draw_neighbours(
             own = row[1 + number * NEIGHBOURS :][:NEIGHBOURS]
             for rank, (axes, other) in enumerate(zip(own, neighbours(network, slices, query), strict=True), 1):
                 show(axes, slices[other].unit, f"{title}: {rank}")
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def draw_guesses(named: dict[str, Network], slices: Sequence[WholeSlice], queries: Sequence[int], path: Path) -> None:
@@ -145,7 +145,7 @@ def draw_guesses(named: dict[str, Network], slices: Sequence[WholeSlice], querie
             show(row[1 + 2 * number], targets, f"{title}: seen")
             again = f"{100 * found_again(found):.0f} % found of {int(found.hidden.sum())}"
             show(row[2 + 2 * number], inside, f"block hidden: {again}")
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def main() -> None:
