@@ -282,6 +282,7 @@ def _infer(
         untied_cls_norm="cls_norm.weight" in tensors,
         norm_eps=declared.norm_eps if declared else norm_eps,
         rope_dtype=declared.rope_dtype if declared else "float32",
+        layer_scale=declared.layer_scale if declared else ViTConfig.layer_scale,
     )
     if declared is not None and inferred != declared:
         found, stated = inferred.to_dict(), declared.to_dict()

@@ -15,7 +15,7 @@ from timm.models.eva import Eva, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from nnunetv2_meddino.errors import WeightsError
-from nnunetv2_meddino.networks.vit import ViTConfig
+from nnunetv2_meddino.networks.vit import BACKBONES, VisionTransformer, ViTConfig
 from nnunetv2_meddino.weights.convert import FORMATS, from_native, to_native
 from nnunetv2_meddino.weights.formats import flatten
 from tests.conftest import shared_path
@@ -334,3 +334,9 @@ def test_unknown_format_lists_the_known():
 def test_other_models_are_refused(tensors):
     with pytest.raises(WeightsError, match="no DINOv3 ViT|not a DINOv3 ViT"):
         to_native(tensors)
+
+
+def test_where_blocks_started_is_no_difference_of_architecture():
+    config = BACKBONES["tiny"]
+    with pytest.raises(WeightsError, match="declared to have: depth is 4, not 5. The file"):
+        to_native(VisionTransformer(config).state_dict(), replace(config, depth=5))
