@@ -47,18 +47,23 @@ Analyses = Mapping[str, Analysis]
 """By the name of a number of labelled cases."""
 
 
-def write_reports(study: Study, seeds: int, datasets: Sequence[str], cases: Mapping[str, int], out: Path) -> None:
+def write_reports(
+    study: Study, rows: int, seeds: int, datasets: Sequence[str], cases: Mapping[str, int], out: Path
+) -> None:
     """Write the whole comparison for every number of labelled cases, and the tables over all of them to ``REPORT``.
 
     Args:
         study: What was trained.
-        seeds: How many of its seeds are complete; the others are left out.
+        rows: How many of its rows are complete; the others are left out.
+        seeds: How many of its seeds are, likewise.
         datasets: Names.
         cases: Labelled training cases of each.
         out: Folder of the reproduction; nnU-Net's folders are in the environment.
     """
     folders = Folders.from_environment()
     times = f"{study.seeds} times" if seeds == study.seeds else f"{seeds} of {study.seeds} times so far"
+    missing = [row.title for row in study.rows[rows:]]
+    study = replace(study, rows=study.rows[:rows])
     blocks: list[Block] = [
         Heading(1, f"Reproduction: {study.recipe}"),
         Paragraph(
@@ -69,11 +74,13 @@ def write_reports(study: Study, seeds: int, datasets: Sequence[str], cases: Mapp
             "number."
         ),
     ]
+    if missing:
+        blocks.append(Paragraph(f"Not complete yet, and left out: {'; '.join(missing)}."))
     for dataset in datasets:
         analyses = {}
         for label, folds in study.folds(cases[dataset]).items():
-            rows = [row for row in study.rows if row.few_labels or label == ALL]
-            methods = [method_of(study, row) for row in rows]
+            shown = [row for row in study.rows if row.few_labels or label == ALL]
+            methods = [method_of(study, row) for row in shown]
             (found,) = collect(Selection((dataset,), folds=tuple(map(str, folds[:seeds]))), folders)
             asked = [row for row in found.rows if row.method in methods]
             absent = [text for text in found.absent if any(method.name in text for method in methods)]

@@ -5,7 +5,7 @@
     OUT/weights/               its three last teachers, as the trainers take them
     OUT/nnUNet_raw, nnUNet_preprocessed, nnUNet_results
     OUT/logs/                  of every command
-    OUT/report.md, report.html the tables, of the seeds that are complete
+    OUT/report.md, report.html the tables, of the seeds and rows that are complete
     OUT/DATASET, 1 case/       the whole comparison for a number of labelled cases
 
 Trainings are guarded fold by fold: the same command in another terminal, or on another machine with the same folder,
@@ -64,7 +64,7 @@ class Step:
 
 
 def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *, device: str) -> int:
-    """Run everything that is missing; after each seed write the reports on those that are complete.
+    """Run everything that is missing; write the reports on each part of the study that is complete.
 
     Args:
         study: What to train.
@@ -96,7 +96,7 @@ def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *
     if failed:
         say(
             f"{failed} steps failed or run in another command. The same command goes on with what is missing, and "
-            "writes the report anew whenever another seed is complete."
+            "writes the report anew whenever another seed or row is complete."
         )
     return failed
 
@@ -204,35 +204,42 @@ class _Reproduction:
             write_json(self.study.splits(self.cases[folder.name]), preprocessed / "splits_final.json")
 
     def trainings(self) -> Iterator[Step]:
-        """Yield all trainings, those of a seed before those of the next, with a report on the seeds before it."""
-        for seed in range(self.study.seeds):
-            done = self._finished(seed)
-            for dataset, label, row, fold in self._folds(seed):
-                title = f"{dataset}: {row.title}, {label}, seed {seed}"
-                yield Step(f"{dataset}_{row.name}_{fold}", title, partial(self._train, dataset, row, fold))
-            if not done or seed + 1 == self.study.seeds:
-                title = f"report on {seed + 1} of {self.study.seeds} seeds"
-                yield Step(f"report_{seed}", title, partial(self._write_reports, seed))
+        """Yield all trainings, those of a part of the study before those of the next, with a report on each part."""
+        parts, begun = self.study.parts(), set[tuple[str, Row, int]]()
+        for number, (rows, seeds) in enumerate(parts, 1):
+            folds = self._folds(rows, seeds)
+            done = self._finished(folds)
+            for dataset, label, row, fold in folds:
+                if (dataset, row, fold) not in begun:
+                    begun.add((dataset, row, fold))
+                    title = f"{dataset}: {row.title}, {label}, seed {fold % self.study.seeds}"
+                    yield Step(f"{dataset}_{row.name}_{fold}", title, partial(self._train, dataset, row, fold))
+            if not done or number == len(parts):
+                title = f"report on {rows} of {len(self.study.rows)} rows, {seeds} of {self.study.seeds} seeds"
+                yield Step(f"report_{number}", title, partial(self._write_reports, rows, seeds))
 
-    def _folds(self, seed: int) -> Iterator[tuple[str, str, Row, int]]:
-        """Yield dataset, number of labelled cases, row and fold of all trainings of a seed."""
-        for dataset in self.names:
-            for label, numbers in self.study.folds(len(self.cases[dataset])).items():
-                for row in self.study.rows:
-                    if row.few_labels or label == ALL:
-                        yield dataset, label, row, numbers[seed]
+    def _folds(self, rows: int, seeds: int) -> list[tuple[str, str, Row, int]]:
+        """Return dataset, number of labelled cases, row and fold of all trainings of the first rows and seeds."""
+        return [
+            (dataset, label, row, numbers[seed])
+            for seed in range(seeds)
+            for dataset in self.names
+            for label, numbers in self.study.folds(len(self.cases[dataset])).items()
+            for row in self.study.rows[:rows]
+            if row.few_labels or label == ALL
+        ]
 
-    def _finished(self, seed: int) -> bool:
+    def _finished(self, trainings: Sequence[tuple[str, str, Row, int]]) -> bool:
         folders = Folders.from_environment()
-        folds = [folders.model(name, method_of(self.study, row)) / f"fold_{n}" for name, _, row, n in self._folds(seed)]
+        folds = [folders.model(name, method_of(self.study, row)) / f"fold_{n}" for name, _, row, n in trainings]
         return all(continuation(fold) is None for fold in folds)
 
-    def _write_reports(self, seed: int, report: Report) -> None:
-        if not all(map(self._finished, range(seed + 1))):
+    def _write_reports(self, rows: int, seeds: int, report: Report) -> None:
+        if not self._finished(self._folds(rows, seeds)):
             raise BusyError("some of these trainings failed, or run in another command")
         with locked(self.out):
             cases = {name: len(listed) for name, listed in self.cases.items()}
-            write_reports(self.study, seed + 1, self.names, cases, self.out)
+            write_reports(self.study, rows, seeds, self.names, cases, self.out)
 
     def _train(self, dataset: str, row: Row, fold: int, report: Report) -> None:
         chosen = Selection((dataset,), (row.trainer,), (self.study.configuration(row),), (str(fold),), row.plans)

@@ -51,7 +51,7 @@ class Study:
     recipe: str
     """Of ``meddino-pretrain train``."""
     rows: tuple[Row, ...]
-    """The first is what the others are compared with."""
+    """The first is what the others are compared with; the second is trained beside it, the others after them."""
     few: tuple[int, ...]
     """Numbers of labelled cases for the rows of few labels; all rows are also trained on all."""
     seeds: int
@@ -74,6 +74,15 @@ class Study:
         most = cases - -(-cases // self.seeds)
         names = [_label(count) for count in self.few if count < most] + [ALL]
         return {name: [number * self.seeds + seed for seed in range(self.seeds)] for number, name in enumerate(names)}
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Return how many rows and seeds are reported on, each part with more than the one before.
+
+        The first two rows have all their seeds before another row has one: what they are about is known first.
+        """
+        first = min(2, len(self.rows))
+        seeds = [(first, seeds) for seeds in range(1, self.seeds + 1)]
+        return seeds + [(rows, self.seeds) for rows in range(first + 1, len(self.rows) + 1)]
 
     def splits(self, cases: Sequence[str]) -> list[dict[str, list[str]]]:
         """Return the content of ``splits_final.json``: fold ``n * seeds + s`` trains on the n-th number of cases.
@@ -126,12 +135,12 @@ STUDIES = {
         recipe="small",
         rows=(
             SCRATCH,
+            PRETRAINED,
             Row("ScratchLastBlock", "random weights, last block", None, LAST_BLOCK),
             Row("LastBlock", "after stage 3, last block", STAGES[2], LAST_BLOCK),
             Row("LowResolution", "after stage 3, low resolution", STAGES[2], high_resolution=False),
             Row("Stage1", "after stage 1", STAGES[0]),
             Row("Stage2", "after stage 2", STAGES[1]),
-            PRETRAINED,
             Row("Frozen", "after stage 3, frozen", STAGES[2], fine_tuning=FROZEN, few_labels=True),
             Row("Lora", "after stage 3, adapters", STAGES[2], fine_tuning=LORA, few_labels=True),
             Row("LayerDecay", "after stage 3, layer decay", STAGES[2], fine_tuning=LAYER_DECAY, few_labels=True),

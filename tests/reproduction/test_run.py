@@ -30,6 +30,7 @@ TINY = Study(
     rows=(
         Row("Scratch", "random weights", None, TRAINER, few_labels=True),
         Row("Low", "after stage 1, low", "stage1", TRAINER, high_resolution=False, fine_tuning=FROZEN),
+        Row("Stage2", "after stage 2", "stage2", TRAINER, high_resolution=False),
     ),
     few=(1,),
     seeds=2,
@@ -40,10 +41,18 @@ TINY = Study(
 )
 
 
-def first_seed_only(run_step, step, report, **settings):
-    if int(step.training.fold) % TINY.seeds:
+def interrupted(run_step, fails, step, report, **settings):
+    if fails(step.training):
         raise CommandError("the disk is full")
     run_step(step, report, **settings)
+
+
+def second_seed(training):
+    return int(training.fold) % TINY.seeds == 1
+
+
+def third_row(training):
+    return training.method.plans == "Stage2Plans"
 
 
 @pytest.mark.slow
@@ -55,17 +64,22 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEDDINO_FINETUNE", "lora")  # of the user's shell; rows have their own
     monkeypatch.setitem(studies.STUDIES, "small", TINY)
     command = ["reproduce", "small", "--data", str(data), "--corpus", str(corpus), "-o", str(out), "-device", "cpu"]
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "run_step", partial(first_seed_only, run.run_step))
-        assert main(command) == 1
-    assert "trained 1 of 2 times so far" in (out / "report.md").read_text(), "a long study shows what it has"
+    for fails, times in ((second_seed, "trained 1 of 2 times so far"), (third_row, "trained 2 times,")):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "run_step", partial(interrupted, run.run_step, fails))
+            assert main(command) == 1
+        report = (out / "report.md").read_text()
+        assert times in report, "a long study shows what it has"
+        assert "Not complete yet, and left out: after stage 2." in report
     assert main(command) == 0, capsys.readouterr()
+    assert "Not complete yet" not in (out / "report.md").read_text()
 
     results = out / "nnUNet_results" / data.name
     folds = {folder.name: sorted(f.name for f in folder.glob("fold_*")) for folder in results.iterdir()}
     assert folds == {
         f"{TRAINER}__ScratchPlans__2d_48": ["fold_0", "fold_1", "fold_2", "fold_3"],
         f"{TRAINER}__LowPlans__2d_32": ["fold_2", "fold_3"],  # with all cases only
+        f"{TRAINER}__Stage2Plans__2d_32": ["fold_2", "fold_3"],
     }
     low = torch.load(results / f"{TRAINER}__LowPlans__2d_32/fold_2/checkpoint_final.pth", weights_only=False)
     origin = low["init_args"]["meddino"]

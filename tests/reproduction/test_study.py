@@ -70,3 +70,10 @@ def test_studies_name_what_exists(study: Study):
     assert len({row.name for row in study.rows}) == len(study.rows)
     assert all(row.trainer in TRAINERS and row.fine_tuning in SETTINGS for row in study.rows)
     assert study.rows[0].few_labels, "what the others are compared with is needed with every number of labels"
+
+
+def test_the_first_two_rows_are_complete_before_another_begins():
+    parts = SMALL.parts()
+    assert parts[:6] == [(2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (3, 5)]
+    assert parts[-1] == (len(SMALL.rows), 5)
+    assert replace(SMALL, rows=SMALL.rows[:1], seeds=2).parts() == [(1, 1), (1, 2)]
