@@ -1,0 +1,78 @@
+"""The table of a reproduction for ``results/``: each row with each number of labelled cases, by class.
+
+    python benchmarks/reproduction.py REPRODUCTION [--out FOLDER]
+
+REPRODUCTION is a folder of ``meddino reproduce``; read is what its last report was made of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measure import RESULTS, write_results
+
+from nnunetv2_meddino.reproduction.run import RECORD
+
+ALL_CLASSES, DICE, NSD = "all classes", "Dice", "NSD_voxel_1mm"
+NOTES = (
+    "Means over cases, each predicted by a network that had not seen it, and differences to random weights with the "
+    "same labelled cases, paired by case, with 95 % intervals (bootstrap over cases). Wilcoxon's p for the Dice over "
+    "all classes, as it is and corrected (Holm) over the rows and metrics of that number of labelled cases. Missed: "
+    "structures of which nothing was found."
+)
+
+
+def lines_of(summary: Path, titles: dict[str, str], dataset: str, labels: str) -> list[dict[str, Any]]:
+    """Return a line for each row of a comparison.
+
+    Args:
+        summary: ``summary.csv`` of ``meddino compare``.
+        titles: Of rows by the name of their plans.
+        dataset: Name.
+        labels: Number of labelled cases.
+    """
+    with summary.open(newline="") as file:
+        records = list(csv.DictReader(file))
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record["metric"] not in (DICE, NSD) or (record["metric"] == NSD and record["class"] != ALL_CLASSES):
+            continue
+        begun = {"dataset": dataset, "labelled cases": labels, "row": titles[record["plans"]], "cases": record["n"]}
+        line = found.setdefault(record["plans"], begun)
+        name = f"{record['metric'].split('_')[0]}, {record['class']}"
+        line[name] = f"{float(record['mean']):.3f}"
+        line[f"{name}: difference"] = ""
+        if record["mean_difference"]:
+            low, high = (float(record[f"mean_difference_{end}"]) for end in ("low", "high"))
+            line[f"{name}: difference"] = f"{float(record['mean_difference']):+.3f} [{low:+.3f}, {high:+.3f}]"
+        if record["metric"] == DICE and record["class"] == ALL_CLASSES:
+            for column, key in (("p", "p"), ("p (Holm)", "p_holm")):
+                line[column] = f"{float(record[key]):.3f}" if record[key] else ""
+            line["missed"] = record["n_missed"]
+    return list(found.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reproduction", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    record = json.loads((options.reproduction / RECORD).read_text())
+    titles = {f"{row['name']}Plans": row["title"] for row in record["study"]["rows"]}
+    rows: list[dict[str, Any]] = []
+    for dataset in map(Path, record["datasets"]):
+        for folder in sorted(options.reproduction.glob(f"{dataset.name}, *")):
+            labels = folder.name.removeprefix(f"{dataset.name}, ")
+            rows += lines_of(folder / "summary.csv", titles, dataset.name, labels)
+    write_results(f"reproduction_{record['study']['recipe']}", "cpu", rows, options.out, NOTES)
+
+
+if __name__ == "__main__":
+    main()
