@@ -89,6 +89,23 @@ def test_whole_values_that_16_bits_do_not_hold_stay_whole(tmp_path: Path) -> Non
     np.testing.assert_array_equal(volume.channels[0], (PLAIN.astype(int) + 1024) * 100 - 1024)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_beyond_those_stored_do_not_count(signed: bool, tmp_path: Path) -> None:
+    """They held overlays once, and of signed values need not be the sign."""
+    intercept = -1024 if not signed else 0
+
+    def twelve_bits(i: int, header: Any) -> None:
+        header.BitsStored, header.HighBit, header.PixelRepresentation = 12, 11, int(signed)
+        stored = np.frombuffer(header.PixelData, "<u2") & 0x0FFF
+        overlay = np.zeros_like(stored) if signed else np.arange(len(stored), dtype=np.uint16) % 2 << 15
+        header.PixelData = (stored | overlay).astype("<u2").tobytes()
+
+    assert -2048 <= PLAIN.min() - intercept and PLAIN.max() - intercept < (2048 if signed else 4096)
+    volume = read_dicom_folder(write_series(tmp_path, PLAIN, change=twelve_bits, intercept=intercept))
+    np.testing.assert_array_equal(volume.channels[0], PLAIN)
+    assert_equal(volume, by_simpleitk(tmp_path))
+
+
 def test_padding_is_left_as_it_is(tmp_path: Path) -> None:
     voxels = PLAIN.copy()
     voxels[:, :5] = -2000
