@@ -100,7 +100,6 @@ def test_bits_beyond_those_stored_do_not_count(signed: bool, tmp_path: Path) -> 
         overlay = np.zeros_like(stored) if signed else np.arange(len(stored), dtype=np.uint16) % 2 << 15
         header.PixelData = (stored | overlay).astype("<u2").tobytes()
 
-    assert -2048 <= PLAIN.min() - intercept and PLAIN.max() - intercept < (2048 if signed else 4096)
     volume = read_dicom_folder(write_series(tmp_path, PLAIN, change=twelve_bits, intercept=intercept))
     np.testing.assert_array_equal(volume.channels[0], PLAIN)
     assert_equal(volume, by_simpleitk(tmp_path))
