@@ -2,7 +2,8 @@
 
     python benchmarks/reproduction.py REPRODUCTION [--out FOLDER]
 
-REPRODUCTION is a folder of ``meddino reproduce``; read is what its last report was made of.
+REPRODUCTION is a folder of ``meddino reproduce`` that ran on the CPU of this machine; read is what its last report was
+made of.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import RESULTS, write_results
 
+from nnunetv2_meddino.comparison.report.tables import ALL_CLASSES
+from nnunetv2_meddino.evaluation.results import DICE
+from nnunetv2_meddino.reproduction.report import NSD
 from nnunetv2_meddino.reproduction.run import RECORD
+from nnunetv2_meddino.reproduction.study import Row
 
-ALL_CLASSES, DICE, NSD = "all classes", "Dice", "NSD_voxel_1mm"
 NOTES = (
     "Means over cases, each predicted by a network that had not seen it, and differences to random weights with the "
     "same labelled cases, paired by case, with 95 % intervals (bootstrap over cases). Wilcoxon's p for the Dice over "
@@ -42,7 +46,8 @@ def lines_of(summary: Path, titles: dict[str, str], dataset: str, labels: str) -
         records = list(csv.DictReader(file))
     found: dict[str, dict[str, Any]] = {}
     for record in records:
-        if record["metric"] not in (DICE, NSD) or (record["metric"] == NSD and record["class"] != ALL_CLASSES):
+        dice, whole = record["metric"] == DICE.key, record["class"] == ALL_CLASSES
+        if not (dice or (record["metric"] == NSD.key and whole)):
             continue
         begun = {"dataset": dataset, "labelled cases": labels, "row": titles[record["plans"]], "cases": record["n"]}
         line = found.setdefault(record["plans"], begun)
@@ -52,7 +57,7 @@ def lines_of(summary: Path, titles: dict[str, str], dataset: str, labels: str) -
         if record["mean_difference"]:
             low, high = (float(record[f"mean_difference_{end}"]) for end in ("low", "high"))
             line[f"{name}: difference"] = f"{float(record['mean_difference']):+.3f} [{low:+.3f}, {high:+.3f}]"
-        if record["metric"] == DICE and record["class"] == ALL_CLASSES:
+        if dice and whole:
             for column, key in (("p", "p"), ("p (Holm)", "p_holm")):
                 line[column] = f"{float(record[key]):.3f}" if record[key] else ""
             line["missed"] = record["n_missed"]
@@ -65,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     record = json.loads((options.reproduction / RECORD).read_text())
-    titles = {f"{row['name']}Plans": row["title"] for row in record["study"]["rows"]}
+    titles = {row.plans: row.title for row in (Row(**fields) for fields in record["study"]["rows"])}
     rows: list[dict[str, Any]] = []
     for dataset in map(Path, record["datasets"]):
         for folder in sorted(options.reproduction.glob(f"{dataset.name}, *")):

@@ -205,15 +205,14 @@ class _Reproduction:
 
     def trainings(self) -> Iterator[Step]:
         """Yield all trainings, those of a part of the study before those of the next, with a report on each part."""
-        parts, begun = self.study.parts(), set[tuple[str, Row, int]]()
+        parts, before = self.study.parts(), list[tuple[str, str, Row, int]]()
         for number, (rows, seeds) in enumerate(parts, 1):
             folds = self._folds(rows, seeds)
             done = self._finished(folds)
-            for dataset, label, row, fold in folds:
-                if (dataset, row, fold) not in begun:
-                    begun.add((dataset, row, fold))
-                    title = f"{dataset}: {row.title}, {label}, seed {fold % self.study.seeds}"
-                    yield Step(f"{dataset}_{row.name}_{fold}", title, partial(self._train, dataset, row, fold))
+            for dataset, label, row, fold in (training for training in folds if training not in before):
+                title = f"{dataset}: {row.title}, {label}, seed {fold % self.study.seeds}"
+                yield Step(f"{dataset}_{row.name}_{fold}", title, partial(self._train, dataset, row, fold))
+            before = folds
             if not done or number == len(parts):
                 title = f"report on {rows} of {len(self.study.rows)} rows, {seeds} of {self.study.seeds} seeds"
                 yield Step(f"report_{number}", title, partial(self._write_reports, rows, seeds))

@@ -92,7 +92,7 @@ def test_whole_values_that_16_bits_do_not_hold_stay_whole(tmp_path: Path) -> Non
 @pytest.mark.parametrize("signed", [False, True])
 def test_bits_beyond_those_stored_do_not_count(signed: bool, tmp_path: Path) -> None:
     """They held overlays once, and of signed values need not be the sign."""
-    intercept = -1024 if not signed else 0
+    intercept = 0 if signed else -1024
 
     def twelve_bits(i: int, header: Any) -> None:
         header.BitsStored, header.HighBit, header.PixelRepresentation = 12, 11, int(signed)
