@@ -12,24 +12,28 @@ import argparse
 import csv
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 from measure import RESULTS, write_results
 
 from nnunetv2_meddino.comparison.report.tables import ALL_CLASSES
+from nnunetv2_meddino.comparison.statistics import paired
 from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.reproduction.report import NSD
 from nnunetv2_meddino.reproduction.run import RECORD
 from nnunetv2_meddino.reproduction.study import Row
 
 NOTES = (
-    "Means over cases, each predicted by a network that had not seen it, and differences to random weights with the "
-    "same labelled cases, paired by case, with 95 % intervals (bootstrap over cases). Wilcoxon's p for the Dice over "
-    "all classes, as it is and corrected (Holm) over the rows and metrics of that number of labelled cases. Missed: "
-    "structures of which nothing was found."
+    "Means over cases, each predicted by a network that had not seen it, and differences to random weights and to the "
+    "study's second row with the same labelled cases, paired by case, with 95 % intervals (bootstrap over cases). "
+    "Wilcoxon's p for the Dice over all classes against random weights, as it is and corrected (Holm) over the rows "
+    "and metrics of that number of labelled cases. Missed: structures of which nothing was found."
 )
 
 
@@ -55,13 +59,44 @@ def lines_of(summary: Path, titles: dict[str, str], dataset: str, labels: str) -
         line[name] = f"{float(record['mean']):.3f}"
         line[f"{name}: difference"] = ""
         if record["mean_difference"]:
-            low, high = (float(record[f"mean_difference_{end}"]) for end in ("low", "high"))
-            line[f"{name}: difference"] = f"{float(record['mean_difference']):+.3f} [{low:+.3f}, {high:+.3f}]"
+            ends = (float(record[f"mean_difference{end}"]) for end in ("", "_low", "_high"))
+            line[f"{name}: difference"] = _difference(*ends)
         if dice and whole:
             for column, key in (("p", "p"), ("p (Holm)", "p_holm")):
                 line[column] = f"{float(record[key]):.3f}" if record[key] else ""
             line["missed"] = record["n_missed"]
     return list(found.values())
+
+
+def add_differences(lines: list[dict[str, Any]], cases: Path, titles: dict[str, str], to: str) -> None:
+    """Add the differences of rows to another than random weights.
+
+    Args:
+        lines: Of ``lines_of``; changed.
+        cases: ``cases.csv`` of the same comparison.
+        titles: As there.
+        to: Plans of the row that others are compared with.
+    """
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with cases.open(newline="") as file:
+        for record in csv.DictReader(file):
+            for metric in (DICE.key, NSD.key):
+                if record[metric]:
+                    values[metric, titles[record["plans"]]][record["case"]].append(float(record[metric]))
+    for line in lines:
+        for metric in (DICE.key, NSD.key):
+            column = f"{metric.split('_')[0]}, {ALL_CLASSES}: difference to {titles[to]}"
+            line[column] = ""
+            if line["row"] != titles[to]:
+                own, theirs = values[metric, line["row"]], values[metric, titles[to]]
+                both = [np.array([mean(of[case]) for case in sorted(theirs)]) for of in (own, theirs)]
+                found = paired(*both, higher_is_better=True)
+                assert found.mean_interval is not None, "there are several cases"
+                line[column] = _difference(found.mean, found.mean_interval.low, found.mean_interval.high)
+
+
+def _difference(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def main() -> None:
@@ -75,7 +110,9 @@ def main() -> None:
     for dataset in map(Path, record["datasets"]):
         for folder in sorted(options.reproduction.glob(f"{dataset.name}, *")):
             labels = folder.name.removeprefix(f"{dataset.name}, ")
-            rows += lines_of(folder / "summary.csv", titles, dataset.name, labels)
+            lines = lines_of(folder / "summary.csv", titles, dataset.name, labels)
+            add_differences(lines, folder / "cases.csv", titles, list(titles)[1])
+            rows += lines
     write_results(f"reproduction_{record['study']['recipe']}", "cpu", rows, options.out, NOTES)
 
 

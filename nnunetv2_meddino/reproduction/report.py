@@ -70,8 +70,8 @@ def write_reports(
             f"Every row was trained {times}, each on another fold; a case counts once, with the "
             "prediction of the network that had not seen it. All rows have the same steps, batches and patches, but "
             "for what their name says. Intervals: 95 %, bootstrap over cases. Differences: to random weights with the "
-            "same number of labelled cases; p of Wilcoxon's test, corrected (Holm) over rows and metrics of that "
-            "number."
+            "same number of labelled cases, where no other row is named; p of Wilcoxon's test, corrected (Holm) over "
+            "rows and metrics of that number."
         ),
     ]
     if missing:
@@ -87,13 +87,16 @@ def write_reports(
             results = replace(found, rows=sorted(asked, key=lambda row: methods.index(row.method)), absent=absent)
             write_report([results], methods[0], folders, out / f"{dataset}, {label}")
             analyses[label] = analyse([results], methods[0])
-        blocks += _dataset(study, dataset, analyses, out)
+        ablations = [analyses[ALL]]
+        if len(study.rows) > 2:
+            ablations.append(analyse([results], methods[1]))  # all cases come last
+        blocks += _dataset(study, dataset, analyses, ablations, out)
     blocks += [Heading(2, "Pretraining"), _pretraining(out / "pretraining")]
     write_text(to_markdown(blocks, out), out / "report.md")
     write_text(to_html(blocks), out / REPORT)
 
 
-def _dataset(study: Study, dataset: str, analyses: Analyses, out: Path) -> list[Block]:
+def _dataset(study: Study, dataset: str, analyses: Analyses, ablations: Sequence[Analysis], out: Path) -> list[Block]:
     few = [row for row in study.rows if row.few_labels]
     picture = draw_few_labels(study, dataset, few, analyses, out / f"{dataset}.png")
     blocks: list[Block] = [Heading(2, dataset), Picture(picture, f"Dice of {dataset} over labelled cases", wide=True)]
@@ -102,10 +105,9 @@ def _dataset(study: Study, dataset: str, analyses: Analyses, out: Path) -> list[
             Heading(3, f"{metric.title} with few labelled cases"),
             _few_labels(study, dataset, few, analyses, metric),
         ]
-        blocks += [
-            Heading(3, f"{metric.title} with all labelled cases"),
-            _ablation(study, dataset, analyses[ALL], metric),
-        ]
+        for row, analysis in zip(study.rows, ablations, strict=False):
+            title = f"{metric.title} with all labelled cases, differences to {row.title}"
+            blocks += [Heading(3, title), _ablation(study, dataset, analysis, metric)]
     return blocks
 
 

@@ -55,6 +55,13 @@ def third_row(training):
     return training.method.plans == "Stage2Plans"
 
 
+def differences(report: str, title: str) -> dict[str, str]:
+    """Return the mean difference of each row of a table, without its interval."""
+    table = report.split(f"### {title}\n")[1].split("\n#")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    return {row[0]: row[2].split(" [")[0].replace("\N{MINUS SIGN}", "-") for row in cells[2:]}
+
+
 @pytest.mark.slow
 def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     data, corpus, out = write_dataset(tmp_path / "data"), small_corpus(tmp_path / "c"), tmp_path / "out"
@@ -92,6 +99,12 @@ def test_from_a_corpus_to_the_tables(tmp_path, monkeypatch, capsys):
     report = (out / "report.md").read_text()
     for text in ("trained 2 times,", "after stage 1, low", "1 case", "linear probe, Dice", "random weights"):
         assert text in report
+    forth, back = (
+        differences(report, f"DSC with all labelled cases, differences to {row.title}") for row in TINY.rows[:2]
+    )
+    assert set(forth) == set(back) == {row.title for row in TINY.rows}
+    assert forth["random weights"] == back["after stage 1, low"] == "", "no row is compared with itself"
+    assert float(forth["after stage 1, low"]) == -float(back["random weights"]) != 0
     for label in ("1 case", ALL):
         summary = (out / f"{data.name}, {label}" / "report.md").read_text()
         assert "ScratchPlans" in summary
