@@ -53,6 +53,7 @@ VARIANTS: dict[str, str] = {
     "teacher temperature 0.07": "--optim.teacher-temperature 0.07",
     "student temperature 0.3, teacher 0.04": "--losses.student-temperature 0.3 --optim.teacher-temperature 0.04",
     "crops of DINOv3": "--views.global-scale 0.32,1 --views.local-scale 0.05,0.32 --views.num-local 8",
+    "smaller crops": "--views.global-scale 0.1,0.5 --views.local-scale 0.02,0.1",
     "brightness and contrast 0.4": "--views.brightness 0.4 --views.contrast 0.4",
     "momentum 0.994": "--optim.momentum 0.994",
     "betas 0.9, 0.999": "--optim.betas 0.9,0.999",
