@@ -142,6 +142,7 @@ STUDIES = {
             Row("Stage1", "after stage 1", STAGES[0]),
             Row("Stage2", "after stage 2", STAGES[1]),
             Row("Frozen", "after stage 3, frozen", STAGES[2], fine_tuning=FROZEN, few_labels=True),
+            Row("ScratchFrozen", "random weights, frozen", None, fine_tuning=FROZEN, few_labels=True),
             Row("Lora", "after stage 3, adapters", STAGES[2], fine_tuning=LORA, few_labels=True),
             Row("LayerDecay", "after stage 3, layer decay", STAGES[2], fine_tuning=LAYER_DECAY, few_labels=True),
         ),
