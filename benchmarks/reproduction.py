@@ -33,10 +33,11 @@ from pretraining.config.parse import stage_configurations
 from pretraining.engine.teachers import teacher_path, teacher_steps
 
 NOTES = (
-    "Means over cases, each predicted by a network that had not seen it, and differences to random weights and to the "
-    "study's second row with the same labelled cases, paired by case, with 95 % intervals (bootstrap over cases). "
-    "Wilcoxon's p for the Dice over all classes against random weights, as it is and corrected (Holm) over the rows "
-    "and metrics of that number of labelled cases. Missed: structures of which nothing was found. "
+    "Means over cases, each predicted by a network that had not seen it, and differences to random weights, to the "
+    "study's second row, and to the same network of random weights, with the same labelled cases, paired by case, with "
+    "95 % intervals (bootstrap over cases). Wilcoxon's p for the Dice over all classes against random weights, as it "
+    "is and corrected (Holm) over the rows and metrics of that number of labelled cases. Missed: structures of which "
+    "nothing was found. "
     "Probe: mean Dice of a linear classifier on the frozen features that the row starts from, fitted on the other "
     "patients and judged on each in turn; in one row of those that start from the same."
 )
@@ -73,31 +74,40 @@ def lines_of(summary: Path, titles: dict[str, str], dataset: str, labels: str) -
     return list(found.values())
 
 
-def add_differences(lines: list[dict[str, Any]], cases: Path, titles: dict[str, str], to: str) -> None:
-    """Add the differences of rows to another than random weights.
+def add_differences(lines: list[dict[str, Any]], cases: Path, rows: list[Row]) -> None:
+    """Add the differences of rows to the study's second row, and to the same network of random weights.
 
     Args:
         lines: Of ``lines_of``; changed.
         cases: ``cases.csv`` of the same comparison.
-        titles: As there.
-        to: Plans of the row that others are compared with.
+        rows: Of the study.
     """
+    names = {row.plans: row.title for row in rows}
     values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with cases.open(newline="") as file:
         for record in csv.DictReader(file):
             for metric in (DICE.key, NSD.key):
                 if record[metric]:
-                    values[metric, titles[record["plans"]]][record["case"]].append(float(record[metric]))
+                    values[metric, names[record["plans"]]][record["case"]].append(float(record[metric]))
     for line in lines:
-        for metric in (DICE.key, NSD.key):
-            column = f"{metric.split('_')[0]}, {ALL_CLASSES}: difference to {titles[to]}"
-            line[column] = ""
-            if line["row"] != titles[to]:
-                own, theirs = values[metric, line["row"]], values[metric, titles[to]]
-                both = [np.array([mean(of[case]) for case in sorted(theirs)]) for of in (own, theirs)]
-                found = paired(*both, higher_is_better=True)
-                assert found.mean_interval is not None, "there are several cases"
-                line[column] = _difference(found.mean, found.mean_interval.low, found.mean_interval.high)
+        row = next(row for row in rows if row.title == line["row"])
+        alike = [other for other in rows if other.stage is None and _network(other) == _network(row) and row.stage]
+        for to, others in ((rows[1].title, [rows[1]]), ("the same of random weights", alike)):
+            for metric in (DICE.key, NSD.key):
+                column = f"{metric.split('_')[0]}, {ALL_CLASSES}: difference to {to}"
+                line[column] = ""
+                for other in others:
+                    own, theirs = values[metric, row.title], values[metric, other.title]
+                    if theirs and other != row:
+                        both = [np.array([mean(of[case]) for case in sorted(theirs)]) for of in (own, theirs)]
+                        found = paired(*both, higher_is_better=True)
+                        assert found.mean_interval is not None, "there are several cases"
+                        line[column] = _difference(found.mean, found.mean_interval.low, found.mean_interval.high)
+
+
+def _network(row: Row) -> tuple[str, bool, str]:
+    """Return what is trained, whatever it starts from."""
+    return row.trainer, row.high_resolution, row.fine_tuning
 
 
 def _difference(mean: float, low: float, high: float) -> str:
@@ -127,13 +137,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     record = json.loads((options.reproduction / RECORD).read_text())
-    titles = {row.plans: row.title for row in (Row(**fields) for fields in record["study"]["rows"])}
+    study = [Row(**fields) for fields in record["study"]["rows"]]
+    titles = {row.plans: row.title for row in study}
     rows: list[dict[str, Any]] = []
     for dataset in map(Path, record["datasets"]):
         for folder in sorted(options.reproduction.glob(f"{dataset.name}, *")):
             labels = folder.name.removeprefix(f"{dataset.name}, ")
             lines = lines_of(folder / "summary.csv", titles, dataset.name, labels)
-            add_differences(lines, folder / "cases.csv", titles, list(titles)[1])
+            add_differences(lines, folder / "cases.csv", study)
             if labels == ALL:
                 add_probes(lines, options.reproduction, record, dataset)
             rows += lines
