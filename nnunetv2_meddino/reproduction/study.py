@@ -144,6 +144,7 @@ STUDIES = {
             Row("Frozen", "after stage 3, frozen", STAGES[2], fine_tuning=FROZEN, few_labels=True),
             Row("ScratchFrozen", "random weights, frozen", None, fine_tuning=FROZEN, few_labels=True),
             Row("Lora", "after stage 3, adapters", STAGES[2], fine_tuning=LORA, few_labels=True),
+            Row("ScratchLora", "random weights, adapters", None, fine_tuning=LORA, few_labels=True),
             Row("LayerDecay", "after stage 3, layer decay", STAGES[2], fine_tuning=LAYER_DECAY, few_labels=True),
         ),
         few=(1, 2, 4),
