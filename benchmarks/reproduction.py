@@ -37,9 +37,8 @@ NOTES = (
     "study's second row, and to the same network of random weights, with the same labelled cases, paired by case, with "
     "95 % intervals (bootstrap over cases). Wilcoxon's p for the Dice over all classes against random weights, as it "
     "is and corrected (Holm) over the rows and metrics of that number of labelled cases. Missed: structures of which "
-    "nothing was found. "
-    "Probe: mean Dice of a linear classifier on the frozen features that the row starts from, fitted on the other "
-    "patients and judged on each in turn; in one row of those that start from the same."
+    "nothing was found. Probe: mean Dice of a linear classifier on the frozen features that the row starts from, "
+    "fitted on the other patients and judged on each in turn; in one row of those that start from the same."
 )
 
 
@@ -110,17 +109,18 @@ def _network(row: Row) -> tuple[str, bool, str]:
     return row.trainer, row.high_resolution, row.fine_tuning
 
 
-def _difference(mean: float, low: float, high: float) -> str:
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _difference(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def add_probes(lines: list[dict[str, Any]], reproduction: Path, record: dict[str, Any], dataset: Path) -> None:
+def add_probes(
+    lines: list[dict[str, Any]], reproduction: Path, study: dict[str, Any], rows: list[Row], dataset: Path
+) -> None:
     """Add a linear probe of the network that a row starts from, to the first row that starts from it."""
-    study = record["study"]
     (config,) = stage_configurations(STAGES[:1], study["recipe"], None, list(study["pretraining"]))
     names, slices = labelled_slices(dataset, config)
     starts: dict[str | None, str] = {}
-    for row in (Row(**fields) for fields in study["rows"]):
+    for row in rows:
         starts.setdefault(row.stage, row.title)
     for stage, title in starts.items():
         folder = reproduction / "pretraining" / str(stage)
@@ -146,7 +146,7 @@ def main() -> None:
             lines = lines_of(folder / "summary.csv", titles, dataset.name, labels)
             add_differences(lines, folder / "cases.csv", study)
             if labels == ALL:
-                add_probes(lines, options.reproduction, record, dataset)
+                add_probes(lines, options.reproduction, record["study"], study, dataset)
             rows += lines
     write_results(f"reproduction_{record['study']['recipe']}", "cpu", rows, options.out, NOTES)
 

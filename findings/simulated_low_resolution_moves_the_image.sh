@@ -2,7 +2,7 @@
 # Believed: augmentation that simulates a low resolution, down and up again, blurs the image where it is: the label needs no change and gets none.
 # True:     MONAI's RandSimulateLowResolution moves the image by half a voxel to one and a quarter, along every axis: it goes down by torch's "nearest", which takes
 #           the first voxel of each block, and up from the middle. Where it halves the resolution or nearly keeps it, it moves by half a voxel, at 0.6 by 0.85, at 0.4
-#           by 1.23. torchio's RandomAnisotropy moves it by half a voxel along its axis. batchgeneratorsv2 (nnU-Net), by "nearest-exact", stays within
+#           by 1.23. torchio's RandomAnisotropy moves it by half a voxel along its axis at the two factors tried. batchgeneratorsv2 (nnU-Net), by "nearest-exact", stays within
 #           0.15, but for the factor 0.5 itself, where it moves by half a voxel the other way.
 # Versions: monai 1.6.1, torchio 1.2.1, batchgeneratorsv2 0.3.6, torch 2.14.1, numpy 2.4.6, Python 3.11.
 # Why it matters: labels stay behind, always to the same side: of a ball of radius 20 the image overlaps its own label with a Dice of 0.92 to 0.96. A network learns the

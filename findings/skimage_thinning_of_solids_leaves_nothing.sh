@@ -5,7 +5,7 @@
 #           or 20 voxels wide, where the width is even; and of smooth random objects about one in ten, of up to 422 voxels. Odd
 #           widths keep a line. No warning; clDice becomes 0 / 0, or counts only the objects that were left.
 # Versions: scikit-image 0.26.0, scipy 1.17.1, numpy 2.2.6, Python 3.11; open since 2019 as scikit-image issue 3757.
-# Why it matters: clDice, vessel lengths and Betti errors of challenges are computed on these lines. A missing line costs a method nothing (its
+# Why it matters: clDice and vessel lengths are computed on these lines. A missing line costs a method nothing (its
 #           denominator is missing with it) or everything, by whether a vessel is four or five voxels wide.
 # Seen:     4 voxels wide: ball of 32 keeps 0, tube of 480 keeps 0
 #           5 voxels wide: ball of 81 keeps 2, tube of 840 keeps 38

@@ -2,7 +2,7 @@
 # Believed: an undefined p value (NaN) among others stays undefined in a correction for many tests, and the others are corrected for how many they are.
 # True:     in statsmodels' multipletests it depends on the method. Benjamini-Hochberg, Benjamini-Yekutieli, Hommel and Simes-Hochberg make every
 #           corrected p NaN, while `reject` of the first still says True for three tests; Holm and Bonferroni keep the others but count the undefined test, so
-#           0.02 becomes 0.08 instead of 0.06 and is no longer significant where it was at 0.07. Nothing is said. scipy's false_discovery_control raises an error.
+#           0.02 becomes 0.08 instead of 0.06. Nothing is said. scipy's false_discovery_control raises an error.
 # Versions: statsmodels 0.15.0, scipy 1.17.1, numpy 2.2.6, Python 3.11.
 # Why it matters: a class that no case has, or on which two methods do not differ in any case, has no p value, and tables of classes by methods are
 #           corrected in one call. Columns of NaN are noticed; a list of what is significant, made from `reject`, is not.

@@ -2,8 +2,8 @@
 # Believed: cross_entropy with class weights gives the same for class indices and for the one-hot maps of the same classes; soft labels are
 #           the general case of hard ones.
 # True:     with indices the weighted mean is divided by the sum of the weights, with maps by the number of pixels. Here the loss of the same predictions and labels is
-#           1.40 and 2.95; gradients differ by the same factor, which is the mean weight of the pixels in that batch: it changes from batch to batch. BCE with
-#           pos_weight is of the second kind. Without weights the two agree.
+#           1.40 and 2.95; gradients differ by the same factor, which is the mean weight of the pixels in that batch: it changes from batch to batch.
+#           Without weights the two agree.
 # Versions: torch 2.14.1, numpy 2.4.6, Python 3.11.
 # Why it matters: segmentation adds a weighted cross entropy to a Dice loss. To smooth or mix labels, or to go over to regions, then also changes the balance between the
 #           two losses and the effective learning rate, and the change is taken for the labels' effect.

@@ -44,7 +44,7 @@ REPORT = "report.html"
 _WIDTH_INCH, _HEIGHT_INCH, _DPI = 6.4, 3.8, 200
 
 Analyses = Mapping[str, Analysis]
-"""By the name of a number of labelled cases."""
+"""By the name of a number of labelled cases, or of the row that others are compared with."""
 
 
 def write_reports(
@@ -71,7 +71,7 @@ def write_reports(
             "prediction of the network that had not seen it. All rows have the same steps, batches and patches, but "
             "for what their name says. Intervals: 95 %, bootstrap over cases. Differences: to random weights with the "
             "same number of labelled cases, where no other row is named; p of Wilcoxon's test, corrected (Holm) over "
-            "rows and metrics of that number."
+            "the rows and metrics that are compared with the same row at that number."
         ),
     ]
     if missing:
@@ -87,16 +87,17 @@ def write_reports(
             results = replace(found, rows=sorted(asked, key=lambda row: methods.index(row.method)), absent=absent)
             write_report([results], methods[0], folders, out / f"{dataset}, {label}")
             analyses[label] = analyse([results], methods[0])
-        ablations = [analyses[ALL]]
-        if len(study.rows) > 2:
-            ablations.append(analyse([results], methods[1]))  # all cases come last
+            if label == ALL:
+                ablations = {study.rows[0].title: analyses[label]}
+                if len(methods) > 2:  # of two rows one comparison says all
+                    ablations[study.rows[1].title] = analyse([results], methods[1])
         blocks += _dataset(study, dataset, analyses, ablations, out)
     blocks += [Heading(2, "Pretraining"), _pretraining(out / "pretraining")]
     write_text(to_markdown(blocks, out), out / "report.md")
     write_text(to_html(blocks), out / REPORT)
 
 
-def _dataset(study: Study, dataset: str, analyses: Analyses, ablations: Sequence[Analysis], out: Path) -> list[Block]:
+def _dataset(study: Study, dataset: str, analyses: Analyses, ablations: Analyses, out: Path) -> list[Block]:
     few = [row for row in study.rows if row.few_labels]
     picture = draw_few_labels(study, dataset, few, analyses, out / f"{dataset}.png")
     blocks: list[Block] = [Heading(2, dataset), Picture(picture, f"Dice of {dataset} over labelled cases", wide=True)]
@@ -105,8 +106,8 @@ def _dataset(study: Study, dataset: str, analyses: Analyses, ablations: Sequence
             Heading(3, f"{metric.title} with few labelled cases"),
             _few_labels(study, dataset, few, analyses, metric),
         ]
-        for row, analysis in zip(study.rows, ablations, strict=False):
-            title = f"{metric.title} with all labelled cases, differences to {row.title}"
+        for to, analysis in ablations.items():
+            title = f"{metric.title} with all labelled cases, differences to {to}"
             blocks += [Heading(3, title), _ablation(study, dataset, analysis, metric)]
     return blocks
 
