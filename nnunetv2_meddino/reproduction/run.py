@@ -82,7 +82,7 @@ def reproduce(study: Study, datasets: Sequence[Path], corpus: Path, out: Path, *
     """
     check_installed(("meddino", "meddino-pretrain", "nnUNetv2_train", "nnUNetv2_preprocess"))
     datasets = tuple(folder.parent.resolve() / folder.name for folder in datasets)  # a link keeps its name
-    work = _Reproduction(study, datasets, corpus.resolve(), out.absolute(), device)
+    work = Reproduction(study, datasets, corpus.resolve(), out.absolute(), device)
     with changed_environment({v.name: str(out.absolute() / v.name) for v in NNUNET_PATHS}):
         with locked(work.out):
             work.open()
@@ -110,15 +110,22 @@ def _run(steps: Sequence[Step]) -> int:
 
 
 @dataclass(frozen=True)
-class _Reproduction:
+class Reproduction:
+    """A study in a folder: what is to be done, in steps. nnU-Net's folders in the environment are those of ``out``."""
+
     study: Study
     datasets: tuple[Path, ...]
+    """Labelled, in nnU-Net's raw format."""
     corpus: Path
+    """Of slices, which holds none of their cases."""
     out: Path
+    """Absolute."""
     device: str
+    """``-device`` of all trainings."""
 
     @property
     def names(self) -> list[str]:
+        """Names of the datasets."""
         return [folder.name for folder in self.datasets]
 
     @cached_property
@@ -180,6 +187,7 @@ class _Reproduction:
                 yield self._command(data, f"{dataset}: preprocess {px} px", *preprocess, needs=plan)
 
     def weights(self, stage: str) -> Path:
+        """Return the file of the last teacher of a stage, as the trainers take it."""
         return self.out / "weights" / f"{stage}.safetensors"
 
     def _command(self, name: str, title: str, *command: object, needs: str | None = None) -> Step:

@@ -69,6 +69,7 @@ def train_until_killed(corpus, run, monkeypatch, *, step):
 
     def dying(self, number, *arguments):
         if number == step:
+            self.checkpoints.wait()  # a process that is killed writes nothing afterwards; this one lives on
             raise KeyboardInterrupt
         return train_step(self, number, *arguments)
 
