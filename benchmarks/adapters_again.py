@@ -66,19 +66,23 @@ def train_all(work: Reproduction, runs: Sequence[Path]) -> None:
         pretraining.symlink_to(runs[0].resolve(), target_is_directory=True)
     for step in work.preparation():
         if step.name.startswith(("seen", "plan_", "preprocess_")):
-            step.run(lambda text: None)
+            step.run(_silent)
     work.write_plans()
     folds = range(work.study.seeds)
     wanted = [f"{work.names[0]}_{row.name}_{fold}" for fold in folds for row in work.study.rows]
     steps = {step.name: step for step in work.trainings()}
 
     def one(name: str) -> None:
-        steps[name].run(lambda text: None)
+        steps[name].run(_silent)
         print(name, "finished", flush=True)
 
     with ThreadPoolExecutor(2) as pool:
         for _ in pool.map(one, wanted):
             pass
+
+
+def _silent(fraction: float | None, text: str) -> None:
+    """Show no progress of a step."""
 
 
 def lines(work: Reproduction) -> list[dict[str, Any]]:
