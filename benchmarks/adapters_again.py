@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from measure import RESULTS, write_results
+from reproduction import FOUND_DICE
 
 from nnunetv2_meddino.commands import run_command
 from nnunetv2_meddino.comparison.folders import Folders
@@ -40,8 +41,8 @@ NOTES = (
     "Adapters trained on so many labelled patients: from pretrainings, which differ in their seed, and from random "
     "weights, drawn anew for each. Dice and surface Dice: means over patients and classes, each patient predicted by "
     "the training that had not seen it; difference with the 95 % interval over patients (BCa bootstrap) and Wilcoxon's "
-    "p. Trainings that missed a class: those that found it in none of their held-out patients. The last row: each "
-    "patient's mean over the rows above; its interval is over patients."
+    "p. Trainings that missed a class: those by which its Dice is below "
+    f"{FOUND_DICE} in every patient held out from them. The last row: each patient's mean over the rows above."
 )
 
 
@@ -119,11 +120,11 @@ def _line(name: str, pairs: Sequence[tuple[MethodResults, MethodResults]]) -> di
 
 
 def _missed(result: MethodResults) -> int:
-    """Return how many of the trainings of a row found a class in none of their patients."""
+    """Return how many of the trainings of a row did not find a class in any of their patients."""
     count = 0
     for fold in result.folds:
         own = [place for place, case in enumerate(result.scores.cases) if result.fold_of[case] == fold]
-        count += bool(result.scores.missed[own].all(axis=0).any())
+        count += bool((result.scores.values[DICE.key][own] < FOUND_DICE).all(axis=0).any())
     return count
 
 

@@ -1,5 +1,7 @@
 """The table of a reproduction for ``results/``: each row with each number of labelled cases, by class; and of probes.
 
+What every case scored is written beside it, as ``NAME_cases.csv``.
+
     python benchmarks/reproduction.py REPRODUCTION [--out FOLDER]
 
 REPRODUCTION is a folder of ``meddino reproduce`` that ran on the CPU of this machine; read is what its last report was
@@ -13,6 +15,7 @@ import csv
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,21 +27,27 @@ from measure import RESULTS, write_results
 from patient_probe import backbone_of, dice_of_patients, labelled_slices, mean_dice
 
 from nnunetv2_meddino.comparison.report.tables import ALL_CLASSES
-from nnunetv2_meddino.comparison.statistics import paired
+from nnunetv2_meddino.comparison.statistics import Paired, paired
 from nnunetv2_meddino.evaluation.results import DICE
 from nnunetv2_meddino.reproduction.report import NSD
 from nnunetv2_meddino.reproduction.run import RECORD
-from nnunetv2_meddino.reproduction.study import ALL, STAGES, Row
+from nnunetv2_meddino.reproduction.study import ALL, STAGES, Row, Study
 from pretraining.config.parse import stage_configurations
 from pretraining.engine.teachers import teacher_path, teacher_steps
 
+SAME = "the same of random weights"
+FOUND_DICE = 0.01
+"""What is below was not found."""
 NOTES = (
     "Means over cases, each predicted by a network that had not seen it, and differences to random weights, to the "
     "study's second row, and to the same network of random weights, with the same labelled cases, paired by case, with "
     "95 % intervals (bootstrap over cases). Wilcoxon's p for the Dice over all classes against random weights, as it "
-    "is and corrected (Holm) over the rows and metrics of that number of labelled cases. Missed: structures of which "
-    "nothing was found. Probe: mean Dice of a linear classifier on the frozen features that the row starts from, "
-    "fitted on the other patients and judged on each in turn; in one row of those that start from the same."
+    "is and corrected (Holm) over the rows and metrics of that number of labelled cases; and against the same network "
+    "of random weights, as it is. Missed: structures of which nothing was found. Trainings that missed: those by which "
+    f"the Dice of a class is below {FOUND_DICE} in every case held out from them; without them: the difference over "
+    "the cases of the other trainings, of both rows. Probe: mean Dice of a linear classifier on the frozen features "
+    "that the row starts from, fitted on the other patients and judged on each in turn; in one row of those that start "
+    "from the same."
 )
 
 
@@ -73,35 +82,77 @@ def lines_of(summary: Path, titles: dict[str, str], dataset: str, labels: str) -
     return list(found.values())
 
 
-def add_differences(lines: list[dict[str, Any]], cases: Path, rows: list[Row]) -> None:
+def cases_of(cases: Path, titles: dict[str, str], labels: str, held_out: Mapping[str, int]) -> list[dict[str, str]]:
+    """Return what every case and class scored, and which of a row's trainings it was held out from.
+
+    Args:
+        cases: ``cases.csv`` of ``meddino compare``.
+        titles: Of rows by the name of their plans.
+        labels: Number of labelled cases.
+        held_out: The training, by case.
+    """
+    with cases.open(newline="") as file:
+        return [
+            {"labelled cases": labels, "row": titles[record["plans"]], "training": str(held_out[record["case"]])}
+            | {name: record[name] for name in ("case", "class", DICE.key, NSD.key, "missed")}
+            for record in csv.DictReader(file)
+        ]
+
+
+def add_differences(lines: list[dict[str, Any]], scores: list[dict[str, str]], rows: list[Row]) -> None:
     """Add the differences of rows to the study's second row, and to the same network of random weights.
 
     Args:
         lines: Of ``lines_of``; changed.
-        cases: ``cases.csv`` of the same comparison.
+        scores: Of ``cases_of``, of the same comparison.
         rows: Of the study.
     """
-    names = {row.plans: row.title for row in rows}
-    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with cases.open(newline="") as file:
-        for record in csv.DictReader(file):
-            for metric in (DICE.key, NSD.key):
-                if record[metric]:
-                    values[metric, names[record["plans"]]][record["case"]].append(float(record[metric]))
+    missing = {row.title: trainings_that_missed(scores, row.title) for row in rows}
     for line in lines:
         row = next(row for row in rows if row.title == line["row"])
+        line["trainings that missed"] = len(missing[row.title])
         alike = [other for other in rows if other.stage is None and _network(other) == _network(row) and row.stage]
-        for to, others in ((rows[1].title, [rows[1]]), ("the same of random weights", alike)):
+        for to, others in ((rows[1].title, [rows[1]]), (SAME, alike)):
             for metric in (DICE.key, NSD.key):
                 column = f"{metric.split('_')[0]}, {ALL_CLASSES}: difference to {to}"
                 line[column] = ""
                 for other in others:
-                    own, theirs = values[metric, row.title], values[metric, other.title]
-                    if theirs and other != row:
-                        both = [np.array([mean(of[case]) for case in sorted(theirs)]) for of in (own, theirs)]
-                        found = paired(*both, higher_is_better=True)
-                        assert found.mean_interval is not None, "there are several cases"
-                        line[column] = _difference(found.mean, found.mean_interval.low, found.mean_interval.high)
+                    if other != row and (found := compared(scores, metric, row.title, other.title)):
+                        line[column] = _of_pairs(found)
+                        if to == SAME and metric == DICE.key:
+                            line[f"p to {to}"] = f"{found.p:.3f}"
+                            left = missing[row.title] | missing[other.title]
+                            if left and (rest := compared(scores, metric, row.title, other.title, without=left)):
+                                line[f"{column}, without trainings that missed"] = f"{_of_pairs(rest)}, {rest.n} cases"
+
+
+def trainings_that_missed(scores: list[dict[str, str]], row: str) -> set[str]:
+    """Return the trainings of a row that did not find a class in any of the cases held out from them."""
+    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for score in scores:
+        if score["row"] == row and score[DICE.key]:
+            found[score["training"], score["class"]].append(float(score[DICE.key]) >= FOUND_DICE)
+    return {training for (training, _), any_of in found.items() if not any(any_of)}
+
+
+def compared(
+    scores: list[dict[str, str]], metric: str, row: str, other: str, without: Collection[str] = ()
+) -> Paired | None:
+    """Compare two rows by their cases' means over classes; None where there is no case of both."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for score in scores:
+        if score[metric] and score["training"] not in without:
+            values[score["row"]][score["case"]].append(float(score[metric]))
+    if not (both := sorted(values[row].keys() & values[other].keys())):
+        return None
+    own, theirs = (np.array([mean(values[name][case]) for case in both]) for name in (row, other))
+    return paired(own, theirs, higher_is_better=True)
+
+
+def _of_pairs(found: Paired) -> str:
+    if found.mean_interval is None:
+        return f"{found.mean:+.3f}"
+    return _difference(found.mean, found.mean_interval.low, found.mean_interval.high)
 
 
 def _network(row: Row) -> tuple[str, bool, str]:
@@ -131,6 +182,13 @@ def add_probes(
                 line["probe"] = f"{found:.3f}"
 
 
+def write_cases(scores: list[dict[str, str]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(scores[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(scores)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reproduction", type=Path)
@@ -139,16 +197,23 @@ def main() -> None:
     record = json.loads((options.reproduction / RECORD).read_text())
     study = [Row(**fields) for fields in record["study"]["rows"]]
     titles = {row.plans: row.title for row in study}
+    splits = Study(**record["study"] | {"rows": tuple(study)})
     rows: list[dict[str, Any]] = []
-    for dataset in map(Path, record["datasets"]):
+    scores: list[dict[str, str]] = []
+    for dataset, cases in ((Path(name), cases) for name, cases in record["datasets"].items()):
+        folds = enumerate(splits.splits(cases)[: splits.seeds])
+        held_out = {case: fold for fold, split in folds for case in split["val"]}
         for folder in sorted(options.reproduction.glob(f"{dataset.name}, *")):
             labels = folder.name.removeprefix(f"{dataset.name}, ")
             lines = lines_of(folder / "summary.csv", titles, dataset.name, labels)
-            add_differences(lines, folder / "cases.csv", study)
+            own = cases_of(folder / "cases.csv", titles, labels, held_out)
+            add_differences(lines, own, study)
+            scores += [{"dataset": dataset.name} | score for score in own]
             if labels == ALL:
                 add_probes(lines, options.reproduction, record["study"], study, dataset)
             rows += lines
-    write_results(f"reproduction_{record['study']['recipe']}", "cpu", rows, options.out, NOTES)
+    path = write_results(f"reproduction_{record['study']['recipe']}", "cpu", rows, options.out, NOTES)
+    write_cases(scores, path.with_name(f"{path.stem}_cases.csv"))
 
 
 if __name__ == "__main__":
