@@ -5,7 +5,7 @@
 
 The corpus must hold no case of DATASET, the labelled dataset of the linear probe. Each training is a process and a
 folder of its own, two at a time, on one core each: the same command continues where it was stopped. The table is of all
-that the work folder holds.
+that the work folder holds; lines of other variants that it had already are kept.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ NOTES = (
     "patch features of the teacher, on a quarter of the patients, none of them in the corpus; gain: at the end, over "
     "the same network before its first step, and over KoLeo alone with the same seed, with the 95 % interval of "
     "Student's t over seeds. All patients: the same at the end for each in turn, fitted on the others, mean over "
-    "patients."
+    "patients; by class before and after; over KoLeo alone also by seed, and with the interval over patients, each "
+    "the mean over its seeds."
 )
 
 
@@ -127,10 +128,10 @@ def judge(probe: Path, work: Path, variant: str, seed: int) -> None:
     write_json(found, folder / PATIENTS)
 
 
-def judged(work: Path, variant: str, seeds: Sequence[int], when: str) -> list[float]:
-    """Return these means of trainings."""
+def judged(work: Path, variant: str, seeds: Sequence[int], when: str) -> list[dict[str, Any]]:
+    """Return what the probes of trainings found: ``mean``, and the Dice by class of all ``patients``."""
     files = [run_folder(work, variant, seed) / PATIENTS for seed in seeds]
-    return [read_json(file, MedDINOError, "Delete it.")[when]["mean"] for file in files]
+    return [read_json(file, MedDINOError, "Delete it.")[when] for file in files]
 
 
 def curve(work: Path, variant: str, seed: int, name: str) -> dict[int, float]:
@@ -191,15 +192,27 @@ def row(work: Path, variant: str) -> dict[str, Any]:
     found["ibot"] = _spread([mean(list(of.values())[-10:]) for of in curves("loss/ibot")], "{:.2f}")
     found["gain"] = _gain([_last(of) - of[0] for of in curves(PROBE)])
     before, after = (judged(work, variant, seeds, when) for when in ("before", "after"))
-    found["all patients before"] = _spread(before, "{:.3f}")
-    found["all patients"] = _spread(after, "{:.3f}")
-    found["their gain"] = _gain([new - old for new, old in zip(after, before, strict=True)])
+    found["all patients before"] = _spread([of["mean"] for of in before], "{:.3f}")
+    found["all patients"] = _spread([of["mean"] for of in after], "{:.3f}")
+    found["their gain"] = _gain([new["mean"] - old["mean"] for new, old in zip(after, before, strict=True)])
+    for name in dict.fromkeys(name for of in after[0]["patients"].values() for name in of):
+        means = (
+            mean(by[name] for of in many for by in of["patients"].values() if name in by) for many in (before, after)
+        )
+        found[f"{name}, before and after"] = ", ".join(f"{value:.2f}" for value in means)
     alone = f"{LOW}, {KOLEO}" if variant.startswith(LOW) else KOLEO
     if both := [seed for seed in seeds if variant != alone and seed in finished(work, alone)]:
         pairs = zip(curves(PROBE, variant, both), curves(PROBE, alone, both), strict=True)
         found[f"over {KOLEO}"] = _gain([_last(of) - _last(other) for of, other in pairs])
         own, others = (judged(work, name, both, "after") for name in (variant, alone))
-        found[f"theirs over {KOLEO}"] = _gain([new - old for new, old in zip(own, others, strict=True)])
+        over = [new["mean"] - old["mean"] for new, old in zip(own, others, strict=True)]
+        found[f"theirs over {KOLEO}"] = _gain(over)
+        found[f"theirs over {KOLEO}, by seed"] = ", ".join(f"{gain:+.3f}" for gain in over)
+        patients = [
+            [mean(mean(of["patients"][p].values()) for of in many) for p in own[0]["patients"]]
+            for many in (own, others)
+        ]
+        found[f"theirs over {KOLEO}, over patients"] = _gain([new - old for new, old in zip(*patients, strict=True)])
     return found
 
 
@@ -236,8 +249,11 @@ def main() -> None:
         return
     with one_thread_each():
         run_all(options.corpus, options.probe, options.work, options.variants, options.seeds)
-    rows = [row(options.work, variant) for variant in VARIANTS if finished(options.work, variant)]
-    write_results("learning", "cpu", rows, options.out, NOTES)
+    earlier = options.out / "learning_cpu.json"
+    kept = json.loads(earlier.read_text())["rows"] if earlier.exists() else []
+    rows = {line["variant"]: line for line in kept}
+    rows |= {variant: row(options.work, variant) for variant in VARIANTS if finished(options.work, variant)}
+    write_results("learning", "cpu", [rows[variant] for variant in VARIANTS if variant in rows], options.out, NOTES)
 
 
 if __name__ == "__main__":
