@@ -3,8 +3,8 @@
 # True:     in MONAI and nnU-Net, yes. segmentation_models_pytorch (Dice, Jaccard and Tversky loss) and kornia ("macro") leave out
 #           classes that the batch's labels do not hold: only the voxels missing from the class that is really there count.
 # Versions: segmentation-models-pytorch 0.6.0, kornia 0.9.0, monai 1.6.1, nnunetv2 2.8.1, torch 2.14.1, Python 3.11
-# Why it matters: in 2D most slices hold few of the organs. The loss that looks the same by name does not learn to keep silent about
-#           the others; a loss of 0.03 and one of 0.5 are reported for one and the same prediction.
+# Why it matters: in 2D most slices hold few of the organs. A loss of the same name does not learn to keep silent about the others,
+#           and losses of 0.01 and 0.34 are reported for one and the same prediction.
 # Seen:     smp, Dice: 0.000 where all is right, 0.009 with 200 of 4096 pixels taken for a class that is not there
 #           smp, Jaccard: 0.000 where all is right, 0.018 with 200 of 4096 pixels taken for a class that is not there
 #           smp, Tversky: 0.000 where all is right, 0.009 with 200 of 4096 pixels taken for a class that is not there

@@ -119,7 +119,7 @@ def small(stage: str) -> RunConfig:
     Untrained heads take hold only once the blocks do something, and where views of a slice are alike enough for the
     teacher's temperature (docs/pretraining.md, "Heads that learn nothing"). So the blocks start at full strength,
     crops show most of the slice, brightness and contrast change little, and the teacher is colder than DINOv3's.
-    ``benchmarks/learning.py`` measures what each choice does.
+    ``benchmarks/learning.py`` measures a choice at a time; docs/evidence.md has those that were.
     """
     config = _from_random_weights(stage, {"stage1": 600, "stage2": 200, "stage3": 200}[stage], gram_teacher_step=400)
     gram_size = None if stage == "stage1" else 160
