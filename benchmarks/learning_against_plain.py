@@ -3,10 +3,10 @@
     python benchmarks/learning_against_plain.py --corpus FOLDER --work FOLDER [--steps N] [--seeds N] [--out FOLDER]
 
 The recipe ``small`` on a corpus, at its teacher temperature and at the usual one, with nothing random in the networks:
-stochastic depth and the rescaling of coordinates draw their numbers in other ways. Untrained class tokens are so nearly
-alike that float32 does not hold the distances that KoLeo takes the logarithm of, so one pair is trained in float64 as
+stochastic depth and the rescaling of coordinates draw their numbers in other ways. Rounding grows
+in both, and in float32 soon to more than a difference of the steps would be, so one pair is trained in float64 as
 well: there the two must agree. Each training is a process of its own on one core, two at a time, whose result is a file
-in the work folder: the same command continues where it was stopped. Takes an hour and a half. ``--only-table`` makes
+in the work folder: the same command continues where it was stopped. Takes an hour. ``--only-table`` makes
 the table of the pairs that are done.
 """
 
