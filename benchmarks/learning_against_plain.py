@@ -1,13 +1,13 @@
 """Whether a training of ours and one by the plain step of ``plain_dinov3.py`` learn alike: 300 steps from one state.
 
-    python benchmarks/learning_against_plain.py --corpus FOLDER --work FOLDER [--steps N] [--seeds N] [--out FOLDER]
+    python benchmarks/learning_against_plain.py --corpus FOLDER --work FOLDER [--steps N] [--seeds N] [--only-table]
+        [--out FOLDER]
 
 The recipe ``small`` on a corpus, at its teacher temperature and at the usual one, with nothing random in the networks:
-stochastic depth and the rescaling of coordinates draw their numbers in other ways. Rounding grows
-in both, and in float32 soon to more than a difference of the steps would be, so one pair is trained in float64 as
-well: there the two must agree. Each training is a process of its own on one core, two at a time, whose result is a file
-in the work folder: the same command continues where it was stopped. Takes an hour. ``--only-table`` makes
-the table of the pairs that are done.
+stochastic depth and the rescaling of coordinates draw their numbers in other ways. Rounding grows in any such training,
+so one pair is trained in float64 as well: there the two must agree for longest. Each training is a process of its own
+on one core, two at a time, whose result is a file in the work folder: the same command continues where it was stopped.
+Takes an hour. ``--only-table`` makes the table of the pairs that are done.
 """
 
 from __future__ import annotations
