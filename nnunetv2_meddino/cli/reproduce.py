@@ -14,8 +14,8 @@ STUDIES = ("small",)
 
 _EPILOG = """The same command continues where it was stopped. Once the preparation is done, in another terminal or on
 another machine with the same folder it takes trainings that nobody works on; the report is written anew whenever
-a seed or a row is complete. exit code: 0 the whole report is written, 1 a step failed or runs elsewhere, 2 an argument or a
-dataset cannot be used."""
+a seed or a row is complete. exit code: 0 the whole report is written, 1 a step failed or runs elsewhere, 2 an
+argument or a dataset cannot be used."""
 
 
 def add_reproduce(commands: argparse._SubParsersAction) -> None:
