@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from measure import RESULTS, write_results
-from reproduction import FOUND_DICE
+from reproduction import FOUND_DICE, with_interval
 
 from nnunetv2_meddino.commands import run_command
 from nnunetv2_meddino.comparison.folders import Folders
@@ -110,9 +110,7 @@ def _line(name: str, pairs: Sequence[tuple[MethodResults, MethodResults]]) -> di
         )
         line[f"{title}: random, pretrained"] = f"{np.nanmean(theirs):.3f}, {np.nanmean(own):.3f}"
         difference = paired(own, theirs, higher_is_better=True)
-        ends = difference.mean_interval
-        interval = "" if ends is None else f" [{ends.low:+.3f}, {ends.high:+.3f}]"
-        line[f"{title}: difference"] = f"{difference.mean:+.3f}{interval}"
+        line[f"{title}: difference"] = with_interval(difference)
         line[f"{title}: p"] = "" if difference.p is None else f"{difference.p:.3f}"
     missed = [sum(map(_missed, (pair[side] for pair in pairs))) for side in (1, 0)]
     line["trainings that missed a class: random, pretrained"] = f"{missed[0]}, {missed[1]}"

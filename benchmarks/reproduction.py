@@ -118,12 +118,14 @@ def add_differences(lines: list[dict[str, Any]], scores: list[dict[str, str]], r
                 line[column] = ""
                 for other in others:
                     if other != row and (found := compared(scores, metric, row.title, other.title)):
-                        line[column] = _of_pairs(found)
+                        line[column] = with_interval(found)
                         if to == SAME and metric == DICE.key:
                             line[f"p to {to}"] = f"{found.p:.3f}"
                             left = missing[row.title] | missing[other.title]
                             if left and (rest := compared(scores, metric, row.title, other.title, without=left)):
-                                line[f"{column}, without trainings that missed"] = f"{_of_pairs(rest)}, {rest.n} cases"
+                                line[f"{column}, without trainings that missed"] = (
+                                    f"{with_interval(rest)}, {rest.n} cases"
+                                )
 
 
 def trainings_that_missed(scores: list[dict[str, str]], row: str) -> set[str]:
@@ -149,7 +151,8 @@ def compared(
     return paired(own, theirs, higher_is_better=True)
 
 
-def _of_pairs(found: Paired) -> str:
+def with_interval(found: Paired) -> str:
+    """Return a mean difference in words, with its interval where there is one."""
     if found.mean_interval is None:
         return f"{found.mean:+.3f}"
     return _difference(found.mean, found.mean_interval.low, found.mean_interval.high)
